@@ -1,0 +1,213 @@
+"""The `sstoken:` block of the YAML: its keys, their meaning, their bounds.
+
+The field descriptions are the reference documentation: docs/configuration.md is checked against them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+Selector = Literal["sstoken", "rel", "attention", "random", "position", "reference", "all"]
+WarmupSelector = Literal["attention", "all", "random"]
+
+NOT_YET = "is not in this version of sstoken-plugin yet"
+
+
+class SSTokenConfig(BaseModel):
+    """Settings of token selection, checked before any model is loaded.
+
+    Raises:
+        pydantic.ValidationError: a value has the wrong type, lies out of its bounds or makes no sense
+            beside another. `from_block` turns that into one sentence a fault, naming key and mend.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    selector: Selector = Field(
+        default="sstoken",
+        description="What ranks the response tokens: `sstoken` blends REL and prompt attention; `rel` and "
+        "`attention` use one of the two; `random`, `position` (first tokens) and `all` are controls; "
+        "`reference` is RHO-1's excess loss against the model at the `history` path.",
+    )
+    ratio: float = Field(
+        default=0.6,
+        gt=0,
+        le=1,
+        description="Fraction of each sample's response tokens that is trained on, above 0 and up to 1. "
+        "A sample with n response tokens keeps ceil(ratio * n) of them.",
+    )
+    gamma: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Weight of REL against prompt attention in the score of `selector: sstoken`, 0 to 1.",
+    )
+    warmup_ratio: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Fraction of the optimizer steps before REL counts, 0 to 1. Early in a run the model and "
+        "its history are nearly the same and REL is noise.",
+    )
+    warmup_selector: WarmupSelector = Field(
+        default="attention",
+        description="What selects during the warm-up: `attention` (the authors' code), `all` (every response "
+        "token) or `random`.",
+    )
+    attention_layer: int = Field(
+        default=-1,
+        description="Layer whose prompt attention is used: an index among the layers with softmax attention "
+        "(those that see the whole sample, where a model mixes them with sliding windows); -1 is the last.",
+    )
+    history: str = Field(
+        default="initial",
+        min_length=1,
+        description="The model that REL compares with: `initial` (the weights before this training), `ema`, "
+        "`snapshot`, or the path of an adapter folder or a full checkpoint.",
+    )
+    history_ema_decay: float = Field(
+        default=0.99,
+        ge=0,
+        lt=1,
+        description="Decay alpha of `history: ema`, from 0 to below 1.",
+    )
+    history_update_steps: int = Field(
+        default=100,
+        ge=1,
+        description="Optimizer steps between two refreshes of `history: snapshot`, at least 1.",
+    )
+    history_device: Literal["auto", "model", "cpu"] = Field(
+        default="auto",
+        description="Where a full frozen copy of the model lives, if the history needs one.",
+    )
+    history_cache: str | None = Field(
+        default=None,
+        description="Folder that keeps the losses of a history that does not change, for later epochs and runs.",
+    )
+    keep_eos: bool = Field(
+        default=True,
+        description="Always keep the token that ends each assistant turn; it counts towards the kept tokens. "
+        "The paper has no such rule: `false` is the paper.",
+    )
+    seed: int | None = Field(
+        default=None,
+        description="Seed of random selection; without one, the `seed:` of the run.",
+    )
+    report: bool = Field(
+        default=True,
+        description="Write OUTPUT_DIR/sstoken/report.html at the end of training.",
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, info: Any) -> Any:
+        # pydantic reads `ratio: true` as 1.0.
+        if isinstance(value, bool) and info.field_name not in ("keep_eos", "report"):
+            raise ValueError("true and false are not values of this key")
+        return value
+
+    @model_validator(mode="after")
+    def _refuse_what_is_not_there_yet(self) -> SSTokenConfig:
+        if self.selector == "reference":
+            raise ValueError(f"sstoken.selector: reference {NOT_YET}; use one of sstoken, rel, attention.")
+        if self.history in ("ema", "snapshot"):
+            raise ValueError(f"sstoken.history: {self.history} {NOT_YET}; use initial.")
+        if self.history != "initial":
+            raise ValueError(
+                f"sstoken.history: '{self.history}' is read as a path (it is none of initial, ema, snapshot), "
+                f"and a history from a path {NOT_YET}; use initial."
+            )
+        if self.history_cache is not None:
+            raise ValueError(f"sstoken.history_cache: {self.history_cache} {NOT_YET}; remove the key.")
+        if self.history_device != "auto":
+            raise ValueError(
+                f"sstoken.history_device: {self.history_device} chooses the place of a full frozen copy, which "
+                f"{NOT_YET}; use auto."
+            )
+        return self
+
+    @classmethod
+    def from_block(cls, block: Mapping[str, Any] | SSTokenConfig | None) -> SSTokenConfig:
+        """Parse the YAML block.
+
+        Args:
+            block: the value of the top-level `sstoken:` key; None (no block) means every default.
+
+        Raises:
+            ValueError: with one sentence for each fault, naming the key, the value and the mend.
+        """
+        if isinstance(block, SSTokenConfig):
+            return block
+        if block is None:
+            return cls()
+        if not isinstance(block, Mapping):
+            raise ValueError(
+                f"sstoken: {block!r} is not a block of settings; write `sstoken:` and, indented below it, lines "
+                "such as `ratio: 0.6`."
+            )
+        try:
+            return cls(**{str(key): value for key, value in block.items()})
+        except ValidationError as error:
+            raise ValueError(" ".join(_sentence(fault) for fault in error.errors())) from None
+
+    @property
+    def ranks_by_rel(self) -> bool:
+        """Whether REL counts in the ranking at any time after the warm-up."""
+        return self.selector == "rel" or (self.selector == "sstoken" and self.gamma > 0)
+
+    @property
+    def ranks_by_attention(self) -> bool:
+        """Whether prompt attention counts in the ranking at any time."""
+        return (
+            self.selector == "attention"
+            or (self.selector == "sstoken" and self.gamma < 1)
+            or (self.has_warmup and self.warmup_selector == "attention")
+        )
+
+    @property
+    def has_warmup(self) -> bool:
+        """Whether another selector acts before this one: only where there is a REL to wait for."""
+        return self.ranks_by_rel and self.warmup_ratio > 0
+
+    def keys_without_effect(self) -> list[str]:
+        """Sentences about settings that were changed and do nothing beside the others."""
+        idle = {
+            "gamma": self.selector != "sstoken",
+            "warmup_ratio": not self.ranks_by_rel,
+            "warmup_selector": not self.has_warmup,
+            "attention_layer": not self.ranks_by_attention,
+            "seed": self.selector != "random" and not (self.has_warmup and self.warmup_selector == "random"),
+            "ratio": self.selector == "all",
+            "history_ema_decay": self.history != "ema",
+            "history_update_steps": self.history != "snapshot",
+        }
+        return [
+            f"sstoken.{key}: {getattr(self, key)} has no effect with selector: {self.selector}, "
+            f"warmup_ratio: {self.warmup_ratio} and history: {self.history}."
+            for key, without_effect in idle.items()
+            if without_effect and getattr(self, key) != type(self).model_fields[key].default
+        ]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return the member of `known` that is spelt most like `word`."""
+    return max(known, key=lambda name: difflib.SequenceMatcher(None, word.lower(), name).ratio())
+
+
+def _sentence(fault: Any) -> str:
+    """Turn one pydantic fault into a sentence that names the key, the value and the mend."""
+    if not fault["loc"]:
+        return str(fault["msg"]).removeprefix("Value error, ")
+    key = str(fault["loc"][0])
+    if fault["type"] == "extra_forbidden":
+        return f"sstoken.{key} is not a key; the nearest one is sstoken.{nearest(key, SSTokenConfig.model_fields)}."
+    field = SSTokenConfig.model_fields[key]
+    reason = str(fault["msg"]).removeprefix("Value error, ")
+    mend = f"remove the key for its default, {field.default!r}."
+    if fault["type"] == "literal_error":
+        mend = f"did you mean '{nearest(str(fault['input']), get_args(field.annotation))}'?"
+    return f"sstoken.{key}: {fault['input']!r} is not allowed: {reason}; {mend}"

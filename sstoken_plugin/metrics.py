@@ -1,0 +1,107 @@
+"""From scored steps to logged numbers: every metric is a ratio of two counts that add up.
+
+Sums over steps, micro-batches and ranks are exact, because only counts are summed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sstoken_plugin import selection
+from sstoken_plugin.step import ScoredStep
+
+# Logged name: (numerator, denominator). Field texts for docs/metrics are in docs/configuration.md.
+METRICS = {
+    "sstoken/selected_ratio": ("kept", "response"),
+    "sstoken/rel_mean": ("rel", "rel_tokens"),
+    "sstoken/attention_mean": ("attention", "attention_tokens"),
+    "sstoken/loss_selected": ("kept_loss", "kept"),
+    "sstoken/loss_unselected": ("dropped_loss", "dropped"),
+    "sstoken/signal_overlap": ("signals_both", "signals_either"),
+    "sstoken/position_overlap": ("position_both", "position_either"),
+    "sstoken/eos_selected": ("eos_kept", "eos"),
+    "sstoken/gamma": ("gamma", "steps"),
+    "sstoken/history_cache_hits": ("cached_samples", "samples"),
+}
+# Not logged, read by the collapse monitor and the warnings.
+INTERNAL = {
+    "leading": ("leading_kept", "free_kept"),
+}
+_WARNED = ("promptless_samples", "non_finite")
+COUNTS = sorted({name for pair in (*METRICS.values(), *INTERNAL.values()) for name in pair} | {*_WARNED})
+
+
+def counts(step: ScoredStep) -> dict[str, Tensor]:
+    """Count one scored step; every value is a scalar tensor, read without waiting for the device."""
+    layout, scores, kept = step.layout, step.scores, step.kept
+    k = selection.kept_per_sample(layout.lengths, step.phase.ratio)
+    first_k = layout.index_in_sample < k[layout.sample]
+    finite = torch.isfinite(scores.current)
+    loss = torch.where(finite, scores.current, 0)
+    free = kept & ~step.ends_turn
+    position_both, position_either = selection.jaccard_counts(kept, first_k)
+    one = loss.new_ones(())
+    found = {
+        "steps": one,
+        "gamma": one * step.phase.gamma,
+        "samples": one * len(layout.lengths),
+        "response": one * len(layout.position),
+        "kept": kept.sum(),
+        "dropped": (~kept).sum(),
+        "kept_loss": loss[kept].sum(),
+        "dropped_loss": loss[~kept].sum(),
+        "position_both": position_both,
+        "position_either": position_either,
+        "leading_kept": (free & first_k).sum(),
+        "free_kept": free.sum(),
+        "eos": step.ends_turn.sum(),
+        "eos_kept": (step.ends_turn & kept).sum(),
+        "promptless_samples": (~layout.has_prompt).sum(),
+        "non_finite": (~finite).sum(),
+    }
+    if scores.attention is not None:
+        found |= {"attention": scores.attention.sum(), "attention_tokens": one * len(layout.position)}
+    if scores.rel is not None:
+        usable = torch.isfinite(scores.rel)
+        found |= {
+            "rel": torch.where(usable, scores.rel, 0).sum(),
+            "rel_tokens": usable.sum(),
+            "non_finite": (~usable).sum(),
+        }
+        if scores.attention is not None:
+            by_rel = selection.keep_top(scores.rel, layout.sample, k)
+            by_attention = selection.keep_top(scores.attention, layout.sample, k)
+            both, either = selection.jaccard_counts(by_rel, by_attention)
+            found |= {"signals_both": both, "signals_either": either}
+    return found
+
+
+class Totals:
+    """Counts summed over the steps since they were last taken."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | None = None
+
+    def add(self, found: dict[str, Tensor]) -> None:
+        """Add the counts of one step."""
+        zero = next(iter(found.values())).new_zeros(()).float()
+        vector = torch.stack([found.get(name, zero).double() for name in COUNTS])
+        self._sum = vector if self._sum is None else self._sum + vector
+
+    def take(self, reduce: object = None) -> dict[str, float]:
+        """Return the counts as numbers and start again at zero.
+
+        Args:
+            reduce: function that sums a float64 tensor over the ranks; every rank must call this then.
+        """
+        vector = torch.zeros(len(COUNTS), dtype=torch.float64) if self._sum is None else self._sum
+        if callable(reduce):
+            vector = reduce(vector)
+        self._sum = None
+        return dict(zip(COUNTS, vector.tolist(), strict=True))
+
+
+def metrics(total: dict[str, float], table: dict[str, tuple[str, str]] = METRICS) -> dict[str, float]:
+    """Turn counts into metrics; one whose denominator is zero (nothing dropped, say) is left out."""
+    return {name: total[above] / total[below] for name, (above, below) in table.items() if total[below]}

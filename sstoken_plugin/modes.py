@@ -1,0 +1,33 @@
+"""Looking at a model without changing it: a forward pass that leaves no trace."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def without_trace(model: nn.Module) -> Iterator[None]:
+    """Run forward passes in evaluation mode, without gradient, and restore every module's mode after.
+
+    Evaluation mode switches off dropout (so that no random number is drawn) and gradient checkpointing.
+    """
+    training = [module for module in model.modules() if module.training]
+    bitsandbytes = sys.modules.get("bitsandbytes")
+    try:
+        model.eval()
+        if bitsandbytes is not None:
+            # On a CPU with AVX512-BF16 a 4-bit layer repacks its weights for inference in an evaluation-mode
+            # forward and has no gradient from then on (bitsandbytes 0.50, nn/modules.py). It has no dropout.
+            for module in training:
+                if isinstance(module, bitsandbytes.nn.Linear4bit):
+                    module.training = True
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True

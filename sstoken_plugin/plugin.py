@@ -1,0 +1,70 @@
+"""Axolotl's lifecycle, and nothing else: each hook hands over to the module that does the work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from axolotl.integrations.base import BasePlugin, PluginManager
+from axolotl.utils.logging import get_logger
+from pydantic import BaseModel, Field, model_validator
+
+from sstoken_plugin import compatibility
+from sstoken_plugin.config import SSTokenConfig
+
+LOG = get_logger(__name__)
+
+
+class SSTokenArgs(BaseModel):
+    """What the plugin adds to Axolotl's configuration schema."""
+
+    sstoken: SSTokenConfig = Field(
+        default_factory=SSTokenConfig,
+        json_schema_extra={"description": "Token selection: see docs/configuration.md of sstoken-plugin."},
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_whole_config(cls, data: Any) -> Any:
+        return {**data, "sstoken": compatibility.check(data)}
+
+
+class SSTokenPlugin(BasePlugin):
+    """`plugins: [sstoken]`."""
+
+    def register(self, cfg: Any) -> None:
+        """Take over overrides such as `--sstoken.ratio=0.5`, which Axolotl's launchers pass on flat."""
+        for key in [key for key in cfg if str(key).startswith("sstoken.")]:
+            block = cfg.setdefault("sstoken", {}) or {}
+            block[key.removeprefix("sstoken.")] = cfg.pop(key)
+            cfg["sstoken"] = block
+
+    def get_input_args(self) -> str:
+        """Name the schema that Axolotl merges into its own."""
+        return "sstoken_plugin.plugin.SSTokenArgs"
+
+    def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
+        """Check what only the final configuration tells, before data and model are loaded."""
+        compatibility.check(cfg)
+        for name, plugin in PluginManager.get_instance().plugins.items():
+            if not isinstance(plugin, SSTokenPlugin) and plugin.get_trainer_cls(cfg) is not None:
+                raise ValueError(
+                    f"plugins: {name} brings its own trainer, and so does sstoken; remove one of the two from `plugins:`."
+                )
+
+    def get_trainer_cls(self, cfg: Any) -> type:
+        """Return Axolotl's trainer with token selection."""
+        from sstoken_plugin.axolotl_trainer import SSTokenTrainer
+
+        return SSTokenTrainer
+
+    def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
+        """Build the selection for the loaded model, and say what it will do."""
+        from sstoken_plugin.setup import build_selection, describe
+
+        config = compatibility.check(cfg)
+        for sentence in config.keys_without_effect():
+            LOG.warning(sentence)
+        for key in compatibility.fused_losses(cfg):
+            LOG.info("ssToken computes per-token losses itself: %s serves evaluation only.", key)
+        trainer.selection = build_selection(config, cfg, trainer.model, trainer.processing_class)
+        LOG.info(describe(trainer.selection, trainer.processing_class))

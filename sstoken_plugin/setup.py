@@ -1,0 +1,82 @@
+"""Builds the selection for a loaded model, and says in one sentence what it will do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from sstoken_plugin.attention import PromptAttention
+from sstoken_plugin.config import SSTokenConfig
+from sstoken_plugin.history import AdapterOff
+from sstoken_plugin.step import TokenSelection
+
+LOG = logging.getLogger(__name__)
+
+
+def build_selection(config: SSTokenConfig, cfg: Mapping[str, Any], model: Any, tokenizer: Any) -> TokenSelection:
+    """Build the selection for an unwrapped model that has not been trained yet.
+
+    Signals that do not rank are measured too where that costs no memory, so that every selector logs the
+    same metrics and runs compare.
+
+    Args:
+        config: the settings.
+        cfg: the whole YAML.
+        model: the unwrapped model, with its adapter. It is not changed.
+        tokenizer: its tokenizer.
+
+    Raises:
+        ValueError: the model does not allow what the settings ask for; one sentence with key and mend.
+    """
+    attention = history = None
+    try:
+        attention = PromptAttention.of(model, config.attention_layer)
+    except ValueError as reason:
+        if config.ranks_by_attention:
+            raise
+        LOG.warning("ssToken: prompt attention is not logged: %s", reason)
+    try:
+        AdapterOff.check(model)
+        history = AdapterOff()
+    except ValueError as reason:
+        if config.ranks_by_rel:
+            raise
+        LOG.warning("ssToken: REL is not logged: %s", reason)
+    seed = cfg.get("seed")
+    return TokenSelection(config, attention, history, end_tokens(cfg, model, tokenizer), seed or 0)
+
+
+def end_tokens(cfg: Mapping[str, Any], model: Any, tokenizer: Any) -> list[int]:
+    """Return the ids of the tokens that end a turn: those of the tokenizer, the model and `eot_tokens`."""
+    ids = {tokenizer.eos_token_id}
+    generation = getattr(model, "generation_config", None)
+    declared = getattr(generation, "eos_token_id", None)
+    ids.update(declared if isinstance(declared, (list, tuple)) else [declared])
+    ids.update(tokenizer.convert_tokens_to_ids(token) for token in cfg.get("eot_tokens") or [])
+    return sorted(token for token in ids if token is not None)
+
+
+def describe(selection: TokenSelection, tokenizer: Any) -> str:
+    """Return the start-up sentence: what is selected, by which signals, against which history."""
+    config = selection.config
+    rest = [f"prompt attention from {selection.attention.description}"] if selection.attention else []
+    rank = {
+        "sstoken": f"{config.gamma:g} x REL + {1 - config.gamma:g} x prompt attention",
+        "rel": "REL",
+        "attention": "prompt attention",
+        "random": f"chance (seed {selection.seed})",
+        "position": "position, first tokens first",
+    }.get(config.selector)
+    if rank is None:
+        text = "ssToken is active: it keeps every response token"
+    else:
+        text = f"ssToken is active: it trains on {config.ratio:.0%} of each sample's response tokens, ranked by {rank}"
+    if config.has_warmup:
+        text += f", in the first {config.warmup_ratio:.0%} of the optimizer steps by {config.warmup_selector}"
+    if selection.history is not None:
+        rest.append(f"REL compared with {selection.history.description}")
+    if config.keep_eos and rank is not None:
+        names = " ".join(tokenizer.convert_ids_to_tokens(selection.end_tokens))
+        rest.append(f"{names} always kept")
+    return "; ".join([text, *rest]) + "."

@@ -1,0 +1,240 @@
+"""One scored training step, without any trainer: batch -> signals -> kept tokens -> loss and counts.
+
+    scored = selection.begin(model, batch, phase)      # layout, losses of the history
+    with scored.observed():
+        outputs = model(**batch_without_labels)        # the training forward pass is the scoring pass
+    loss = scored.loss(outputs)                        # kept tokens only
+
+The trainer, the inspector and the benchmarks run these same lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sstoken_plugin import selection
+from sstoken_plugin.attention import PromptAttention
+from sstoken_plugin.config import SSTokenConfig
+from sstoken_plugin.history import History
+from sstoken_plugin.losses import ResponseHead, mean_kept, token_nll
+from sstoken_plugin.modes import without_trace
+from sstoken_plugin.samples import BatchLayout
+
+Rule = Literal["sstoken", "rel", "attention", "random", "position", "all"]
+
+# Keys of a batch that are no arguments of a forward pass that scores.
+_NOT_FOR_SCORING = ("labels", "num_items_in_batch")
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What ranks tokens at one moment of a run.
+
+    Attributes:
+        rule: what ranks.
+        gamma: weight of REL in the score at this moment; 0 where REL does not count.
+        ratio: fraction of each sample's response tokens that is kept.
+        draw: number of the random draw (the epoch), for `rule: random`.
+    """
+
+    rule: Rule
+    gamma: float
+    ratio: float
+    draw: int = 0
+
+    @property
+    def keeps_everything(self) -> bool:
+        """Whether no token is dropped, so that training is plain training."""
+        return self.ratio == 1
+
+    @classmethod
+    def of(cls, config: SSTokenConfig, *, in_warmup: bool = False, draw: int = 0) -> Phase:
+        """Return the phase of a step.
+
+        Args:
+            config: the settings.
+            in_warmup: whether the step lies in the first `warmup_ratio` of the run.
+            draw: see `Phase`.
+        """
+        in_warmup = in_warmup and config.has_warmup
+        rule: Any = config.warmup_selector if in_warmup else config.selector
+        gamma = {"sstoken": config.gamma, "rel": 1.0}.get(rule, 0.0)
+        return cls(rule, gamma, 1.0 if rule == "all" else config.ratio, draw)
+
+    def kept_tokens(self, batch: Mapping[str, Tensor]) -> BatchLayout:
+        """Return the layout of a batch as this phase sees it."""
+        return BatchLayout.of(batch, with_sample_starts=self.keeps_everything)
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """The signals of a batch's response tokens, each float32 [R]; None where not measured.
+
+    Attributes:
+        current: loss of the model in training, c.
+        history: loss of the history model, h.
+        rel: h - c (Eq. 3).
+        attention: attention on the prompt, A (Eq. 7).
+        score: what ranked the tokens.
+    """
+
+    current: Tensor
+    history: Tensor | None
+    rel: Tensor | None
+    attention: Tensor | None
+    score: Tensor
+
+
+class TokenSelection:
+    """Selects tokens for one model: holds what a run needs beside the model and the batch.
+
+    Args:
+        config: the settings.
+        attention: where prompt attention is measured; None if it is not.
+        history: the history model; None if REL is not measured.
+        end_tokens: ids of the tokens that end a turn, for `keep_eos` and its metric.
+        seed: for random selection, where the settings give none.
+    """
+
+    def __init__(
+        self,
+        config: SSTokenConfig,
+        attention: PromptAttention | None,
+        history: History | None,
+        end_tokens: list[int],
+        seed: int = 0,
+    ):
+        self.config = config
+        self.attention = attention
+        self.history = history
+        self.end_tokens = end_tokens
+        self.seed = seed if config.seed is None else config.seed
+
+    def begin(self, model: Any, batch: Mapping[str, Tensor], phase: Phase) -> ScoredStep:
+        """Start a step: read the batch's layout and compute the history's losses.
+
+        Args:
+            model: the unwrapped model. It is not changed.
+            batch: `input_ids`, `labels`, both int64 [B, S], and whatever else the model takes.
+            phase: what ranks now.
+        """
+        layout = phase.kept_tokens(batch)
+        history_nll = None if self.history is None else self._history_nll(model, batch, layout)
+        return ScoredStep(self, model, layout, phase, batch["labels"], history_nll)
+
+    def _history_nll(self, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout) -> Tensor:
+        assert self.history is not None
+        inputs = {key: value for key, value in batch.items() if key not in _NOT_FOR_SCORING}
+        head = ResponseHead(model, layout)
+        with without_trace(model), self.history.active(model), head.narrowed():
+            # With a cache, transformers does not see that a row is packed, and samples leak into each other.
+            logits = model(**inputs, use_cache=False).logits
+            return token_nll(head.select(logits), layout.target)
+
+    def score(
+        self, phase: Phase, layout: BatchLayout, current: Tensor, history: Tensor | None, attention: Tensor | None
+    ) -> TokenScores:
+        """Rank the response tokens by the phase's rule; all tensors float32 [R]."""
+        rel = None if history is None else history - current
+        zero = torch.zeros_like(current)
+        scaled = zero if rel is None else selection.normalise(rel, layout.sample, len(layout.lengths))
+        if phase.rule == "rel":
+            score = scaled
+        elif phase.rule in ("sstoken", "attention"):
+            mass = zero if attention is None else attention
+            score = selection.blend(scaled, mass, phase.gamma, layout.has_prompt[layout.sample])
+        elif phase.rule == "random":
+            score = selection.random_scores(
+                layout.fingerprint[layout.sample], layout.index_in_sample, self.seed + phase.draw * 0x9E3779B9
+            )
+        else:
+            score = -layout.index_in_sample.float()
+        return TokenScores(current, history, rel, attention, score)
+
+
+class ScoredStep:
+    """One step under way, see the module's example.
+
+    Attributes:
+        layout: the batch's response tokens.
+        labels: the batch's labels, int64 [B, S].
+        scores: the signals; set by `loss`.
+        kept: bool [R], the tokens trained on; set by `loss`.
+        ends_turn: bool [R], the tokens that end a turn.
+    """
+
+    def __init__(
+        self,
+        settings: TokenSelection,
+        model: Any,
+        layout: BatchLayout,
+        phase: Phase,
+        labels: Tensor,
+        history_nll: Tensor | None,
+    ):
+        self.layout = layout
+        self.phase = phase
+        self.labels = labels
+        self.scores: TokenScores
+        self.kept: Tensor
+        self.ends_turn = torch.isin(layout.target, layout.target.new_tensor(settings.end_tokens))
+        self._settings = settings
+        self._history_nll = history_nll
+        self._head = ResponseHead(model, layout)
+
+    @contextmanager
+    def observed(self) -> Iterator[None]:
+        """Watch the forward pass inside the block; nothing stays behind after it."""
+        with ExitStack() as stack:
+            stack.enter_context(self._head.narrowed())
+            if self._settings.attention is not None:
+                stack.enter_context(self._settings.attention.measure(self.layout.prompt))
+            yield
+
+    def loss(self, outputs: Any, labels: Any = None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Score the tokens, select, and return the mean loss of the kept ones, a scalar with gradient.
+
+        The arguments are those of transformers' `compute_loss_func`.
+
+        Args:
+            outputs: the model's output for the forward pass inside `observed`.
+            labels: not read, `begin` has them.
+            num_items_in_batch: kept tokens of the whole optimizer step; None for the mean over this batch.
+        """
+        layout, phase, settings = self.layout, self.phase, self._settings
+        logits = self._head.select(outputs["logits"])
+        if not len(layout.position):
+            # A batch without response tokens teaches nothing, but its backward pass must still run on every rank.
+            logits = outputs["logits"]
+            self.kept = layout.position.bool()
+            self.scores = settings.score(phase, layout, logits.new_zeros(0), None, None)
+            return logits.float().sum() * 0
+        nll = token_nll(logits, layout.target)
+        self.scores = settings.score(phase, layout, nll.detach(), self._history_nll, self._attention())
+        if phase.keeps_everything:
+            self.kept = torch.ones_like(layout.position, dtype=torch.bool)
+        else:
+            self.kept = selection.keep_top(
+                self.scores.score,
+                layout.sample,
+                selection.kept_per_sample(layout.lengths, phase.ratio),
+                self.ends_turn if settings.config.keep_eos else None,
+            )
+        return mean_kept(nll, self.kept, num_items_in_batch)
+
+    def _attention(self) -> Tensor | None:
+        probe = self._settings.attention
+        if probe is None:
+            return None
+        if probe.mass is None:
+            raise RuntimeError(
+                f"{probe.layer.name} did not call its attention function in this forward pass; set sstoken.selector: "
+                "rel and sstoken.warmup_selector: all, which do without prompt attention."
+            )
+        return probe.mass.flatten()[self.layout.position]

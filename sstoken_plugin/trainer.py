@@ -1,0 +1,125 @@
+"""Token selection as a mixin for transformers' Trainer; it knows nothing of Axolotl."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from sstoken_plugin.collapse import CollapseMonitor
+from sstoken_plugin.metrics import INTERNAL, Totals, counts, metrics
+from sstoken_plugin.samples import IGNORE_INDEX
+from sstoken_plugin.selection import kept_per_sample
+from sstoken_plugin.step import Phase, TokenSelection
+
+LOG = logging.getLogger(__name__)
+
+
+class TokenSelectionTrainer(Trainer):
+    """Computes the training loss on selected tokens; evaluation stays as it is.
+
+    As the last base class before `Trainer`, it gets the inputs as a framework's own trainer prepared them:
+    `class MyTrainer(FrameworkTrainer, TokenSelectionTrainer)`.
+
+    Attributes:
+        selection: what selects; None trains on everything. Set it before `train`.
+        selection_warnings: every warning raised about the selection, in order.
+    """
+
+    selection: TokenSelection | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.selection_warnings: list[str] = []
+        self._totals = Totals()
+        self._monitor = CollapseMonitor()
+        self._seen: dict[str, float] = {}
+        self._phase: Phase | None = None
+
+    @property
+    def selection_phase(self) -> Phase:
+        """What ranks tokens in the optimizer step under way."""
+        assert self.selection is not None
+        config = self.selection.config
+        warmup_steps = math.ceil(config.warmup_ratio * self.state.max_steps)
+        in_warmup = self.state.global_step < warmup_steps
+        return Phase.of(config, in_warmup=in_warmup, draw=int(self.state.epoch or 0))
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the mean loss of the kept tokens in training, and the ordinary loss in evaluation."""
+        if self.selection is None or not model.training:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._phase = self.selection_phase
+        step = self.selection.begin(self.accelerator.unwrap_model(model), inputs, self._phase)
+        # Trainer pops the labels and hands outputs to this function: no fused loss, no second forward pass.
+        # It must not stay set, because Trainer then normalises losses in another way.
+        self.compute_loss_func = step.loss
+        try:
+            with step.observed():
+                loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        finally:
+            self.compute_loss_func = None
+        self._totals.add(counts(step))
+        return loss
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
+        """Collect the batches of an optimizer step, and count kept tokens where Trainer counts labels."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if items is None or self.selection is None:
+            return batches, items
+        # k follows from the labels alone, so stand-in labels with k tokens a sample let Trainer's own
+        # counting, over accumulation and ranks, do the rest.
+        stand_ins = [{"labels": _labels_to_count(batch, self.selection_phase)} for batch in batches]
+        _, items = super().get_batch_samples(iter(stand_ins), len(stand_ins), device)
+        return batches, items
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the metrics of the selection to every training log line."""
+        if self.selection is not None and "loss" in logs:
+            total = self._totals.take(self._sum_over_ranks)
+            found = metrics(total)
+            logs.update({name: round(value, 5) for name, value in found.items()})
+            self._warn(total, found)
+        super().log(logs, *args, **kwargs)
+
+    def _sum_over_ranks(self, vector: Tensor) -> Tensor:
+        if self.args.world_size == 1:
+            return vector
+        return self.accelerator.reduce(vector.to(self.args.device), reduction="sum")
+
+    def _warn(self, total: dict[str, float], found: dict[str, float]) -> None:
+        warnings = []
+        if total["promptless_samples"] and not self._seen.get("promptless_samples"):
+            decides = "REL alone decides there" if total["rel_tokens"] else "the first tokens are kept there"
+            warnings.append(
+                f"ssToken: {total['promptless_samples']:.0f} of {total['samples']:.0f} samples have no prompt, so "
+                f"prompt attention says nothing: {decides}."
+            )
+        if total["non_finite"] and not self._seen.get("non_finite"):
+            warnings.append(
+                f"ssToken: {total['non_finite']:.0f} tokens have a loss that is not finite; they rank last. Look at "
+                "the learning rate and the precision if this goes on."
+            )
+        for name in ("promptless_samples", "non_finite"):
+            self._seen[name] = self._seen.get(name, 0) + total[name]
+        if self._phase is not None:
+            leading = metrics(total, INTERNAL).get("leading")
+            warnings += self._monitor.observe(self._phase.rule, found, leading)
+        self.selection_warnings += warnings
+        if self.is_world_process_zero():
+            for warning in warnings:
+                LOG.warning(warning)
+
+
+def _labels_to_count(batch: dict[str, Tensor], phase: Phase) -> Tensor:
+    layout = phase.kept_tokens(batch)
+    counted = layout.index_in_sample < kept_per_sample(layout.lengths, phase.ratio)[layout.sample]
+    labels = torch.full_like(batch["labels"], IGNORE_INDEX)
+    labels.view(-1)[layout.position[counted]] = 0
+    return labels
