@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,21 +31,24 @@ _OBSERVER = "_sstoken_observer"
 _MASS_TOLERANCE = 0.02
 
 
-class _Observer(Protocol):
-    def __call__(
-        self,
-        module: nn.Module,
-        attention: Callable[..., tuple[Tensor, Any]],
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Any,
-        kwargs: dict[str, Any],
-    ) -> None: ...
+@dataclass(frozen=True)
+class _Call:
+    """One call of a layer's attention function: query [B, H, S, D], key [B, H_kv, S, D], value likewise."""
+
+    module: Any
+    function: Callable[..., tuple[Tensor, Any]]
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Any
+    arguments: dict[str, Any]
+
+
+_Observer = Callable[[_Call], None]
 
 
 @contextmanager
-def _divert(modules: Sequence[nn.Module], observer: _Observer) -> Iterator[None]:
+def _divert(modules: Sequence[Any], observer: _Observer) -> Iterator[None]:
     """Let `observer` see the next attention call of each module; the call itself is not changed."""
     original = [(module, module.config) for module in modules]
     try:
@@ -62,16 +65,16 @@ def _divert(modules: Sequence[nn.Module], observer: _Observer) -> Iterator[None]
 
 
 def _diverted_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, Any]:
-    observer, config = module.config.__dict__[_OBSERVER]  # type: ignore[union-attr]
+    observer, config = module.config.__dict__[_OBSERVER]
     # The real function may read its own name from the module, and a recomputation must not come here again.
     module.config = config
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    attention = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
-    result = attention(module, query, key, value, attention_mask, **kwargs)
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    function = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
+    result = function(module, query, key, value, attention_mask, **kwargs)
     with torch.no_grad():
-        observer(module, attention, query.detach(), key.detach(), value, attention_mask, kwargs)
+        observer(_Call(module, function, query, key, value, attention_mask, kwargs))
     return result
 
 
@@ -111,8 +114,8 @@ def softmax_layers(model: PreTrainedModel) -> list[SoftmaxLayer]:
     }
     found: list[SoftmaxLayer] = []
 
-    def observe(module: nn.Module, *_: Any) -> None:
-        found.append(SoftmaxLayer(module, candidates[module], _sees_whole_sample(module, _[-1])))
+    def observe(call: _Call) -> None:
+        found.append(SoftmaxLayer(call.module, candidates[call.module], _sees_whole_sample(call)))
 
     device = next(model.parameters()).device
     tokens = torch.arange(8, device=device)[None] % model.config.get_text_config().vocab_size
@@ -121,11 +124,11 @@ def softmax_layers(model: PreTrainedModel) -> list[SoftmaxLayer]:
     return [layer for layer in found if layer.sees_whole_sample] or found
 
 
-def _sees_whole_sample(module: Any, kwargs: dict[str, Any]) -> bool:
-    layer_types = getattr(module.config, "layer_types", None)
-    if layer_types and getattr(module, "layer_idx", None) is not None:
-        return layer_types[module.layer_idx] == "full_attention"
-    return kwargs.get("sliding_window") is None
+def _sees_whole_sample(call: _Call) -> bool:
+    layer_types = getattr(call.module.config, "layer_types", None)
+    if layer_types and getattr(call.module, "layer_idx", None) is not None:
+        return layer_types[call.module.layer_idx] == "full_attention"
+    return call.arguments.get("sliding_window") is None
 
 
 class PromptAttention:
@@ -182,26 +185,18 @@ class PromptAttention:
         finally:
             self._prompt = None
 
-    def _observe(
-        self,
-        module: nn.Module,
-        attention: Callable[..., tuple[Tensor, Any]],
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Any,
-        kwargs: dict[str, Any],
-    ) -> None:
+    def _observe(self, call: _Call) -> None:
         assert self._prompt is not None
         # The width of the values stays, because kernels want equal head sizes; two columns are used.
-        indicator = torch.zeros_like(value)
-        indicator[..., 0] = self._prompt[:, None, :].to(value.dtype)
+        indicator = torch.zeros_like(call.value)
+        indicator[..., 0] = self._prompt[:, None, :].to(call.value.dtype)
         indicator[..., 1] = 1
-        mass = attention(module, query, key, indicator, mask, **{**kwargs, "dropout": 0.0})[0]
-        mass = mass[..., :2].float().mean(dim=2)
+        arguments = {**call.arguments, "dropout": 0.0}
+        output = call.function(call.module, call.query, call.key, indicator, call.mask, **arguments)[0]
+        mass = output[..., :2].float().mean(dim=2)
         self.mass = mass[..., 0]
         if self._unchecked:
-            self._check(mass[..., 1], has_sinks=kwargs.get("s_aux") is not None)
+            self._check(mass[..., 1], has_sinks=call.arguments.get("s_aux") is not None)
             self._unchecked = False
 
     def _check(self, total: Tensor, has_sinks: bool) -> None:

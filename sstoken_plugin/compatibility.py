@@ -34,6 +34,8 @@ REFUSED_ABOVE_ONE = {
     "sequence_parallel_degree": "splits a sample over ranks, and selection ranks whole samples",
     "tensor_parallel_size": "splits the output head over ranks, which has not been tested with selection",
 }
+# Ways of training that should work and have not been run yet.
+UNTESTED = ("fsdp", "fsdp_config", "deepspeed", "torch_compile", "layer_offloading")
 # Adapter initialisations whose adapter does nothing before the first step.
 PLAIN_LORA_INITS = (None, True, "gaussian")
 
@@ -66,11 +68,18 @@ def fused_losses(cfg: Mapping[str, Any]) -> list[str]:
     return [key for key in keys if cfg.get(key)]
 
 
+def untested(cfg: Mapping[str, Any]) -> list[str]:
+    """Keys of the YAML that ask for a way of training which nobody has tried with the selection."""
+    return [key for key in UNTESTED if cfg.get(key)]
+
+
 def _refuse_misplaced_keys(cfg: Mapping[str, Any]) -> None:
     for key in cfg:
         plain = re.sub(r"[^a-z]", "", str(key).lower())
         if key != "sstoken" and plain.startswith("sstoken"):
-            inner = nearest(str(key).lower().removeprefix("sstoken").lstrip("_.-") or "ratio", SSTokenConfig.model_fields)
+            inner = nearest(
+                str(key).lower().removeprefix("sstoken").lstrip("_.-") or "ratio", SSTokenConfig.model_fields
+            )
             raise ValueError(
                 f"{key} is not a key; settings of the selection go into the `sstoken:` block, as in "
                 f"`sstoken: {{{inner}: ...}}`."

@@ -36,11 +36,12 @@ class AdapterOff:
     description = "the model before training (adapter switched off)"
 
     @staticmethod
-    def check(model: nn.Module) -> None:
+    def check(model: nn.Module, *, adapter_is_trained: bool = False) -> None:
         """Make sure that the model without its adapter is the model before training.
 
         Args:
-            model: the unwrapped model, before the first step. It is not changed.
+            model: the unwrapped model. It is not changed.
+            adapter_is_trained: whether the adapter has an effect because it was trained from none.
 
         Raises:
             ValueError: it is not; the sentence names `sstoken.history`.
@@ -58,6 +59,8 @@ class AdapterOff:
                 f"sstoken.history: initial switches the adapter off, but {len(outside)} tensors outside it train "
                 f"too ({outside[0]}, ...); freeze them (lora_bias, unfrozen_parameters), or {instead}."
             )
+        if adapter_is_trained:
+            return
         tokens = torch.arange(8, device=next(model.parameters()).device)[None]
         tokens = tokens % model.config.get_text_config().vocab_size
         with without_trace(model):

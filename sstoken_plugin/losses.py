@@ -42,9 +42,9 @@ class ResponseHead:
             handle.remove()
 
     def _narrow(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden, *rest = args
-        if hidden.shape[:-1] != self._shape:
+        if not args or args[0].shape[:-1] != self._shape:
             return args
+        hidden, *rest = args
         self._narrowed = True
         return (hidden.reshape(-1, hidden.shape[-1])[self._rows][None], *rest)
 

@@ -11,7 +11,8 @@ from pydantic import BaseModel, Field, model_validator
 from sstoken_plugin import compatibility
 from sstoken_plugin.config import SSTokenConfig
 
-LOG = get_logger(__name__)
+# Below "axolotl", because its logging shows other loggers from warnings on only.
+LOG = get_logger("axolotl.plugins.sstoken")
 
 
 class SSTokenArgs(BaseModel):
@@ -48,7 +49,7 @@ class SSTokenPlugin(BasePlugin):
         for name, plugin in PluginManager.get_instance().plugins.items():
             if not isinstance(plugin, SSTokenPlugin) and plugin.get_trainer_cls(cfg) is not None:
                 raise ValueError(
-                    f"plugins: {name} brings its own trainer, and so does sstoken; remove one of the two from `plugins:`."
+                    f"plugins: {name} brings its own trainer, and so does sstoken; remove one of them from `plugins:`."
                 )
 
     def get_trainer_cls(self, cfg: Any) -> type:
@@ -59,12 +60,19 @@ class SSTokenPlugin(BasePlugin):
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         """Build the selection for the loaded model, and say what it will do."""
+        from sstoken_plugin.callbacks import ReportCallback
         from sstoken_plugin.setup import build_selection, describe
 
         config = compatibility.check(cfg)
         for sentence in config.keys_without_effect():
             LOG.warning(sentence)
+        for key in compatibility.untested(cfg):
+            LOG.warning("%s has not been run with ssToken yet: compare a short run with selector: all.", key)
         for key in compatibility.fused_losses(cfg):
-            LOG.info("ssToken computes per-token losses itself: %s serves evaluation only.", key)
-        trainer.selection = build_selection(config, cfg, trainer.model, trainer.processing_class)
-        LOG.info(describe(trainer.selection, trainer.processing_class))
+            LOG.info("ssToken computes the loss of each token itself: %s serves evaluation only.", key)
+        with trainer.accelerator.autocast():
+            trainer.selection = build_selection(config, cfg, trainer.model, trainer.processing_class)
+        sentence = describe(trainer.selection, trainer.processing_class)
+        LOG.info(sentence)
+        if config.report:
+            trainer.add_callback(ReportCallback(trainer, sentence))

@@ -76,9 +76,7 @@ class BatchLayout:
         prompt = real & (labels == IGNORE_INDEX)
 
         position = response.flatten().nonzero().squeeze(1)
-        segments, sample, lengths = torch.unique_consecutive(
-            segment[position], return_inverse=True, return_counts=True
-        )
+        segments, sample, lengths = torch.unique_consecutive(segment[position], return_inverse=True, return_counts=True)
         prompts = _sum_by(segment, prompt.flatten().long())
         return cls(
             shape=(labels.shape[0], labels.shape[1]),

@@ -14,8 +14,15 @@ from sstoken_plugin.step import TokenSelection
 LOG = logging.getLogger(__name__)
 
 
-def build_selection(config: SSTokenConfig, cfg: Mapping[str, Any], model: Any, tokenizer: Any) -> TokenSelection:
-    """Build the selection for an unwrapped model that has not been trained yet.
+def build_selection(
+    config: SSTokenConfig,
+    cfg: Mapping[str, Any],
+    model: Any,
+    tokenizer: Any,
+    *,
+    adapter_is_trained: bool = False,
+) -> TokenSelection:
+    """Build the selection for an unwrapped model.
 
     Signals that do not rank are measured too where that costs no memory, so that every selector logs the
     same metrics and runs compare.
@@ -25,6 +32,7 @@ def build_selection(config: SSTokenConfig, cfg: Mapping[str, Any], model: Any, t
         cfg: the whole YAML.
         model: the unwrapped model, with its adapter. It is not changed.
         tokenizer: its tokenizer.
+        adapter_is_trained: whether the adapter has been trained already, from no effect, as for inspection.
 
     Raises:
         ValueError: the model does not allow what the settings ask for; one sentence with key and mend.
@@ -37,7 +45,7 @@ def build_selection(config: SSTokenConfig, cfg: Mapping[str, Any], model: Any, t
             raise
         LOG.warning("ssToken: prompt attention is not logged: %s", reason)
     try:
-        AdapterOff.check(model)
+        AdapterOff.check(model, adapter_is_trained=adapter_is_trained)
         history = AdapterOff()
     except ValueError as reason:
         if config.ranks_by_rel:
@@ -60,23 +68,26 @@ def end_tokens(cfg: Mapping[str, Any], model: Any, tokenizer: Any) -> list[int]:
 def describe(selection: TokenSelection, tokenizer: Any) -> str:
     """Return the start-up sentence: what is selected, by which signals, against which history."""
     config = selection.config
-    rest = [f"prompt attention from {selection.attention.description}"] if selection.attention else []
-    rank = {
+    rule = {
         "sstoken": f"{config.gamma:g} x REL + {1 - config.gamma:g} x prompt attention",
         "rel": "REL",
         "attention": "prompt attention",
         "random": f"chance (seed {selection.seed})",
         "position": "position, first tokens first",
     }.get(config.selector)
-    if rank is None:
-        text = "ssToken is active: it keeps every response token"
+    if rule is None:
+        text = "it trains on every response token"
     else:
-        text = f"ssToken is active: it trains on {config.ratio:.0%} of each sample's response tokens, ranked by {rank}"
+        text = f"it trains on {config.ratio:.0%} of each sample's response tokens, the best by {rule}"
     if config.has_warmup:
-        text += f", in the first {config.warmup_ratio:.0%} of the optimizer steps by {config.warmup_selector}"
+        warmup = {"attention": "the best by prompt attention", "all": "all of them", "random": "random ones"}
+        text += f" (in the first {config.warmup_ratio:.0%} of the optimizer steps {warmup[config.warmup_selector]})"
+    parts = [f"ssToken is active: {text}"]
     if selection.history is not None:
-        rest.append(f"REL compared with {selection.history.description}")
-    if config.keep_eos and rank is not None:
+        parts.append(f"REL compares with {selection.history.description}")
+    if selection.attention is not None:
+        parts.append(f"prompt attention is that of {selection.attention.description}")
+    if config.keep_eos and rule is not None:
         names = " ".join(tokenizer.convert_ids_to_tokens(selection.end_tokens))
-        rest.append(f"{names} always kept")
-    return "; ".join([text, *rest]) + "."
+        parts.append(f"the end of a turn ({names}) is always kept")
+    return "; ".join(parts) + "."

@@ -126,7 +126,7 @@ class TokenSelection:
         """
         layout = phase.kept_tokens(batch)
         history_nll = None if self.history is None else self._history_nll(model, batch, layout)
-        return ScoredStep(self, model, layout, phase, batch["labels"], history_nll)
+        return ScoredStep(self, model, layout, phase, history_nll)
 
     def _history_nll(self, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout) -> Tensor:
         assert self.history is not None
@@ -138,7 +138,12 @@ class TokenSelection:
             return token_nll(head.select(logits), layout.target)
 
     def score(
-        self, phase: Phase, layout: BatchLayout, current: Tensor, history: Tensor | None, attention: Tensor | None
+        self,
+        phase: Phase,
+        layout: BatchLayout,
+        current: Tensor,
+        history: Tensor | None,
+        attention: Tensor | None,
     ) -> TokenScores:
         """Rank the response tokens by the phase's rule; all tensors float32 [R]."""
         rel = None if history is None else history - current
@@ -163,7 +168,6 @@ class ScoredStep:
 
     Attributes:
         layout: the batch's response tokens.
-        labels: the batch's labels, int64 [B, S].
         scores: the signals; set by `loss`.
         kept: bool [R], the tokens trained on; set by `loss`.
         ends_turn: bool [R], the tokens that end a turn.
@@ -175,12 +179,10 @@ class ScoredStep:
         model: Any,
         layout: BatchLayout,
         phase: Phase,
-        labels: Tensor,
         history_nll: Tensor | None,
     ):
         self.layout = layout
         self.phase = phase
-        self.labels = labels
         self.scores: TokenScores
         self.kept: Tensor
         self.ends_turn = torch.isin(layout.target, layout.target.new_tensor(settings.end_tokens))
@@ -210,7 +212,7 @@ class ScoredStep:
         layout, phase, settings = self.layout, self.phase, self._settings
         logits = self._head.select(outputs["logits"])
         if not len(layout.position):
-            # A batch without response tokens teaches nothing, but its backward pass must still run on every rank.
+            # Nothing to learn here, but every rank must run its backward pass.
             logits = outputs["logits"]
             self.kept = layout.position.bool()
             self.scores = settings.score(phase, layout, logits.new_zeros(0), None, None)

@@ -1,0 +1,52 @@
+"""What happens at moments of a training run, beside the steps themselves."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from sstoken_plugin.inspection import inspect_samples
+from sstoken_plugin.report import render
+from sstoken_plugin.step import Phase
+from sstoken_plugin.trainer import TokenSelectionTrainer
+
+LOG = logging.getLogger(__name__)
+
+# Samples on the page, from the first of the data set.
+REPORT_SAMPLES = 8
+
+
+class ReportCallback(TrainerCallback):
+    """Writes OUTPUT_DIR/sstoken/report.html when training ends."""
+
+    def __init__(self, trainer: TokenSelectionTrainer, sentence: str):
+        self._trainer = trainer
+        self._sentence = sentence
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Score a few samples with the trained model and draw the page; every rank takes part."""
+        trainer = self._trainer
+        assert trainer.selection is not None
+        file = Path(args.output_dir) / "sstoken" / "report.html"
+        try:
+            data: Any = trainer.train_dataset
+            samples = data.select(range(min(REPORT_SAMPLES, len(data))))
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            phase = Phase.of(trainer.selection.config)
+            records = list(inspect_samples(trainer.selection, model, samples, phase, trainer.processing_class))
+            if state.is_world_process_zero:
+                page = render(
+                    records,
+                    self._sentence,
+                    trainer.selection.config.model_dump(),
+                    [line for line in state.log_history if "loss" in line],
+                    trainer.selection_warnings,
+                )
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(page, encoding="utf-8")
+        except Exception as error:
+            # The trained weights are not saved yet: no picture is worth losing them.
+            LOG.warning("ssToken: %s was not written: %s: %s", file, type(error).__name__, error)

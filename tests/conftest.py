@@ -1,0 +1,159 @@
+"""Fixtures: the real model, tiny models with its tokenizer, and real Axolotl runs inside this process."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+os.environ.update(AXOLOTL_DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+MODELS = ROOT / ".cache" / "models"
+sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Folder of SmolLM2-135M-Instruct, float32."""
+    from demo.model import unpack
+
+    folder = MODELS / "smollm2-135m-instruct"
+    unpack(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(smollm2: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(smollm2)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random Llama of 3 layers with SmolLM2's tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def chat(user: str, assistant: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]}
+
+
+@pytest.fixture(scope="session")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JSONL file of 24 chats of different lengths, some with two turns."""
+    words = "red blue green seven eleven river stone garden winter music paper window".split()
+    lines = []
+    for index in range(24):
+        question = f"Say {' and '.join(words[(index + j) % 12] for j in range(1 + index % 4))}."
+        answer = " ".join(words[(index * 5 + j * 7) % 12] for j in range(2 + index % 9)) + "."
+        line = chat(question, answer)
+        if index % 3 == 0:
+            line["messages"] += chat("And again?", answer.upper())["messages"]
+        lines.append(json.dumps(line))
+    file = tmp_path_factory.mktemp("data") / "chats.jsonl"
+    file.write_text("\n".join(lines))
+    return file
+
+
+@pytest.fixture
+def config(tiny_llama: Path, chats: Path, tmp_path: Path) -> dict[str, Any]:
+    """A small LoRA run of a few steps on a CPU; tests change what they are about."""
+    return {
+        "base_model": str(tiny_llama),
+        "plugins": ["sstoken"],
+        "datasets": [{"path": str(chats), "type": "chat_template", "field_messages": "messages"}],
+        "chat_template": "tokenizer_default",
+        "dataset_prepared_path": str(tmp_path / "prepared"),
+        "dataset_num_proc": 1,
+        "output_dir": str(tmp_path / "out"),
+        "sequence_len": 256,
+        "adapter": "lora",
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "lora_target_linear": True,
+        "lora_mlp_kernel": False,
+        "lora_qkv_kernel": False,
+        "lora_o_kernel": False,
+        "micro_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_steps": 4,
+        "learning_rate": 0.02,
+        "optimizer": "adamw_torch",
+        "lr_scheduler": "constant",
+        "attn_implementation": "sdpa",
+        "bf16": False,
+        "fp16": False,
+        "tf32": False,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "seed": 42,
+    }
+
+
+def write(config: dict[str, Any], folder: Path) -> Path:
+    """Write a configuration as YAML and return the file."""
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def load(config: dict[str, Any], folder: Path, **overrides: Any) -> Any:
+    """Load and validate a configuration as Axolotl's commands do."""
+    from axolotl.cli.config import load_cfg
+    from axolotl.integrations.base import PluginManager
+
+    PluginManager.get_instance().plugins.clear()
+    return load_cfg(str(write(copy.deepcopy(config), folder)), **overrides)
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Any:
+    """Run Axolotl's training in this process: `train(config, **overrides)` -> log lines, trainer, model."""
+
+    def run(config: dict[str, Any], before: Any = None, **overrides: Any) -> SimpleNamespace:
+        from axolotl.common.datasets import load_datasets
+        from axolotl.integrations.base import PluginManager
+        from axolotl.train import train as axolotl_train
+
+        cfg = load(config, tmp_path, **overrides)
+        plugins = PluginManager.get_instance()
+        data = plugins.load_datasets(cfg, preprocess=False) or load_datasets(cfg=cfg)
+        model, tokenizer, trainer = axolotl_train(cfg=cfg, dataset_meta=data)
+        lines = [line for line in trainer.state.log_history if "loss" in line]
+        weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        return SimpleNamespace(
+            cfg=cfg, trainer=trainer, model=model, data=data.train_dataset, lines=lines, weights=weights,
+            losses=[line["loss"] for line in lines],
+        )  # fmt: skip
+
+    return run
