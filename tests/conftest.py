@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import os
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,7 +73,7 @@ def chat(user: str, assistant: str) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A JSONL file of 24 chats of different lengths, some with two turns."""
-    words = "red blue green seven eleven river stone garden winter music paper window".split()
+    words = ["red", "blue", "green", "seven", "river", "stone", "garden", "winter", "music", "paper", "window", "door"]
     lines = []
     for index in range(24):
         question = f"Say {' and '.join(words[(index + j) % 12] for j in range(1 + index % 4))}."
@@ -140,15 +142,18 @@ def load(config: dict[str, Any], folder: Path, **overrides: Any) -> Any:
 def train(tmp_path: Path) -> Any:
     """Run Axolotl's training in this process: `train(config, **overrides)` -> log lines, trainer, model."""
 
-    def run(config: dict[str, Any], before: Any = None, **overrides: Any) -> SimpleNamespace:
+    def run(config: dict[str, Any], **overrides: Any) -> SimpleNamespace:
         from axolotl.common.datasets import load_datasets
         from axolotl.integrations.base import PluginManager
         from axolotl.train import train as axolotl_train
+        from transformers import set_seed
 
         cfg = load(config, tmp_path, **overrides)
+        # Axolotl seeds after it has drawn the adapter's weights; in a fresh process they are the same each time.
+        set_seed(0)
         plugins = PluginManager.get_instance()
         data = plugins.load_datasets(cfg, preprocess=False) or load_datasets(cfg=cfg)
-        model, tokenizer, trainer = axolotl_train(cfg=cfg, dataset_meta=data)
+        model, _, trainer = axolotl_train(cfg=cfg, dataset_meta=data)
         lines = [line for line in trainer.state.log_history if "loss" in line]
         weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         return SimpleNamespace(
@@ -157,3 +162,29 @@ def train(tmp_path: Path) -> Any:
         )  # fmt: skip
 
     return run
+
+
+@pytest.fixture
+def accelerate_run() -> Any:
+    """Run `accelerate launch -m axolotl.cli.train FILE ...` and return what it printed."""
+
+    def run(
+        file: Path, *arguments: str, command: Sequence[str] = ("accelerate", "launch", "-m", "axolotl.cli.train")
+    ) -> str:
+        return run_command(*command, str(file), *arguments).stdout
+
+    return run
+
+
+def run_command(*command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command of this environment; stderr is part of stdout."""
+    scripts = Path(sys.executable).parent
+    result = subprocess.run(
+        [str(scripts / command[0]), *command[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", **environment},
+    )
+    assert not check or result.returncode == 0, result.stdout[-5000:]
+    return result

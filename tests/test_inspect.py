@@ -1,0 +1,105 @@
+"""`axolotl sstoken-inspect`: the same selection as training, for the untrained model and for an adapter."""
+
+import json
+import math
+
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import run_command, write
+
+FIELDS = {
+    "sample",
+    "input_ids",
+    "tokens",
+    "response",
+    "current_nll",
+    "history_nll",
+    "rel",
+    "attention",
+    "score",
+    "selected",
+}
+
+
+@pytest.fixture
+def inspect(tmp_path):
+    def run(config, *arguments):
+        from axolotl.integrations.base import PluginManager
+
+        from sstoken_plugin.cli import inspect_command
+
+        PluginManager.get_instance().plugins.clear()
+        out = tmp_path / "inspection"
+        result = CliRunner().invoke(inspect_command, [str(write(config, tmp_path)), "--out", str(out), *arguments])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        file = out / "selections.jsonl"
+        records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return result, records
+
+    return run
+
+
+def check(record, ratio, keep_eos=True):
+    """The record's own numbers lead to its selection."""
+    places = [place for place, response in enumerate(record["response"]) if response]
+    k = math.ceil(ratio * len(places))
+    assert sum(record["selected"]) == k
+    ends = {2} if keep_eos else set()
+    best = sorted(places, key=lambda p: (record["input_ids"][p] not in ends, -record["score"][p]))[:k]
+    assert {p for p, selected in enumerate(record["selected"]) if selected} == set(best)
+    for name in ("current_nll", "history_nll", "rel", "attention", "score"):
+        assert [p for p, value in enumerate(record[name]) if value is not None] == places
+
+
+def test_the_untrained_model_has_no_rel(config, inspect):
+    result, records = inspect(config, "--samples", "5")
+    assert result.exit_code == 0, result.output
+    assert "ssToken is active" in result.output
+    assert [record["sample"] for record in records] == list(range(5))
+    for record in records:
+        assert record.keys() == FIELDS
+        assert len({len(record[name]) for name in FIELDS - {"sample"}}) == 1
+        check(record, 0.6)
+        assert all(value in (None, 0) for value in record["rel"])
+        assert all(
+            s is None or s == pytest.approx(a / 2) for s, a in zip(record["score"], record["attention"], strict=True)
+        )
+
+
+def test_an_adapter_folder_is_scored_as_its_model(config, train, inspect, tmp_path):
+    run = train({**config, "save_strategy": "steps", "save_steps": 4})
+    adapter = tmp_path / "out" / "checkpoint-4"
+    settings = {"sstoken": {"ratio": 0.5, "gamma": 0.8}}
+    _, records = inspect({**config, **settings}, "--adapter", str(adapter), "--samples", "3")
+    run.model.eval()
+    for record in records:
+        check(record, 0.5)
+        ids = torch.tensor([record["input_ids"]])
+        with torch.no_grad():
+            nll = torch.nn.functional.cross_entropy(run.model(ids).logits[0, :-1], ids[0, 1:], reduction="none")
+        for place, value in enumerate(record["current_nll"]):
+            if value is not None:
+                assert value == pytest.approx(nll[place - 1].item(), abs=1e-4)
+                assert record["rel"][place] == pytest.approx(record["history_nll"][place] - value, abs=1e-5)
+
+
+def test_a_yaml_without_the_plugin_can_be_inspected_and_overridden(config, inspect):
+    _, records = inspect({**config, "plugins": None}, "--samples", "2", "--sstoken.ratio=0.3")
+    for record in records:
+        check(record, 0.3)
+
+
+def test_bad_input_is_one_sentence_and_no_traceback(config, inspect):
+    result, _ = inspect({**config, "sstoken": {"rato": 0.3}})
+    assert result.exit_code == 1
+    assert "the nearest one is sstoken.ratio" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_it_is_a_command_of_axolotl(config, tmp_path):
+    assert "sstoken-inspect" in run_command("axolotl", "--help").stdout
+    output = run_command("axolotl", "sstoken-inspect", str(write(config, tmp_path)), "--samples", "2").stdout
+    assert "2 samples" in output
+    assert (tmp_path / "out" / "sstoken" / "selections.jsonl").exists()

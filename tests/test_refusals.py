@@ -1,0 +1,132 @@
+"""Bad input stops before a model is loaded, with one sentence that names the key and the mend."""
+
+import pytest
+from conftest import load
+from pydantic import ValidationError
+
+from sstoken_plugin.config import SSTokenConfig
+
+
+@pytest.mark.parametrize(
+    ("block", "words"),
+    [
+        ({"ratio": 0}, ["sstoken.ratio", "greater than 0", "0.6"]),
+        ({"ratio": 1.5}, ["sstoken.ratio", "1.5", "less than or equal to 1"]),
+        ({"ratio": True}, ["sstoken.ratio", "True"]),
+        ({"ratio": "many"}, ["sstoken.ratio", "many", "number"]),
+        ({"ratio": float("nan")}, ["sstoken.ratio", "nan"]),
+        ({"gamma": -0.1}, ["sstoken.gamma", "-0.1"]),
+        ({"warmup_ratio": 2}, ["sstoken.warmup_ratio"]),
+        ({"warmup_selector": "rel"}, ["sstoken.warmup_selector", "'rel'", "attention"]),
+        ({"selector": "sstokn"}, ["sstoken.selector", "did you mean 'sstoken'"]),
+        ({"attention_layer": 1.5}, ["sstoken.attention_layer"]),
+        ({"attention_layer": True}, ["sstoken.attention_layer"]),
+        ({"history_ema_decay": 1}, ["sstoken.history_ema_decay"]),
+        ({"history_update_steps": 0}, ["sstoken.history_update_steps"]),
+        ({"keep_eos": "perhaps"}, ["sstoken.keep_eos"]),
+        ({"rato": 0.5}, ["sstoken.rato", "nearest", "sstoken.ratio"]),
+        ({"warm_up_ratio": 0.5}, ["sstoken.warm_up_ratio", "sstoken.warmup_ratio"]),
+        ({"ratio": 2, "gamma": 2}, ["sstoken.ratio", "sstoken.gamma"]),
+        ([0.6], ["sstoken", "block"]),
+        ("on", ["sstoken", "block"]),
+        # What later versions bring is refused, never ignored.
+        ({"selector": "reference"}, ["sstoken.selector: reference", "yet"]),
+        ({"history": "ema"}, ["sstoken.history: ema", "yet"]),
+        ({"history": "snapshot"}, ["sstoken.history: snapshot", "yet"]),
+        ({"history": "./adapter"}, ["sstoken.history", "./adapter", "path", "yet"]),
+        ({"history_cache": "cache"}, ["sstoken.history_cache", "yet"]),
+        ({"history_device": "cpu"}, ["sstoken.history_device", "yet"]),
+    ],
+    ids=str,
+)
+def test_a_bad_block_is_refused(block, words):
+    with pytest.raises(ValueError, match="sstoken") as error:
+        SSTokenConfig.from_block(block)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sstoken": {"ratio": 7}}, ["sstoken.ratio"]),
+        ({"sstoken_ratio": 0.5}, ["sstoken_ratio", "sstoken: {ratio"]),
+        ({"ss_token": {"ratio": 0.5}}, ["ss_token", "sstoken"]),
+        ({"sstokens": {"ratio": 0.5}}, ["sstokens", "sstoken"]),
+        ({"ssstoken": {"ratio": 0.5}}, ["ssstoken", "sstoken"]),
+        ({"rl": "dpo"}, ["rl: dpo"]),
+        ({"reward_model": True}, ["reward_model"]),
+        ({"process_reward_model": True}, ["process_reward_model"]),
+        ({"trainer_cls": "my.Trainer"}, ["trainer_cls"]),
+        ({"use_eaft": True}, ["use_eaft"]),
+        ({"orpo_alpha": 0.1}, ["orpo_alpha"]),
+        ({"relora": True}, ["relora"]),
+        ({"processor_type": "AutoProcessor"}, ["processor_type", "multimodal"]),
+        ({"label_smoothing_factor": 0.1}, ["label_smoothing_factor"]),
+        ({"context_parallel_size": 2}, ["context_parallel_size"]),
+        ({"tensor_parallel_size": 2}, ["tensor_parallel_size"]),
+        ({"pretraining_dataset": [{"path": "x"}]}, ["pretraining_dataset"]),
+        ({"streaming": True}, ["streaming"]),
+        ({"adapter": None}, ["adapter", "sstoken.selector: attention"]),
+        ({"lora_model_dir": "trained"}, ["lora_model_dir"]),
+        ({"peft_init_lora_weights": "pissa"}, ["peft_init_lora_weights"]),
+    ],
+    ids=str,
+)
+def test_a_yaml_that_cannot_be_combined_is_refused(config, tmp_path, changes, words):
+    with pytest.raises((ValidationError, ValueError)) as error:
+        load({**config, **changes}, tmp_path)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_full_fine_tuning_without_rel_validates(config, tmp_path):
+    cfg = load({**config, "adapter": None, "sstoken": {"selector": "attention"}}, tmp_path)
+    assert cfg.sstoken.selector == "attention"
+
+
+def test_defaults_are_those_of_the_design(config, tmp_path):
+    settings = SSTokenConfig.from_block(load(config, tmp_path).sstoken)
+    assert settings == SSTokenConfig()
+    assert (settings.ratio, settings.gamma, settings.warmup_ratio, settings.keep_eos) == (0.6, 0.5, 0.2, True)
+
+
+def test_command_line_overrides_reach_the_block(config, tmp_path):
+    block = {**config, "sstoken": {"gamma": 0.3, "ratio": 0.9}}
+    nested = load(block, tmp_path, sstoken__ratio="0.4", sstoken__keep_eos="false")
+    dotted = load(block, tmp_path, **{"sstoken.ratio": 0.4, "sstoken.keep_eos": False})
+    for cfg in (nested, dotted):
+        assert (cfg.sstoken.ratio, cfg.sstoken.gamma, cfg.sstoken.keep_eos) == (0.4, 0.3, False)
+    assert load(config, tmp_path, **{"sstoken.ratio": 0.4}).sstoken.ratio == 0.4
+    with pytest.raises(ValueError, match=r"sstoken\.rtio .*sstoken\.ratio"):
+        load(config, tmp_path, **{"sstoken.rtio": 0.4})
+
+
+def test_another_plugin_with_a_trainer_is_refused_before_data_is_loaded(config, train):
+    with pytest.raises(ValueError, match=r"plugins: .*DiffusionPlugin brings its own trainer"):
+        train(
+            {
+                **config,
+                "plugins": ["axolotl.integrations.diffusion.DiffusionPlugin", "sstoken"],
+                "diffusion": {"mask_token_id": 3},
+            }
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sstoken": {"attention_layer": 3}}, "sstoken.attention_layer: 3 is out of range.*3 such layers"),
+        ({"sstoken": {"attention_layer": -4}}, "sstoken.attention_layer: -4 is out of range"),
+    ],
+    ids=str,
+)
+def test_what_only_the_loaded_model_shows_is_refused_before_training(config, train, changes, words):
+    with pytest.raises(ValueError, match=words):
+        train({**config, **changes})
+
+
+def test_settings_without_effect_are_named():
+    settings = SSTokenConfig.from_block({"selector": "rel", "gamma": 0.9, "seed": 3, "warmup_ratio": 0.1})
+    sentences = settings.keys_without_effect()
+    assert [sentence.split(":")[0] for sentence in sentences] == ["sstoken.gamma", "sstoken.seed"]

@@ -1,0 +1,354 @@
+"""Real Axolotl runs on a tiny model: what is trained on, what is logged, what stays as it was."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import chat, write
+from torch.nn import functional
+
+from sstoken_plugin import trainer
+from sstoken_plugin.metrics import METRICS
+from sstoken_plugin.step import TokenSelection
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Every training step of a run, with the batch it was scored on."""
+    taken, batches = [], []
+    begin, count = TokenSelection.begin, trainer.counts
+
+    def remember(self, model, batch, phase):
+        batches.append({key: value.clone() for key, value in batch.items()})
+        return begin(self, model, batch, phase)
+
+    def record(step):
+        taken.append((step, batches[-1]))
+        return count(step)
+
+    monkeypatch.setattr(TokenSelection, "begin", remember)
+    monkeypatch.setattr(trainer, "counts", record)
+    return taken
+
+
+def data(tmp_path, *lines) -> list[dict]:
+    file = tmp_path / "lines.jsonl"
+    file.write_text("\n".join(json.dumps(line) for line in lines))
+    return [{"path": str(file), "type": "chat_template", "field_messages": "messages"}]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"attn_implementation": "eager", "micro_batch_size": 3, "gradient_accumulation_steps": 1},
+        {"sample_packing": True, "pad_to_sequence_len": True},
+        {"sample_packing": True, "train_on_inputs": True},
+        {"lora_dropout": 0.3, "gradient_checkpointing": True},
+        {"chunked_cross_entropy": False, "sstoken": {"selector": "all"}},
+    ],
+    ids=["padded", "eager", "packed", "packed, every token labelled", "dropout", "selector all"],
+)
+def test_ratio_one_trains_as_without_the_plugin(config, train, changes):
+    settings = changes.pop("sstoken", {"ratio": 1.0})
+    selected = train({**config, **changes, "sstoken": settings})
+    plain = train({**config, **changes, "plugins": []})
+    assert selected.losses == pytest.approx(plain.losses, abs=2e-5)
+    for name, weight in plain.weights.items():
+        torch.testing.assert_close(selected.weights[name], weight, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("selector", ["sstoken", "rel", "attention", "random", "position", "all"])
+def test_every_selector_keeps_its_share_of_every_sample(config, train, steps, selector):
+    run = train({**config, "sstoken": {"selector": selector, "ratio": 0.4, "warmup_ratio": 0.0}})
+    assert len(steps) == 8
+    for step, _ in steps:
+        kept = torch.zeros_like(step.layout.lengths).scatter_add_(0, step.layout.sample, step.kept.long())
+        ratio = 1.0 if selector == "all" else 0.4
+        assert kept.tolist() == [math.ceil(ratio * n) for n in step.layout.lengths.tolist()]
+    line = run.lines[-1]
+    if selector == "all":
+        assert line["sstoken/selected_ratio"] == 1
+    if selector == "position":
+        assert all(step.kept[step.layout.index_in_sample == 0].any() for step, _ in steps)
+
+
+def test_only_kept_tokens_give_gradient(config, train, steps):
+    run = train({**config, "sstoken": {"ratio": 0.4}})
+    step, batch = steps[-1]
+    labels = torch.full_like(batch["labels"], -100)
+    where = step.layout.position[step.kept]
+    labels.view(-1)[where] = batch["labels"].view(-1)[where]
+
+    def gradients(loss):
+        run.model.zero_grad()
+        loss.backward()
+        return {n: p.grad.clone() for n, p in run.model.named_parameters() if p.grad is not None}
+
+    run.model.train()
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    again = run.trainer.selection.begin(run.model, batch, step.phase)
+    with again.observed():
+        outputs = run.model(**inputs)
+    again.kept = step.kept
+    ours = gradients(again.loss(outputs))
+    labels.fill_(-100).view(-1)[again.layout.position[again.kept]] = again.layout.target[again.kept]
+    theirs = gradients(run.model(**inputs, labels=labels).loss)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_a_run_selects_what_the_full_matrices_and_two_models_select(config, train, steps, tiny_llama):
+    """The pipeline against an independent computation: eager attention matrices and a separate base model."""
+    from transformers import AutoModelForCausalLM
+
+    run = train({**config, "sstoken": {"ratio": 0.5, "warmup_ratio": 0.0, "keep_eos": False}})
+    run.model.eval()
+    base = AutoModelForCausalLM.from_pretrained(tiny_llama, attn_implementation="eager").eval()
+    tuned = AutoModelForCausalLM.from_pretrained(tiny_llama, attn_implementation="eager")
+    from peft import PeftModel
+
+    run.model.save_pretrained(Path(config["output_dir"]) / "adapter")
+    tuned = PeftModel.from_pretrained(tuned, Path(config["output_dir"]) / "adapter").eval()
+    _, batch = steps[0]
+    phase = steps[0][0].phase
+    again = run.trainer.selection.begin(run.model, batch, phase)
+    with torch.no_grad(), again.observed():
+        again.loss(run.model(**{key: value for key, value in batch.items() if key != "labels"}))
+    chosen = torch.zeros_like(batch["labels"]).view(-1).scatter_(0, again.layout.position[again.kept], 1)
+    chosen = chosen.view_as(batch["labels"]).bool()
+    for row in range(len(batch["labels"])):
+        real = batch["attention_mask"][row].bool()
+        ids, labels = batch["input_ids"][row][real][None], batch["labels"][row][real]
+        with torch.no_grad():
+            now = tuned(ids, output_attentions=True)
+            before = base(ids)
+        attention = now.attentions[-1][0].mean(0)
+        prompt, places = labels == -100, (labels != -100).nonzero().squeeze(1)
+        nll = [functional.cross_entropy(o.logits[0, :-1], ids[0, 1:], reduction="none") for o in (before, now)]
+        rel = (nll[0] - nll[1])[places - 1]
+        score = 0.5 * (rel - rel.min()) / (rel.max() - rel.min() + 1e-8)
+        score = score + 0.5 * (attention[places] * prompt).sum(-1)
+        best = places[score.topk(math.ceil(len(places) * 0.5)).indices]
+        assert sorted(best.tolist()) == chosen[row][real].nonzero().squeeze(1).tolist()
+
+
+def test_metrics_are_in_every_log_line_and_in_the_trainer_state(config, train):
+    train({**config, "save_strategy": "steps", "save_steps": 4})
+    state = json.loads((Path(config["output_dir"]) / "checkpoint-4" / "trainer_state.json").read_text())
+    lines = [line for line in state["log_history"] if "loss" in line]
+    assert len(lines) == 4
+    for line in lines:
+        assert METRICS.keys() <= line.keys()
+        assert all(math.isfinite(line[name]) for name in METRICS)
+    assert lines[0]["sstoken/rel_mean"] == 0
+    assert lines[0]["sstoken/eos_selected"] == 1
+    assert 0 < lines[0]["sstoken/attention_mean"] < 1
+
+
+def test_logged_metrics_cover_all_steps_since_the_last_line(config, train, steps):
+    run = train({**config, "logging_steps": 4, "sstoken": {"ratio": 0.5}})
+    (line,) = run.lines
+    kept = torch.cat([step.kept for step, _ in steps])
+    current = torch.cat([step.scores.current for step, _ in steps])
+    assert line["sstoken/selected_ratio"] == pytest.approx(kept.float().mean().item(), abs=1e-4)
+    assert line["sstoken/loss_selected"] == pytest.approx(current[kept].mean().item(), abs=1e-4)
+    assert line["sstoken/loss_unselected"] == pytest.approx(current[~kept].mean().item(), abs=1e-4)
+    assert line["sstoken/gamma"] == pytest.approx(0.5 * 3 / 4)
+
+
+@pytest.mark.parametrize("warmup_selector", ["attention", "all", "random"])
+def test_another_selector_acts_during_the_warmup(config, train, steps, warmup_selector):
+    settings = {"warmup_ratio": 0.5, "warmup_selector": warmup_selector, "gamma": 0.7}
+    run = train({**config, "sstoken": settings})
+    assert [line["sstoken/gamma"] for line in run.lines] == [0, 0, 0.7, 0.7]
+    assert [step.phase.rule for step, _ in steps] == [warmup_selector] * 4 + ["sstoken"] * 4
+    everything = run.lines[0]["sstoken/selected_ratio"] == 1
+    assert everything == (warmup_selector == "all")
+
+
+@pytest.mark.parametrize("counted", [False, True], ids=["mean of micro-batches", "num_items_in_batch"])
+def test_the_loss_is_divided_by_the_kept_tokens(config, train, steps, monkeypatch, counted):
+    from sstoken_plugin.axolotl_trainer import SSTokenTrainer
+
+    if counted:
+        create = SSTokenTrainer.__init__
+
+        def init(self, *args, **kwargs):
+            create(self, *args, **kwargs)
+            self.model_accepts_loss_kwargs = True
+
+        monkeypatch.setattr(SSTokenTrainer, "__init__", init)
+    run = train({**config, "max_steps": 1, "sstoken": {"ratio": 0.5}})
+    sums = [step.scores.current[step.kept].sum().item() for step, _ in steps]
+    kept = [int(step.kept.sum()) for step, _ in steps]
+    assert len(set(kept)) > 1
+    means = [s / k for s, k in zip(sums, kept, strict=True)]
+    expected = sum(sums) / sum(kept) if counted else sum(means) / len(means)
+    assert run.losses[0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_evaluation_reports_the_ordinary_loss(config, train):
+    changes = {"val_set_size": 6, "eval_steps": 2, "max_steps": 2}
+    selected = train({**config, **changes, "sstoken": {"ratio": 0.2}})
+    plain = train({**config, **changes, "plugins": []})
+
+    def first(run):
+        return next(line["eval_loss"] for line in run.trainer.state.log_history if "eval_loss" in line)
+
+    assert first(selected) == pytest.approx(first(plain), abs=1e-6)
+
+
+def test_packed_and_padded_rows_keep_the_same_tokens(config, train, steps):
+    def kept(**changes):
+        steps.clear()
+        train(
+            {
+                **config,
+                **changes,
+                "max_steps": 0,
+                "num_epochs": 1,
+                "learning_rate": 0.0,
+                "sstoken": {"warmup_ratio": 1.0},
+            }
+        )
+        found = set()
+        for step, batch in steps:
+            ids = batch["input_ids"].view(-1)
+            for sample in range(len(step.layout.lengths)):
+                positions = step.layout.position[step.layout.sample == sample]
+                start = positions[0] - 8
+                found.add(
+                    (
+                        tuple(ids[start : positions[-1] + 1].tolist()),
+                        tuple(step.kept[step.layout.sample == sample].tolist()),
+                    )
+                )
+        return found
+
+    assert kept() == kept(sample_packing=True, micro_batch_size=1)
+
+
+def test_random_selection_follows_the_seed_and_not_the_batch(config, train):
+    def run(seed, **changes):
+        settings = {"selector": "random", "ratio": 0.5, "seed": seed}
+        return train({**config, "sstoken": settings, "max_steps": 2, **changes}).losses
+
+    assert run(1) == run(1)
+    assert run(1) != run(2)
+
+
+def test_a_batch_without_response_tokens_trains_on(config, train, tmp_path):
+    # A response that is cut off whole: the prompt alone fills the sequence.
+    lines = [chat("word " * 300, "lost"), chat("word " * 300, "lost too"), *[chat("Say a.", "a b c d e")] * 4]
+    changes = {"datasets": data(tmp_path, *lines), "excess_length_strategy": "truncate", "sequence_len": 64}
+    run = train({**config, **changes, "gradient_accumulation_steps": 1, "micro_batch_size": 1, "max_steps": 6})
+    assert all(math.isfinite(loss) for loss in run.losses)
+
+
+def test_a_sample_cut_off_keeps_no_end_of_turn(config, train, steps, tmp_path):
+    lines = [chat("Say a.", "a b c d e f g h " * 20)] * 4
+    changes = {"datasets": data(tmp_path, *lines), "excess_length_strategy": "truncate", "sequence_len": 64}
+    run = train({**config, **changes, "max_steps": 1})
+    assert all(not step.ends_turn.any() for step, _ in steps)
+    assert "sstoken/eos_selected" not in run.lines[0]
+
+
+def test_one_response_token_is_kept(config, train, steps, tmp_path):
+    changes = {"datasets": data(tmp_path, *[chat("Say a.", "a")] * 4), "train_on_eos": "none"}
+    for source in changes["datasets"]:
+        source["train_on_eos"] = "none"
+    train({**config, **changes, "max_steps": 1})
+    assert {tuple(step.layout.lengths.tolist()) for step, _ in steps} <= {(1, 1), (1,)}
+    assert all(step.kept.all() for step, _ in steps)
+
+
+def test_completion_data_is_ranked_by_rel_with_one_warning(config, train, steps, tmp_path, caplog):
+    file = tmp_path / "texts.jsonl"
+    file.write_text(
+        "\n".join(json.dumps({"text": f"number {i} is followed by {i + 1} and {i + 2}"}) for i in range(16))
+    )
+    changes = {"datasets": [{"path": str(file), "type": "completion"}]}
+    run = train({**config, **changes, "sstoken": {"ratio": 0.5, "keep_eos": False, "warmup_ratio": 0.0}})
+    warnings = [text for text in run.trainer.selection_warnings if "no prompt" in text]
+    assert len(warnings) == 1
+    step, _ = steps[-1]
+    for sample in range(len(step.layout.lengths)):
+        of_sample = step.layout.sample == sample
+        rel, kept = step.scores.rel[of_sample], step.kept[of_sample]
+        assert rel[kept].min() >= rel[~kept].max()
+
+
+def test_losses_that_are_not_finite_rank_last_and_are_reported(config, train, steps, tiny_llama, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    token = 351  # appears in every answer below
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, tie_word_embeddings=False)
+    model.config.tie_word_embeddings = False
+    broken = tmp_path / "broken"
+    with torch.no_grad():
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+        model.lm_head.weight[token] = float("-inf")
+    model.save_pretrained(broken)
+    for file in [*tiny_llama.glob("token*"), *tiny_llama.glob("*.jinja")]:
+        (broken / file.name).write_bytes(file.read_bytes())
+    from transformers import AutoTokenizer
+
+    text = AutoTokenizer.from_pretrained(tiny_llama).decode([token])
+    lines = [chat("Say it.", f"one two three{text} four five six")] * 4
+    run = train({**config, "base_model": str(broken), "datasets": data(tmp_path, *lines), "max_steps": 1})
+    assert any("not finite" in text for text in run.trainer.selection_warnings)
+    for step, _ in steps:
+        assert not step.kept[step.layout.target == token].any()
+
+
+def test_a_report_is_written_unless_switched_off(config, train):
+    run = train(config)
+    page = Path(run.cfg.output_dir) / "sstoken" / "report.html"
+    text = page.read_text()
+    assert "sstoken/loss_selected" in text
+    assert "ssToken is active" in text
+    page.unlink()
+    train({**config, "sstoken": {"report": False}})
+    assert not page.exists()
+
+
+def test_the_yaml_of_the_design_trains(config, train):
+    block = yaml.safe_load(
+        """
+        selector: sstoken
+        ratio: 0.6
+        gamma: 0.5
+        warmup_ratio: 0.2
+        warmup_selector: attention
+        attention_layer: -1
+        history: initial
+        history_ema_decay: 0.99
+        history_update_steps: 100
+        history_device: auto
+        history_cache: null
+        keep_eos: true
+        seed: null
+        report: true
+        """
+    )
+    assert train({**config, "sstoken": block}).losses == train({**config, "sstoken": None}).losses
+
+
+def test_gradient_checkpointing_changes_nothing(config, train):
+    plain = train(config)
+    for reentrant in (True, False):
+        kwargs = {"use_reentrant": reentrant}
+        run = train({**config, "gradient_checkpointing": True, "gradient_checkpointing_kwargs": kwargs})
+        assert run.losses == pytest.approx(plain.losses, abs=1e-5)
+
+
+def test_chunked_cross_entropy_is_left_to_evaluation(config, tmp_path, accelerate_run):
+    """The patch that this key installs stays in a process, so the run gets one of its own."""
+    output = accelerate_run(write({**config, "chunked_cross_entropy": True, "max_steps": 2}, tmp_path))
+    assert "chunked_cross_entropy serves evaluation only" in output
+    assert "'sstoken/selected_ratio'" in output
