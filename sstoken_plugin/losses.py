@@ -24,9 +24,7 @@ class ResponseHead:
     def __init__(self, model: Any, layout: BatchLayout):
         self._head: nn.Module | None = model.get_output_embeddings()
         self._shape = layout.shape
-        # A batch without response tokens still takes one row along, so that the graph stays connected.
-        self._rows = layout.logit_position if len(layout.position) else layout.position.new_zeros(1)
-        self._tokens = len(layout.position)
+        self._rows = layout.logit_position
         self._narrowed = False
 
     @contextmanager
@@ -54,8 +52,7 @@ class ResponseHead:
         Args:
             logits: the model's output, [1, R, V] after narrowing, [B, S, V] without.
         """
-        rows = logits[0] if self._narrowed else logits.flatten(0, 1)[self._rows]
-        return rows[: self._tokens]
+        return logits[0] if self._narrowed else logits.flatten(0, 1)[self._rows]
 
 
 def token_nll(logits: Tensor, target: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def _sum_by(group: Tensor, values: Tensor) -> Tensor:
 
 def _fingerprints(input_ids: Tensor, real: Tensor, segment: Tensor) -> Tensor:
     """Hash the real tokens of each segment, in their order and regardless of padding, int64 [P]."""
-    index = torch.cumsum(real.long(), 0)
-    first = torch.full_like(index, len(index)).scatter_reduce_(0, segment, index, "amin")
-    place = index - first[segment]
+    count = torch.cumsum(real.long(), 0)
+    before = torch.full_like(count, len(count)).scatter_reduce_(0, segment, count - real.long(), "amin")
+    place = count - before[segment]
     return _sum_by(segment, torch.where(real, mix(mix(input_ids) + place), 0))

@@ -210,14 +210,8 @@ class ScoredStep:
             num_items_in_batch: kept tokens of the whole optimizer step; None for the mean over this batch.
         """
         layout, phase, settings = self.layout, self.phase, self._settings
-        logits = self._head.select(outputs["logits"])
-        if not len(layout.position):
-            # Nothing to learn here, but every rank must run its backward pass.
-            logits = outputs["logits"]
-            self.kept = layout.position.bool()
-            self.scores = settings.score(phase, layout, logits.new_zeros(0), None, None)
-            return logits.float().sum() * 0
-        nll = token_nll(logits, layout.target)
+        # A batch without response tokens gives 0 here, with a graph: every rank must run its backward pass.
+        nll = token_nll(self._head.select(outputs["logits"]), layout.target)
         self.scores = settings.score(phase, layout, nll.detach(), self._history_nll, self._attention())
         if phase.keeps_everything:
             self.kept = torch.ones_like(layout.position, dtype=torch.bool)

@@ -13,6 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 os.environ.update(AXOLOTL_DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+# Two processes that fight over two cores with two threads each are ten times slower than one thread each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

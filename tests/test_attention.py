@@ -1,0 +1,316 @@
+"""Prompt attention against the full attention matrices that transformers returns in eager mode."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPTJConfig,
+    JambaConfig,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3NextConfig,
+)
+
+from sstoken_plugin.attention import PromptAttention, softmax_layers
+from sstoken_plugin.samples import BatchLayout
+
+SIZE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    # Far more than at a usual start, so that attention is far from uniform.
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+WINDOW = 4
+SLIDING = ["sliding_attention", "sliding_attention"]
+MIXED = ["full_attention", "sliding_attention"]
+
+LLAMA = LlamaConfig(**SIZE)
+GEMMA2 = {**SIZE, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": WINDOW}
+SOFT_CAPPED = {
+    "gemma2, soft cap": Gemma2Config(**GEMMA2, attn_logit_softcapping=1.0),
+    "gemma2, soft cap, sliding": Gemma2Config(**GEMMA2, attn_logit_softcapping=1.0, layer_types=SLIDING),
+}
+CONFIGS = {
+    "llama": LLAMA,
+    "qwen2": Qwen2Config(**SIZE),
+    "qwen3": Qwen3Config(**SIZE, head_dim=8),
+    "gemma3": Gemma3TextConfig(**GEMMA2, layer_types=MIXED),
+    "gemma3, sliding": Gemma3TextConfig(**GEMMA2, layer_types=SLIDING),
+    "mistral, sliding": MistralConfig(**SIZE, head_dim=8, sliding_window=WINDOW),
+}
+
+
+def build(config, attention="eager"):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=attention).eval()
+
+
+def random_samples(lengths=((13, 6), (9, 3))):
+    """Samples as (token ids, prompt length)."""
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randint(3, 64, (n,), generator=generator).tolist(), prompt) for n, prompt in lengths]
+
+
+def chat_samples(tokenizer):
+    samples = []
+    for user, assistant in [
+        ("Which colours does the rainbow have?", "Red, green and violet."),
+        ("Name a river.", "The Danube, on its way to the Black Sea."),
+    ]:
+        chat = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+        prompt = tokenizer.apply_chat_template(chat[:1], add_generation_prompt=True, return_dict=False)
+        samples.append((tokenizer.apply_chat_template(chat, return_dict=False), len(prompt)))
+    return samples
+
+
+def padded(samples, side="right"):
+    width = max(len(ids) for ids, _ in samples)
+
+    def row(values, fill):
+        gap = [fill] * (width - len(values))
+        return gap + values if side == "left" else values + gap
+
+    return {
+        "input_ids": torch.tensor([row(ids, 0) for ids, _ in samples]),
+        "attention_mask": torch.tensor([row([1] * len(ids), 0) for ids, _ in samples]),
+        "labels": torch.tensor([row([-100] * prompt + ids[prompt:], -100) for ids, prompt in samples]),
+    }
+
+
+def packed(samples):
+    rows = {
+        "input_ids": [ids for ids, _ in samples],
+        "labels": [[-100] * prompt + ids[prompt:] for ids, prompt in samples],
+        "position_ids": [range(len(ids)) for ids, _ in samples],
+    }
+    return {key: torch.tensor([[x for part in parts for x in part]]) for key, parts in rows.items()}
+
+
+def inputs_of(batch):
+    return {key: value for key, value in batch.items() if key != "labels"}
+
+
+def measured(model, batch, attention_layer=-1):
+    """Prompt attention of each response token, and the number of the layer it was measured in."""
+    probe, layout = PromptAttention.of(model, attention_layer), BatchLayout.of(batch)
+    with probe.measure(layout.prompt), torch.no_grad():
+        model(**inputs_of(batch), use_cache=False)
+    return probe.mass.flatten()[layout.position], probe.layer.module.layer_idx
+
+
+def expected(eager_model, batch, layer):
+    """The same from the full matrix: the token's row, summed over the prompt, averaged over heads."""
+    layout = BatchLayout.of(batch)
+    with torch.no_grad():
+        outputs = eager_model(**inputs_of(batch), use_cache=False, output_attentions=True)
+    mass = outputs.attentions[layer].mean(1) @ layout.prompt[:, :, None].float()
+    return mass.flatten()[layout.position]
+
+
+def assert_equal(mass, reference):
+    torch.testing.assert_close(mass, reference, rtol=0, atol=1e-5)
+    assert reference.std() > 0.01, "the case says little: attention hardly differs between tokens"
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_mass_is_that_of_the_attention_matrix(config, attention, side):
+    batch = padded(random_samples(), side)
+    mass, layer = measured(build(config, attention), batch)
+    assert_equal(mass, expected(build(config), batch, layer))
+
+
+@pytest.mark.parametrize("config", SOFT_CAPPED.values(), ids=SOFT_CAPPED)
+def test_mass_is_that_of_a_soft_capped_attention_matrix(config):
+    batch = padded(random_samples())
+    mass, layer = measured(build(config), batch)
+    assert_equal(mass, expected(build(config), batch, layer))
+
+
+def test_mass_is_that_of_the_attention_matrix_in_smollm2(smollm2, tokenizer):
+    sdpa, eager = (
+        AutoModelForCausalLM.from_pretrained(smollm2, attn_implementation=name).eval() for name in ("sdpa", "eager")
+    )
+    for side in ("right", "left"):
+        batch = padded(chat_samples(tokenizer), side)
+        reference = expected(eager, batch, 29)
+        for model in (sdpa, eager):
+            mass, layer = measured(model, batch)
+            assert layer == 29
+            assert_equal(mass, reference)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "mistral, sliding"])
+def test_packed_samples_have_the_mass_they_have_alone(name, attention):
+    model, samples = build(CONFIGS[name], attention), random_samples(((13, 6), (9, 3), (7, 5)))
+    alone = [measured(model, packed([sample]))[0] for sample in samples]
+    torch.testing.assert_close(measured(model, packed(samples))[0], torch.cat(alone), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention_layer", [0, 1, -2, -1])
+def test_the_layer_asked_for_is_measured(attention_layer):
+    batch = padded(random_samples())
+    mass, layer = measured(build(LLAMA, "sdpa"), batch, attention_layer)
+    assert layer == attention_layer % 2
+    assert_equal(mass, expected(build(LLAMA), batch, layer))
+
+
+def test_layers_that_see_the_whole_sample_are_preferred():
+    for name, layer in [("gemma3", 0), ("gemma3, sliding", 1), ("mistral, sliding", 1)]:
+        assert PromptAttention.of(build(CONFIGS[name]), -1).layer.module.layer_idx == layer, name
+    with pytest.raises(ValueError, match="out of range: this model has 1"):
+        PromptAttention.of(build(CONFIGS["gemma3"]), 1)
+
+
+@pytest.mark.parametrize("attention_layer", [2, -3])
+def test_a_layer_out_of_range_is_refused_by_the_name_of_its_key(attention_layer):
+    with pytest.raises(ValueError, match=r"sstoken\.attention_layer.* -2 to 1"):
+        PromptAttention.of(build(LLAMA), attention_layer)
+
+
+OUT_OF_REACH = {
+    "mamba": MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4),
+    "gpt-j": GPTJConfig(vocab_size=64, n_embd=32, n_layer=2, n_head=4, rotary_dim=4, bos_token_id=1, eos_token_id=2),
+    "falcon": FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4),
+    "bloom": BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4),
+}
+
+
+@pytest.mark.parametrize("config", OUT_OF_REACH.values(), ids=OUT_OF_REACH)
+def test_a_model_whose_attention_is_out_of_reach_is_told_what_to_set(config):
+    model = build(config)
+    before = configs(model)
+    with pytest.raises(ValueError, match=r"set sstoken\.selector"):
+        PromptAttention.of(model, -1)
+    assert same(configs(model), before)
+
+
+HYBRIDS = {
+    "qwen3-next": Qwen3NextConfig(
+        **{**SIZE, "num_hidden_layers": 3},
+        head_dim=8,
+        layer_types=["linear_attention", "full_attention", "linear_attention"],
+        linear_num_value_heads=2,
+        linear_num_key_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        num_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=8,
+        shared_expert_intermediate_size=8,
+    ),
+    "jamba": JambaConfig(
+        **{**SIZE, "num_hidden_layers": 3},
+        attn_layer_period=3,
+        attn_layer_offset=1,
+        num_experts=2,
+        mamba_d_state=4,
+        use_mamba_kernels=False,
+    ),
+}
+
+
+@pytest.mark.parametrize("config", HYBRIDS.values(), ids=HYBRIDS)
+def test_a_hybrid_is_measured_in_its_last_softmax_layer(config):
+    model, batch = build(config, "sdpa"), padded(random_samples(((13, 6),)))
+    assert [layer.name for layer in softmax_layers(model)] == ["model.layers.1.self_attn"]
+    layout = BatchLayout.of(batch)
+    mass, _ = measured(model, batch)
+    with torch.no_grad():
+        outputs = build(config)(**inputs_of(batch), use_cache=False, output_attentions=True)
+    # Layers without softmax attention have no matrix.
+    [matrix] = [attention for attention in outputs.attentions if attention is not None]
+    reference = (matrix.mean(1) @ layout.prompt[:, :, None].float()).flatten()[layout.position]
+    assert_equal(mass, reference)
+
+
+def configs(model):
+    return [getattr(module, "config", None) for module in model.modules()]
+
+
+def same(one, other):
+    """Whether the two lists hold the very same objects."""
+    return all(a is b for a, b in zip(one, other, strict=True))
+
+
+def test_nothing_stays_behind():
+    model, batch = build(LLAMA, "sdpa").train(), padded(random_samples())
+    before, content = configs(model), model.config.to_dict()
+    probe = PromptAttention.of(model, -1)
+    assert same(configs(model), before)
+    assert all(module.training for module in model.modules())
+
+    with probe.measure(BatchLayout.of(batch).prompt):
+        model(**inputs_of(batch))
+    assert same(configs(model), before)
+
+    with pytest.raises(IndexError), probe.measure(BatchLayout.of(batch).prompt):
+        model(input_ids=batch["input_ids"] + 64)
+    assert same(configs(model), before)
+    assert model.config.to_dict() == content
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_the_output_is_unchanged():
+    model, batch = build(LLAMA, "sdpa"), padded(random_samples())
+    plain = model(**inputs_of(batch)).logits
+    with PromptAttention.of(model, -1).measure(BatchLayout.of(batch).prompt):
+        assert torch.equal(model(**inputs_of(batch)).logits, plain)
+
+
+def test_dropout_of_attention_leaves_the_mass_and_the_random_numbers():
+    config = LlamaConfig(**SIZE, attention_dropout=0.5)
+    model, batch = build(config), padded(random_samples())
+    reference = expected(model, batch, 0)
+    model.train()
+    probe, layout = PromptAttention.of(model, 0), BatchLayout.of(batch)
+    torch.manual_seed(3)
+    plain = model(**inputs_of(batch)).logits
+    torch.manual_seed(3)
+    with probe.measure(layout.prompt):
+        assert torch.equal(model(**inputs_of(batch)).logits, plain)
+    assert_equal(probe.mass.flatten()[layout.position], reference)
+
+
+@pytest.mark.parametrize("backward_inside", [True, False])
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_gives_one_mass_and_the_same_gradients(use_reentrant, backward_inside):
+    model, batch = build(LLAMA, "sdpa").train(), padded(random_samples())
+
+    model(**batch).loss.backward()
+    plain = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+
+    model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    probe, layout = PromptAttention.of(model, -1), BatchLayout.of(batch)
+    with probe.measure(layout.prompt):
+        loss = model(**batch).loss
+        mass = probe.mass
+        if backward_inside:
+            loss.backward()
+    if not backward_inside:
+        loss.backward()
+    assert probe.mass is mass, "the recomputation in the backward pass was measured too"
+    assert_equal(mass.flatten()[layout.position], expected(build(LLAMA), batch, 1))
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, plain[name], rtol=0, atol=1e-6, msg=name)

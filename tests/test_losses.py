@@ -1,0 +1,154 @@
+"""Losses of response tokens and their gradient, against the model's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+from sstoken_plugin.config import SSTokenConfig
+from sstoken_plugin.losses import ResponseHead, mean_kept, token_nll
+from sstoken_plugin.samples import BatchLayout
+from sstoken_plugin.step import Phase, TokenSelection
+
+SIZE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+}
+
+
+class HeadlessLlama(LlamaForCausalLM):
+    """A model that does not say where its output head is."""
+
+    def get_output_embeddings(self):
+        return None
+
+
+CONFIGS = {
+    "llama": LlamaConfig(**SIZE),
+    "llama without a head module": LlamaConfig(**SIZE),
+    "gemma2 with soft-capped logits": Gemma2Config(**SIZE, head_dim=8, final_logit_softcapping=2.0),
+    "cohere with scaled logits": CohereConfig(**SIZE, logit_scale=0.1),
+}
+
+
+@pytest.fixture(params=CONFIGS)
+def model(request):
+    torch.manual_seed(0)
+    config = CONFIGS[request.param]
+    if "without" in request.param:
+        return HeadlessLlama(config)
+    return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.fixture
+def llama():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(CONFIGS["llama"])
+
+
+def batch_of(prompts=(4, 2), lengths=(12, 9)):
+    """Two samples of random tokens, padded right."""
+    tokens = torch.randint(3, 64, (2, 12), generator=torch.Generator().manual_seed(1))
+    column, length, prompt = torch.arange(12), torch.tensor(lengths)[:, None], torch.tensor(prompts)[:, None]
+    real = column < length
+    labels = torch.where(real & (column >= prompt), tokens, -100)
+    return {"input_ids": tokens, "attention_mask": real.long(), "labels": labels}
+
+
+def inputs_of(batch):
+    return {key: value for key, value in batch.items() if key != "labels"}
+
+
+def response_nll(model, batch):
+    layout = BatchLayout.of(batch)
+    head = ResponseHead(model, layout)
+    with head.narrowed():
+        logits = model(**inputs_of(batch)).logits
+    return token_nll(head.select(logits), layout.target)
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+def test_losses_are_those_of_the_full_logits(model):
+    batch = batch_of()
+    logits, labels = model(**inputs_of(batch)).logits[:, :-1], batch["labels"][:, 1:]
+    full = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+    expected = full[labels.flatten() != -100]
+    torch.testing.assert_close(response_nll(model, batch), expected, rtol=0, atol=1e-5)
+
+
+def test_loss_and_gradient_are_those_of_masked_labels(model):
+    batch = batch_of()
+    layout = BatchLayout.of(batch)
+    kept = torch.arange(len(layout.position)) % 3 != 1
+    masked = batch["labels"].clone()
+    masked.view(-1)[layout.position[~kept]] = -100
+
+    own = model(**inputs_of(batch), labels=masked).loss
+    ours = mean_kept(response_nll(model, batch), kept, None)
+    torch.testing.assert_close(ours, own, rtol=0, atol=1e-6)
+    torch.testing.assert_close(gradients(model, ours), gradients(model, own), rtol=0, atol=1e-6)
+
+
+def test_loss_divides_by_the_given_number_of_tokens(llama):
+    nll = response_nll(llama, batch_of())
+    kept = torch.ones_like(nll, dtype=torch.bool)
+    for items in (40, torch.tensor(40)):
+        torch.testing.assert_close(mean_kept(nll, kept, items), nll.sum() / 40)
+
+
+def test_the_head_runs_on_response_positions_only(llama):
+    batch = batch_of()
+    layout = BatchLayout.of(batch)
+    with ResponseHead(llama, layout).narrowed():
+        assert llama(**inputs_of(batch)).logits.shape == (1, len(layout.position), 64)
+    assert llama(**inputs_of(batch)).logits.shape == (2, 12, 64)
+
+
+def test_a_batch_without_response_tokens_has_no_loss_and_a_gradient_of_zero(model):
+    batch = batch_of(prompts=(12, 9))
+    nll = response_nll(model, batch)
+    assert nll.shape == (0,)
+    loss = mean_kept(nll, torch.zeros(0, dtype=torch.bool), None)
+    assert loss.item() == 0
+    assert not any(gradient.any() for gradient in gradients(model, loss).values())
+
+
+def test_a_step_without_response_tokens_has_no_loss_and_a_gradient_of_zero(model):
+    batch = batch_of(prompts=(12, 9))
+    step = TokenSelection(SSTokenConfig(), None, None, []).begin(model, batch, Phase("position", 0.0, 0.6))
+    with step.observed():
+        outputs = model(**inputs_of(batch))
+    loss = step.loss(outputs)
+    assert loss.item() == 0
+    assert not any(gradient.any() for gradient in gradients(model, loss).values())
+    assert step.kept.shape == (0,)
+
+
+def test_nothing_stays_on_the_head(llama):
+    head, layout = llama.get_output_embeddings(), BatchLayout.of(batch_of())
+    with ResponseHead(llama, layout).narrowed():
+        assert head._forward_pre_hooks
+    assert not head._forward_pre_hooks
+
+    with pytest.raises(IndexError), ResponseHead(llama, layout).narrowed():
+        llama(input_ids=torch.full((2, 12), 64))
+    assert not head._forward_pre_hooks

@@ -1,0 +1,138 @@
+"""Where the samples of a batch lie, and which of their tokens are prompt and which response."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import pytest
+import torch
+
+from sstoken_plugin.samples import BatchLayout
+
+# Prompt and response of three samples; lower than 0 marks a prompt token.
+SAMPLES = [[-5, -6, 7, 8, 9], [-3, 4], [-5, 11, -12, -13, 14, 15]]
+
+
+def batch_of(rows, **others):
+    """A batch from rows of signed tokens: negative for a prompt token, None for padding."""
+    signed = [[0 if token is None else token for token in row] for row in rows]
+    batch = {
+        "input_ids": torch.tensor(signed).abs(),
+        "labels": torch.tensor([[token if token > 0 else -100 for token in row] for row in signed]),
+        **{key: torch.tensor(value) for key, value in others.items()},
+    }
+    if any(None in row for row in rows):
+        batch["attention_mask"] = torch.tensor([[int(token is not None) for token in row] for row in rows])
+    return batch
+
+
+def padded(samples, side):
+    width = max(map(len, samples))
+    gaps = [[None] * (width - len(sample)) for sample in samples]
+    both = zip(gaps, samples, strict=True)
+    return batch_of([gap + sample if side == "left" else sample + gap for gap, sample in both])
+
+
+def packed(samples):
+    return batch_of([list(chain(*samples))], position_ids=[[i for sample in samples for i in range(len(sample))]])
+
+
+def by_sample(values, layout):
+    return [part.tolist() for part in values.split(layout.lengths.tolist())]
+
+
+BATCHES = {
+    "padded right": padded(SAMPLES, "right"),
+    "padded left": padded(SAMPLES, "left"),
+    "packed": packed(SAMPLES),
+}
+
+
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+def test_every_sample_has_its_response_tokens(batch):
+    layout = BatchLayout.of(batch)
+    assert by_sample(layout.target, layout) == [[7, 8, 9], [4], [11, 14, 15]]
+    assert by_sample(layout.index_in_sample, layout) == [[0, 1, 2], [0], [0, 1, 2]]
+    assert layout.sample.tolist() == [0, 0, 0, 1, 2, 2, 2]
+    assert layout.has_prompt.tolist() == [True, True, True]
+    assert batch["input_ids"].flatten()[layout.position].tolist() == layout.target.tolist()
+
+
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+def test_the_prompt_is_the_real_unlabelled_tokens(batch):
+    assert batch["input_ids"][BatchLayout.of(batch).prompt].tolist() == [5, 6, 3, 5, 12, 13]
+
+
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+def test_a_response_token_is_predicted_one_position_before(batch):
+    layout = BatchLayout.of(batch)
+    before = batch["input_ids"].flatten()[layout.logit_position]
+    assert by_sample(before, layout) == [[6, 7, 8], [3], [5, 13, 14]]
+
+
+def test_positions_count_across_rows():
+    layout = BatchLayout.of(padded(SAMPLES, "right"))
+    assert layout.shape == (3, 6)
+    assert layout.position.tolist() == [2, 3, 4, 7, 13, 16, 17]
+
+
+def test_the_fingerprint_of_a_sample_is_the_same_in_every_batch():
+    alone = [BatchLayout.of(batch_of([sample])).fingerprint.item() for sample in SAMPLES]
+    assert len(set(alone)) == 3
+    for batch in BATCHES.values():
+        assert BatchLayout.of(batch).fingerprint.tolist() == alone
+    assert BatchLayout.of(packed(SAMPLES[::-1])).fingerprint.tolist() == alone[::-1]
+
+
+def test_samples_that_differ_in_a_token_an_order_or_a_length_differ_in_fingerprint():
+    samples = [[-5, -6, 7, 8], [-5, -6, 7, 9], [-6, -5, 7, 8], [-5, -6, 8, 7], [-5, -6, 7, 8, 8], [-6, 7, 8]]
+    assert len(set(BatchLayout.of(packed(samples)).fingerprint.tolist())) == len(samples)
+
+
+@pytest.mark.parametrize("masked", [True, False], ids=["mask", "no mask"])
+@pytest.mark.parametrize("tail", [[0, 1, 2], [0, 0, 0]], ids=["counting", "zeros"])
+def test_a_padded_tail_of_a_packed_row_belongs_to_no_sample(tail, masked):
+    positions = [0, 1, 2, 3, 4, 0, 1, *tail]
+    batch = batch_of([SAMPLES[0] + SAMPLES[1] + [None] * 3], position_ids=[positions])
+    if not masked:
+        del batch["attention_mask"]
+    layout, expected = BatchLayout.of(batch), BatchLayout.of(packed(SAMPLES[:2]))
+    for name in ("position", "sample", "lengths", "target", "has_prompt", "fingerprint"):
+        assert torch.equal(getattr(layout, name), getattr(expected, name)), name
+
+
+def test_samples_are_counted_on_across_packed_rows():
+    rows = [SAMPLES[0] + SAMPLES[1], SAMPLES[1] + SAMPLES[0]]
+    layout = BatchLayout.of(batch_of(rows, position_ids=[[0, 1, 2, 3, 4, 0, 1], [0, 1, 0, 1, 2, 3, 4]]))
+    assert by_sample(layout.target, layout) == [[7, 8, 9], [4], [4], [7, 8, 9]]
+    assert layout.fingerprint[0] == layout.fingerprint[3]
+
+
+def test_the_turns_of_a_sample_form_one_ranking():
+    layout = BatchLayout.of(batch_of([[-1, -2, 3, 4, -5, -6, 7]]))
+    assert layout.lengths.tolist() == [3]
+    assert layout.index_in_sample.tolist() == [0, 1, 2]
+    assert layout.prompt.tolist() == [[True, True, False, False, True, True, False]]
+
+
+def test_a_labelled_sample_start_is_trained_on_only_where_everything_is():
+    batch = packed([[1, 2, -3, 4], [5, 6]])
+    ranked = BatchLayout.of(batch)
+    assert by_sample(ranked.target, ranked) == [[2, 4], [6]]
+    assert ranked.has_prompt.tolist() == [True, False]
+    # What plain training learns from: all labels but the row's first, which nothing predicts.
+    everything = BatchLayout.of(batch, with_sample_starts=True)
+    assert by_sample(everything.target, everything) == [[2, 4], [5, 6]]
+
+
+def test_a_sample_without_response_is_passed_over():
+    layout = BatchLayout.of(packed([[-1, -2], [-3, 4], [-5]]))
+    assert layout.lengths.tolist() == [1]
+    assert layout.fingerprint.tolist() == BatchLayout.of(batch_of([[-3, 4]])).fingerprint.tolist()
+
+
+def test_a_batch_without_labels_has_no_sample():
+    layout = BatchLayout.of(padded([[-1, -2, -3], [-4]], "right"))
+    assert layout.prompt.sum() == 4
+    for name in ("position", "sample", "lengths", "target", "has_prompt", "fingerprint", "index_in_sample"):
+        assert getattr(layout, name).shape == (0,), name
