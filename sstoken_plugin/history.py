@@ -67,7 +67,9 @@ class AdapterOff:
             now = model(input_ids=tokens, use_cache=False).logits
             with AdapterOff().active(model):
                 before = model(input_ids=tokens, use_cache=False).logits
-        if not torch.allclose(now, before, rtol=1e-2, atol=1e-2 * float(before.abs().max())):
+        # In low precision the same weights may give logits that differ in the last digits.
+        change = (now - before).nan_to_num().abs().max()
+        if change > 0.02 * before.nan_to_num(posinf=0, neginf=0).abs().max():
             raise ValueError(
                 "sstoken.history: initial needs an adapter that starts without effect, and this one changes the "
                 f"model already (lora_model_dir, peft_init_lora_weights); {instead}."

@@ -283,27 +283,20 @@ def test_completion_data_is_ranked_by_rel_with_one_warning(config, train, steps,
         assert rel[kept].min() >= rel[~kept].max()
 
 
-def test_losses_that_are_not_finite_rank_last_and_are_reported(config, train, steps, tiny_llama, tmp_path):
-    from transformers import AutoModelForCausalLM
-
-    token = 351  # appears in every answer below
-    model = AutoModelForCausalLM.from_pretrained(tiny_llama, tie_word_embeddings=False)
-    model.config.tie_word_embeddings = False
-    broken = tmp_path / "broken"
+def test_losses_that_are_not_finite_rank_last_and_are_reported(config, train, steps):
+    run = train({**config, "max_steps": 1})
+    step, batch = steps[-1]
+    again = run.trainer.selection.begin(run.model, batch, step.phase)
+    with again.observed():
+        outputs = run.model(**{key: value for key, value in batch.items() if key != "labels"})
+    suppressed = again.layout.target[again.layout.index_in_sample == 1]
     with torch.no_grad():
-        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
-        model.lm_head.weight[token] = float("-inf")
-    model.save_pretrained(broken)
-    for file in [*tiny_llama.glob("token*"), *tiny_llama.glob("*.jinja")]:
-        (broken / file.name).write_bytes(file.read_bytes())
-    from transformers import AutoTokenizer
-
-    text = AutoTokenizer.from_pretrained(tiny_llama).decode([token])
-    lines = [chat("Say it.", f"one two three{text} four five six")] * 4
-    run = train({**config, "base_model": str(broken), "datasets": data(tmp_path, *lines), "max_steps": 1})
+        outputs.logits[..., suppressed] = float("-inf")
+    assert torch.isfinite(again.loss(outputs))
+    assert not again.kept[torch.isin(again.layout.target, suppressed)].any()
+    run.trainer._totals.add(trainer.counts(again))
+    run.trainer.log({"loss": 1.0})
     assert any("not finite" in text for text in run.trainer.selection_warnings)
-    for step, _ in steps:
-        assert not step.kept[step.layout.target == token].any()
 
 
 def test_a_report_is_written_unless_switched_off(config, train):
