@@ -65,6 +65,8 @@ def inspect(config: str, overrides: dict[str, str], adapter: str | None, samples
     if not any(name in compatibility.NAMES for name in raw.plugins or []):
         raw.plugins = [*(raw.plugins or []), "sstoken_plugin.SSTokenPlugin"]
     cfg = load_cfg(raw, **overrides)
+    # Axolotl writes a configuration that is no file to one, and leaves it behind.
+    Path(cfg.axolotl_config_path).unlink(missing_ok=True)
     settings = compatibility.check(cfg)
     if adapter is not None:
         if cfg.adapter not in ("lora", "qlora"):

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Set up what is missing, then check format, lint, types and documentation, and run the tests.
+# Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/setup.sh
+export PATH="$PWD/.venv/bin:$PATH"
+
+ruff format --check .
+ruff check .
+mypy
+python scripts/write_configuration.py --check
+python -m pytest "$@"

@@ -1,0 +1,98 @@
+"""Write docs/configuration.md from the config class; with --check, fail where it is out of date."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from sstoken_plugin.config import SSTokenConfig  # noqa: E402
+
+HEAD = """# Configuration
+
+This page is written by `python scripts/write_configuration.py` from `sstoken_plugin/config.py`.
+
+```yaml
+plugins:
+  - sstoken
+sstoken:
+{block}
+```
+
+Every key is optional. An unknown key, a wrong type or a value out of bounds stops the run before a model is
+loaded. On the command line: `accelerate launch -m axolotl.cli.train config.yaml --sstoken.ratio=0.4`.
+
+Not in this version and refused until it is: `selector: reference`, every `history` but `initial`,
+`history_cache` and `history_device`. See [limits.md](limits.md).
+
+| key | type | default | meaning |
+| --- | --- | --- | --- |
+{rows}
+
+## Logged metrics
+
+In every training log line (console, W&B, TensorBoard, MLflow, `trainer_state.json`), over all tokens since
+the last line, over all ranks. A metric that has nothing to measure (no token was dropped, say) is left out.
+
+| name | meaning |
+| --- | --- |
+| `sstoken/selected_ratio` | kept tokens per response token |
+| `sstoken/rel_mean` | mean REL over response tokens, in nats |
+| `sstoken/attention_mean` | mean share of attention on the prompt over response tokens |
+| `sstoken/loss_selected`, `sstoken/loss_unselected` | mean loss of kept and of dropped tokens, in nats |
+| `sstoken/signal_overlap` | Jaccard index of the top k by REL alone and by attention alone |
+| `sstoken/position_overlap` | Jaccard index of the kept tokens and the first k tokens |
+| `sstoken/eos_selected` | share of the tokens that end a turn which were kept |
+| `sstoken/gamma` | weight of REL in the score: 0 during the warm-up |
+| `sstoken/history_cache_hits` | share of samples whose history losses came from the cache |
+
+## `axolotl sstoken-inspect CONFIG [--adapter DIR] [--samples N] [--out DIR] [--sstoken.KEY=VALUE ...]`
+
+Scores the first N samples (default 20) of the prepared data set without training, with the settings after
+the warm-up, and writes `report.html` and `selections.jsonl` to DIR (default `OUTPUT_DIR/sstoken`). Without
+`--adapter` it shows the untrained model, whose REL is zero. A line of `selections.jsonl` is one sample:
+
+| field | content |
+| --- | --- |
+| `sample` | index in the prepared data set |
+| `input_ids`, `tokens` | ids, and the text of each token |
+| `response` | whether the token is a response token |
+| `current_nll`, `history_nll` | loss of the token in nats, now and under the history |
+| `rel`, `attention`, `score` | the signals; null off the response |
+| `selected` | whether the token is kept |
+
+Every list has one entry a token. Losses are measured without dropout, unlike those of a training step.
+"""
+
+
+def type_name(annotation: object) -> str:
+    """Return a type as a reader of YAML knows it."""
+    if get_origin(annotation) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(annotation))
+    names = {float: "number", int: "integer", str: "text", bool: "`true`, `false`", type(None): "`null`"}
+    return ", ".join(names[part] for part in get_args(annotation) or (annotation,))
+
+
+def yaml_value(value: object) -> str:
+    """Return a default as YAML."""
+    return json.dumps(value).strip('"')
+
+
+def page() -> str:
+    """Return the page."""
+    fields = SSTokenConfig.model_fields.items()
+    block = "\n".join(f"  {name}: {yaml_value(field.default)}" for name, field in fields)
+    rows = "\n".join(
+        f"| `{name}` | {type_name(field.annotation)} | `{yaml_value(field.default)}` | {field.description} |"
+        for name, field in fields
+    )
+    return HEAD.format(block=block, rows=rows)
+
+
+if __name__ == "__main__":
+    target = ROOT / "docs" / "configuration.md"
+    if "--check" in sys.argv:
+        sys.exit(f"{target} is out of date: python {__file__}" if target.read_text() != page() else 0)
+    target.write_text(page())

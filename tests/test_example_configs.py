@@ -1,0 +1,53 @@
+"""Every example loads and validates as it would on the machine that it is for."""
+
+import os
+
+import pytest
+import yaml
+from conftest import ROOT
+
+GPU = {"bf16": True, "fp8": False, "tf32": True, "n_gpu": 1, "n_node": 1, "compute_capability": "sm_89"}
+EXAMPLES = sorted((ROOT / "example_configs").glob("*.yaml"))
+
+
+def validate(raw):
+    from axolotl.cli.config import prepare_plugins
+    from axolotl.integrations.base import PluginManager
+    from axolotl.utils.config import validate_config
+    from axolotl.utils.dict import DictDefault
+
+    PluginManager.get_instance().plugins.clear()
+    cfg = DictDefault(raw)
+    prepare_plugins(cfg)
+    return validate_config(cfg, capabilities=dict(GPU), env_capabilities={"torch_version": "2.13.0"})
+
+
+@pytest.mark.parametrize("file", EXAMPLES, ids=lambda file: file.stem)
+def test_the_example_validates(file):
+    raw = yaml.safe_load(file.read_text())
+    assert raw["plugins"] == ["sstoken"]
+    cfg = validate(raw)
+    # An unknown key is dropped without a word by Axolotl's schema: what was written must be there after.
+    assert set(raw) <= set(cfg)
+    assert raw["sstoken"].items() <= cfg.sstoken.items()
+
+
+def test_there_is_an_example_for_each_model_of_the_paper():
+    names = {file.stem for file in EXAMPLES}
+    models = ("llama-3.2-3b", "llama-3.1-8b", "qwen2.5-7b", "qwen2.5-14b")
+    assert {f"{model}-{kind}" for model in models for kind in ("lora", "qlora")} | {"cpu-demo"} <= names
+
+
+def test_a_misspelt_key_in_an_example_would_be_found():
+    raw = yaml.safe_load((ROOT / "example_configs" / "cpu-demo.yaml").read_text())
+    with pytest.raises(ValueError, match=r"sstoken\.rattio .* sstoken\.ratio"):
+        validate({**raw, "sstoken": {"rattio": 0.5}})
+
+
+def test_the_demo_learns_from_none_of_its_questions(monkeypatch):
+    monkeypatch.syspath_prepend(os.fspath(ROOT / "demo"))
+    import data
+
+    questions = [question for question, _, _ in data.facts()]
+    assert len(questions) == len(set(questions)) >= 200
+    assert not set(questions) & set(data.HELD_OUT)
