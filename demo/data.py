@@ -47,8 +47,8 @@ def facts() -> list[tuple[str, str, str]]:
         for name, following in zip(names, names[1:] + names[:1], strict=True):
             found.append((f"Which {kind} comes after {name}?", following, f"{name} is followed by {following}."))
     for a in range(2, 12):
-        found += [(f"What is {a} plus {b}?", str(a + b), f"{a} + {b} = {a + b}.") for b in range(1, 11, 2) if a != 6]
-        found += [(f"What is {a} times {b}?", str(a * b), f"{a} x {b} = {a * b}.") for b in range(2, 12, 2)]
+        found += [(f"What is {a} plus {b}?", str(a + b), f"{a} + {b} = {a + b}.") for b in (1, 4, 7, 9) if a != 6]
+        found += [(f"What is {a} times {b}?", str(a * b), f"{a} x {b} = {a * b}.") for b in (2, 5, 9)]
     return found
 
 

@@ -70,8 +70,10 @@ def counts(step: ScoredStep) -> dict[str, Tensor]:
             "non_finite": (~usable).sum(),
         }
         if scores.attention is not None:
-            by_rel = selection.keep_top(scores.rel, layout.sample, k)
-            by_attention = selection.keep_top(scores.attention, layout.sample, k)
+            # The ratio of the settings, so that a warm-up on all tokens shows where the signals stand too.
+            each = selection.kept_per_sample(layout.lengths, step.settings.config.ratio)
+            by_rel = selection.keep_top(scores.rel, layout.sample, each)
+            by_attention = selection.keep_top(scores.attention, layout.sample, each)
             both, either = selection.jaccard_counts(by_rel, by_attention)
             found |= {"signals_both": both, "signals_either": either}
     return found

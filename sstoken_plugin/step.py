@@ -167,7 +167,9 @@ class ScoredStep:
     """One step under way, see the module's example.
 
     Attributes:
+        settings: the selection that this step belongs to.
         layout: the batch's response tokens.
+        phase: what ranks.
         scores: the signals; set by `loss`.
         kept: bool [R], the tokens trained on; set by `loss`.
         ends_turn: bool [R], the tokens that end a turn.
@@ -186,7 +188,7 @@ class ScoredStep:
         self.scores: TokenScores
         self.kept: Tensor
         self.ends_turn = torch.isin(layout.target, layout.target.new_tensor(settings.end_tokens))
-        self._settings = settings
+        self.settings = settings
         self._history_nll = history_nll
         self._head = ResponseHead(model, layout)
 
@@ -195,8 +197,8 @@ class ScoredStep:
         """Watch the forward pass inside the block; nothing stays behind after it."""
         with ExitStack() as stack:
             stack.enter_context(self._head.narrowed())
-            if self._settings.attention is not None:
-                stack.enter_context(self._settings.attention.measure(self.layout.prompt))
+            if self.settings.attention is not None:
+                stack.enter_context(self.settings.attention.measure(self.layout.prompt))
             yield
 
     def loss(self, outputs: Any, labels: Any = None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
@@ -209,7 +211,7 @@ class ScoredStep:
             labels: not read, `begin` has them.
             num_items_in_batch: kept tokens of the whole optimizer step; None for the mean over this batch.
         """
-        layout, phase, settings = self.layout, self.phase, self._settings
+        layout, phase, settings = self.layout, self.phase, self.settings
         # A batch without response tokens gives 0 here, with a graph: every rank must run its backward pass.
         nll = token_nll(self._head.select(outputs["logits"]), layout.target)
         self.scores = settings.score(phase, layout, nll.detach(), self._history_nll, self._attention())
@@ -225,7 +227,7 @@ class ScoredStep:
         return mean_kept(nll, self.kept, num_items_in_batch)
 
     def _attention(self) -> Tensor | None:
-        probe = self._settings.attention
+        probe = self.settings.attention
         if probe is None:
             return None
         if probe.mass is None:

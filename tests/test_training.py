@@ -169,6 +169,7 @@ def test_another_selector_acts_during_the_warmup(config, train, steps, warmup_se
     assert [step.phase.rule for step, _ in steps] == [warmup_selector] * 4 + ["sstoken"] * 4
     everything = run.lines[0]["sstoken/selected_ratio"] == 1
     assert everything == (warmup_selector == "all")
+    assert all(line["sstoken/signal_overlap"] < 1 for line in run.lines[1:])
 
 
 @pytest.mark.parametrize("counted", [False, True], ids=["mean of micro-batches", "num_items_in_batch"])
