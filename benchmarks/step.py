@@ -3,9 +3,9 @@
     python benchmarks/step.py [--batch 2] [--length 512] [--prompt-share 0.333] [--pairs 7] [--out FILE]
 
 Both sides are Axolotl's own trainer on the same model and the same batches: what is timed is
-`Trainer.training_step` (forward, loss, backward), the optimizer step included. Steps alternate, plain
-then plugin, and the ratio is taken pair by pair, so that a machine whose speed drifts does no harm. Peak memory is that
-of a process of its own for each side, because a process never gives its peak back.
+`Trainer.training_step` (forward, loss, backward), the optimizer step included. Steps alternate,
+plain then plugin, and the ratio is taken pair by pair, so that a machine whose speed drifts does no harm. Peak memory
+is that of a process of its own for each side, because a process never gives its peak back.
 """
 
 from __future__ import annotations
@@ -129,18 +129,19 @@ def time_pairs(configs: dict[str, dict[str, Any]], pairs: int) -> dict[str, list
     return seconds
 
 
-def peak_of(config: dict[str, Any]) -> tuple[int, int]:
-    """Return the bytes of this process's memory before the first step and at its peak after three."""
+def peak_of(config: dict[str, Any]) -> int:
+    """Return the peak of this process's memory in bytes, after three steps."""
     trainer, batches = build(config)
-    before = resident_bytes()
     for _ in range(3):
         step(trainer, next(batches))
-    return before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def resident_bytes() -> int:
-    """Return the resident memory of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def peak_in_child(side: str) -> int:
+    """Return `peak_of` one side, measured in a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", side]
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return int(output.split("PEAK")[1])
 
 
 def versions() -> dict[str, str]:
@@ -178,32 +179,27 @@ def main() -> None:
             side: configuration(side, folder, data, options.model, options.batch, options.length) for side in SIDES
         }
         if options.peak_of:
-            print("PEAK", *peak_of(configs[options.peak_of]))
+            print("PEAK", peak_of(configs[options.peak_of]))
             return
+        # First, while this process is small: a child's peak starts at its parent's.
+        memory = {side: peak_in_child(side) for side in SIDES}
         seconds = time_pairs(configs, options.pairs)
-    memory = {}
-    for side in SIDES:
-        command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", side]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        before, peak = map(int, output.split("PEAK")[1].split())
-        memory[side] = {"peak_bytes": peak, "step_bytes": peak - before}
 
     ratios = [b / a for a, b in zip(seconds["plain"], seconds["plugin"], strict=True)]
     result = {
         "case": {"batch": options.batch, "length": options.length, "prompt_share": options.prompt_share},
         "seconds": seconds,
         "time_ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
-        "memory": memory,
-        "memory_ratio": memory["plugin"]["peak_bytes"] / memory["plain"]["peak_bytes"],
+        "peak_bytes": memory,
+        "memory_ratio": memory["plugin"] / memory["plain"],
         "versions": versions(),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=2))
     print(f"{options.batch} x {options.length} tokens, prompt share {options.prompt_share:.2f}, {options.pairs} pairs")
-    print("            median s     peak GiB   of which the steps")
+    print("            median s     peak GiB")
     for side in SIDES:
-        peak, of_steps = (memory[side][key] / 2**30 for key in ("peak_bytes", "step_bytes"))
-        print(f"{side:8} {statistics.median(seconds[side]):11.2f} {peak:12.2f} {of_steps:20.2f}")
+        print(f"{side:8} {statistics.median(seconds[side]):11.2f} {memory[side] / 2**30:12.2f}")
     print(
         f"ratio    {statistics.median(ratios):11.2f} {result['memory_ratio']:12.2f}"
         f"      (time: {min(ratios):.2f} to {max(ratios):.2f} over the pairs)"

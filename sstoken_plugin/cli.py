@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 import yaml
@@ -36,8 +35,7 @@ def inspect_command(context: click.Context, config: str, adapter: str | None, sa
     need not name the plugin yet.
     """
     try:
-        overrides = dict(_override(argument) for argument in context.args)
-        inspect(config, overrides, adapter, samples, out)
+        inspect(config, _overrides(context.args), adapter, samples, out)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 
@@ -91,11 +89,15 @@ def inspect(config: str, overrides: dict[str, str], adapter: str | None, samples
     click.echo(f"Written: {folder / 'selections.jsonl'}, {folder / 'report.html'}")
 
 
-def _override(argument: str) -> tuple[str, Any]:
-    """Turn `--sstoken.ratio=0.4` into Axolotl's keyword for a nested key."""
-    key, separator, value = argument.partition("=")
-    if not key.startswith("--") or not separator:
-        raise ValueError(
-            f"{argument} is not an option; an override is written as --key=value, such as --sstoken.ratio=0.4."
-        )
-    return key.removeprefix("--").replace(".", "__").replace("-", "_"), value
+def _overrides(arguments: list[str]) -> dict[str, str]:
+    """Turn `--sstoken.ratio 0.4` and `--sstoken.ratio=0.4` into Axolotl's keywords for nested keys."""
+    found = {}
+    words = iter(arguments)
+    for word in words:
+        key, separator, value = word.partition("=")
+        if not separator:
+            value = next(words, "")
+        if not key.startswith("--") or not value:
+            raise ValueError(f"{word} is not an option; an override is written as --sstoken.ratio=0.4.")
+        found[key.removeprefix("--").replace(".", "__").replace("-", "_")] = value
+    return found

@@ -95,7 +95,9 @@ class SSTokenConfig(BaseModel):
     )
     seed: int | None = Field(
         default=None,
-        description="Seed of random selection; without one, the `seed:` of the run.",
+        ge=0,
+        lt=2**32,
+        description="Seed of random selection, from 0 to below 2^32; without one, the `seed:` of the run.",
     )
     report: bool = Field(
         default=True,

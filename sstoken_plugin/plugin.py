@@ -34,6 +34,9 @@ class SSTokenPlugin(BasePlugin):
 
     def register(self, cfg: Any) -> None:
         """Take over overrides such as `--sstoken.ratio=0.5`, which Axolotl's launchers pass on flat."""
+        named = [name for name in cfg["plugins"] if name in compatibility.NAMES]
+        if len(named) > 1:
+            raise ValueError(f"plugins: {' and '.join(named)} are the same plugin; keep one of them.")
         for key in [key for key in cfg if str(key).startswith("sstoken.")]:
             block = cfg.setdefault("sstoken", {}) or {}
             block[key.removeprefix("sstoken.")] = cfg.pop(key)

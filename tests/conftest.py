@@ -51,8 +51,8 @@ def tiny_llama(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=64,
+        intermediate_size=128,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,

@@ -23,6 +23,7 @@ from sstoken_plugin.config import SSTokenConfig
         ({"attention_layer": True}, ["sstoken.attention_layer"]),
         ({"history_ema_decay": 1}, ["sstoken.history_ema_decay"]),
         ({"history_update_steps": 0}, ["sstoken.history_update_steps"]),
+        ({"seed": -1}, ["sstoken.seed", "-1"]),
         ({"keep_eos": "perhaps"}, ["sstoken.keep_eos"]),
         ({"rato": 0.5}, ["sstoken.rato", "nearest", "sstoken.ratio"]),
         ({"warm_up_ratio": 0.5}, ["sstoken.warm_up_ratio", "sstoken.warmup_ratio"]),
@@ -54,6 +55,10 @@ def test_a_bad_block_is_refused(block, words):
         ({"ss_token": {"ratio": 0.5}}, ["ss_token", "sstoken"]),
         ({"sstokens": {"ratio": 0.5}}, ["sstokens", "sstoken"]),
         ({"ssstoken": {"ratio": 0.5}}, ["ssstoken", "sstoken"]),
+        (
+            {"plugins": ["sstoken", "sstoken_plugin.SSTokenPlugin"]},
+            ["plugins: sstoken and sstoken_plugin.SSTokenPlugin"],
+        ),
         ({"rl": "dpo"}, ["rl: dpo"]),
         ({"reward_model": True}, ["reward_model"]),
         ({"process_reward_model": True}, ["process_reward_model"]),

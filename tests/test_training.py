@@ -301,7 +301,7 @@ def test_losses_that_are_not_finite_rank_last_and_are_reported(config, train, st
 
 
 def test_a_report_is_written_unless_switched_off(config, train):
-    run = train(config)
+    run = train({**config, "sample_packing": True})
     page = Path(run.cfg.output_dir) / "sstoken" / "report.html"
     text = page.read_text()
     assert "sstoken/loss_selected" in text
@@ -331,6 +331,13 @@ def test_the_yaml_of_the_design_trains(config, train):
         """
     )
     assert train({**config, "sstoken": block}).losses == train({**config, "sstoken": None}).losses
+
+
+def test_qlora_trains_on(config, train):
+    """A scoring pass in evaluation mode would zero every gradient from then on (see modes.py)."""
+    run = train({**config, "adapter": "qlora", "load_in_4bit": True})
+    assert all(line["grad_norm"] > 0 for line in run.lines)
+    assert run.losses[-1] < run.losses[0]
 
 
 def test_gradient_checkpointing_changes_nothing(config, train):
