@@ -16,18 +16,18 @@ def without_trace(model: nn.Module) -> Iterator[None]:
 
     Evaluation mode switches off dropout (so that no random number is drawn) and gradient checkpointing.
     """
-    training = [module for module in model.modules() if module.training]
+    modes = [(module, module.training) for module in model.modules()]
     bitsandbytes = sys.modules.get("bitsandbytes")
     try:
         model.eval()
         if bitsandbytes is not None:
             # On a CPU with AVX512-BF16 a 4-bit layer repacks its weights for inference in an evaluation-mode
-            # forward and has no gradient from then on (bitsandbytes 0.50, nn/modules.py). It has no dropout.
-            for module in training:
+            # forward and passes no gradient from then on (bitsandbytes 0.50, nn/modules.py). It has no dropout.
+            for module, _ in modes:
                 if isinstance(module, bitsandbytes.nn.Linear4bit):
                     module.training = True
         with torch.no_grad():
             yield
     finally:
-        for module in training:
-            module.training = True
+        for module, mode in modes:
+            module.training = mode

@@ -48,9 +48,11 @@ def data(tmp_path, *lines) -> list[dict]:
         {"sample_packing": True, "pad_to_sequence_len": True},
         {"sample_packing": True, "train_on_inputs": True},
         {"lora_dropout": 0.3, "gradient_checkpointing": True},
-        {"chunked_cross_entropy": False, "sstoken": {"selector": "all"}},
+        {"sstoken": {"selector": "all"}},
+        # On a CPU, one scoring pass in evaluation mode would cut the gradient from then on: see modes.py.
+        {"adapter": "qlora", "load_in_4bit": True},
     ],
-    ids=["padded", "eager", "packed", "packed, every token labelled", "dropout", "selector all"],
+    ids=["padded", "eager", "packed", "packed, every token labelled", "dropout", "selector all", "qlora"],
 )
 def test_ratio_one_trains_as_without_the_plugin(config, train, changes):
     settings = changes.pop("sstoken", {"ratio": 1.0})
@@ -331,13 +333,6 @@ def test_the_yaml_of_the_design_trains(config, train):
         """
     )
     assert train({**config, "sstoken": block}).losses == train({**config, "sstoken": None}).losses
-
-
-def test_qlora_trains_on(config, train):
-    """A scoring pass in evaluation mode would zero every gradient from then on (see modes.py)."""
-    run = train({**config, "adapter": "qlora", "load_in_4bit": True})
-    assert all(line["grad_norm"] > 0 for line in run.lines)
-    assert run.losses[-1] < run.losses[0]
 
 
 def test_gradient_checkpointing_changes_nothing(config, train):
