@@ -44,5 +44,5 @@ if __name__ == "__main__":
     parser.add_argument("model")
     parser.add_argument("--adapter")
     parser.add_argument("questions", nargs="*")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()  # questions may follow the option
     main(arguments.model, arguments.adapter, arguments.questions or HELD_OUT)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sstoken_plugin.modes import without_trace
-from sstoken_plugin.step import Phase, TokenSelection
+from sstoken_plugin.step import Phase, ScoredStep, TokenSelection
 
 Record = dict[str, Any]
 
@@ -42,33 +42,38 @@ def inspect_samples(
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         with without_trace(model), step.observed():
             step.loss(model(**inputs, use_cache=False))
-        scores = step.scores
-        length = batch["input_ids"].shape[1]
+        yield {"sample": index, **_fields(step, batch["input_ids"][0].tolist(), tokenizer)}
 
-        def spread(values: Tensor | None, at: Tensor = step.layout.position, length: int = length) -> list:
-            """One entry a token; null off the response and where there is no finite number."""
-            spread: list[float | None] = [None] * length
-            if values is not None:
-                for place, value in zip(at.tolist(), values.float().tolist(), strict=True):
-                    spread[place] = value if math.isfinite(value) else None
-            return spread
 
-        response, selected = torch.zeros(2, length, dtype=torch.bool).unbind()
-        response[step.layout.position.cpu()] = True
-        selected[step.layout.position[step.kept].cpu()] = True
-        ids = batch["input_ids"][0].tolist()
-        yield {
-            "sample": index,
-            "input_ids": ids,
-            "tokens": [tokenizer.decode([token]) for token in ids],
-            "response": response.tolist(),
-            "current_nll": spread(scores.current),
-            "history_nll": spread(scores.history),
-            "rel": spread(scores.rel),
-            "attention": spread(scores.attention),
-            "score": spread(scores.score),
-            "selected": selected.tolist(),
-        }
+def _fields(step: ScoredStep, ids: list[int], tokenizer: Any) -> Record:
+    places = step.layout.position.tolist()
+    kept = step.layout.position[step.kept].tolist()
+    scores = step.scores
+
+    def spread(values: Tensor | None) -> list[float | None]:
+        """One entry a token; null off the response and where there is no finite number."""
+        entries: list[float | None] = [None] * len(ids)
+        if values is not None:
+            for place, value in zip(places, values.tolist(), strict=True):
+                entries[place] = value if math.isfinite(value) else None
+        return entries
+
+    return {
+        "input_ids": ids,
+        "tokens": [tokenizer.decode([token]) for token in ids],
+        "response": _marks(places, len(ids)),
+        "current_nll": spread(scores.current),
+        "history_nll": spread(scores.history),
+        "rel": spread(scores.rel),
+        "attention": spread(scores.attention),
+        "score": spread(scores.score),
+        "selected": _marks(kept, len(ids)),
+    }
+
+
+def _marks(places: list[int], length: int) -> list[bool]:
+    chosen = set(places)
+    return [place in chosen for place in range(length)]
 
 
 def write_records(records: Iterable[Record], file: Path) -> list[Record]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sstoken_plugin import selection
 from sstoken_plugin.step import ScoredStep
 
-# Logged name: (numerator, denominator). Field texts for docs/metrics are in docs/configuration.md.
+# Logged name: (numerator, denominator). What each means is in docs/configuration.md.
 METRICS = {
     "sstoken/selected_ratio": ("kept", "response"),
     "sstoken/rel_mean": ("rel", "rel_tokens"),
@@ -24,10 +24,8 @@ METRICS = {
     "sstoken/gamma": ("gamma", "steps"),
     "sstoken/history_cache_hits": ("cached_samples", "samples"),
 }
-# Not logged, read by the collapse monitor and the warnings.
-INTERNAL = {
-    "leading": ("leading_kept", "free_kept"),
-}
+# Not logged; the monitor reads it.
+INTERNAL = {"leading": ("leading_kept", "free_kept")}
 _WARNED = ("promptless_samples", "non_finite")
 COUNTS = sorted({name for pair in (*METRICS.values(), *INTERNAL.values()) for name in pair} | {*_WARNED})
 
@@ -104,6 +102,6 @@ class Totals:
         return dict(zip(COUNTS, vector.tolist(), strict=True))
 
 
-def metrics(total: dict[str, float], table: dict[str, tuple[str, str]] = METRICS) -> dict[str, float]:
+def ratios(total: dict[str, float], table: dict[str, tuple[str, str]] = METRICS) -> dict[str, float]:
     """Turn counts into metrics; one whose denominator is zero (nothing dropped, say) is left out."""
     return {name: total[above] / total[below] for name, (above, below) in table.items() if total[below]}

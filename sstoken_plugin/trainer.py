@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import Trainer
 
-from sstoken_plugin.collapse import CollapseMonitor
-from sstoken_plugin.metrics import INTERNAL, Totals, counts, metrics
+from sstoken_plugin.metrics import Totals, counts, ratios
+from sstoken_plugin.monitor import SelectionMonitor
 from sstoken_plugin.samples import IGNORE_INDEX
 from sstoken_plugin.selection import kept_per_sample
 from sstoken_plugin.step import Phase, TokenSelection
@@ -36,8 +36,7 @@ class TokenSelectionTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.selection_warnings: list[str] = []
         self._totals = Totals()
-        self._monitor = CollapseMonitor()
-        self._seen: dict[str, float] = {}
+        self._monitor = SelectionMonitor()
         self._phase: Phase | None = None
 
     @property
@@ -83,9 +82,9 @@ class TokenSelectionTrainer(Trainer):
         """Add the metrics of the selection to every training log line."""
         if self.selection is not None and "loss" in logs:
             total = self._totals.take(self._sum_over_ranks)
-            found = metrics(total)
-            logs.update({name: round(value, 5) for name, value in found.items()})
-            self._warn(total, found)
+            logs.update({name: round(value, 5) for name, value in ratios(total).items()})
+            if self._phase is not None:
+                self._warn(self._monitor.observe(self._phase.rule, total))
         super().log(logs, *args, **kwargs)
 
     def _sum_over_ranks(self, vector: Tensor) -> Tensor:
@@ -93,24 +92,7 @@ class TokenSelectionTrainer(Trainer):
             return vector
         return self.accelerator.reduce(vector.to(self.args.device), reduction="sum")
 
-    def _warn(self, total: dict[str, float], found: dict[str, float]) -> None:
-        warnings = []
-        if total["promptless_samples"] and not self._seen.get("promptless_samples"):
-            decides = "REL alone decides there" if total["rel_tokens"] else "the first tokens are kept there"
-            warnings.append(
-                f"ssToken: {total['promptless_samples']:.0f} of {total['samples']:.0f} samples have no prompt, so "
-                f"prompt attention says nothing: {decides}."
-            )
-        if total["non_finite"] and not self._seen.get("non_finite"):
-            warnings.append(
-                f"ssToken: {total['non_finite']:.0f} tokens have a loss that is not finite; they rank last. Look at "
-                "the learning rate and the precision if this goes on."
-            )
-        for name in ("promptless_samples", "non_finite"):
-            self._seen[name] = self._seen.get(name, 0) + total[name]
-        if self._phase is not None:
-            leading = metrics(total, INTERNAL).get("leading")
-            warnings += self._monitor.observe(self._phase.rule, found, leading)
+    def _warn(self, warnings: list[str]) -> None:
         self.selection_warnings += warnings
         if self.is_world_process_zero():
             for warning in warnings:

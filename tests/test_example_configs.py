@@ -32,6 +32,24 @@ def test_the_example_validates(file):
     assert raw["sstoken"].items() <= cfg.sstoken.items()
 
 
+@pytest.mark.parametrize("file", [file for file in EXAMPLES if file.stem != "cpu-demo"], ids=lambda file: file.stem)
+def test_the_template_of_an_example_labels_answers_and_the_end_token_only(file, tokenizer):
+    """The end token must be the tokenizer's own: LoRA cannot teach a base model one that it was not trained on."""
+    from axolotl.prompt_strategies.chat_template import load
+    from axolotl.utils.dict import DictDefault
+
+    cfg = DictDefault(yaml.safe_load(file.read_text()))
+    assert "eot_tokens" not in cfg
+    chat = [("system", "Be short."), ("human", "Hi there"), ("gpt", "Hello."), ("human", "Bye"), ("gpt", "See you.")]
+    sample = load(tokenizer, cfg, ds_cfg=cfg.datasets[0]).tokenize_prompt(
+        {"conversations": [{"from": role, "value": text} for role, text in chat]}
+    )
+    labelled = [token for token, label in zip(sample["input_ids"], sample["labels"], strict=True) if label != -100]
+    assert tokenizer.decode(labelled) == f"Hello.{tokenizer.eos_token}See you.{tokenizer.eos_token}"
+    if file.stem.startswith("llama"):
+        assert sample["input_ids"][0] == tokenizer.bos_token_id
+
+
 def test_there_is_an_example_for_each_model_of_the_paper():
     names = {file.stem for file in EXAMPLES}
     models = ("llama-3.2-3b", "llama-3.1-8b", "qwen2.5-7b", "qwen2.5-14b")

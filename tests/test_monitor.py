@@ -1,0 +1,57 @@
+"""Warnings about odd data and about a selection that has gone wrong, each raised once."""
+
+import pytest
+
+from sstoken_plugin.metrics import COUNTS
+from sstoken_plugin.monitor import SelectionMonitor
+
+
+def line(**counts):
+    """One log line of 100 response tokens, 60 of them kept, 30 of those among the first 60."""
+    usual = {"samples": 4, "response": 100, "kept": 60, "dropped": 40, "rel_tokens": 100, "free_kept": 60}
+    return dict.fromkeys(COUNTS, 0.0) | usual | {"leading_kept": 30} | counts
+
+
+def observe(lines, rule="sstoken"):
+    monitor = SelectionMonitor()
+    return [text for counts in lines for text in monitor.observe(rule, counts)]
+
+
+def dropping(losses):
+    return [line(dropped_loss=40 * loss) for loss in losses]
+
+
+def test_a_dropped_loss_that_runs_away_is_told_once():
+    (text,) = observe(dropping([1.0] * 10 + [1.0 + 0.2 * step for step in range(20)]))
+    assert "dropped tokens rose from 1.00" in text
+    assert "sstoken.ratio" in text
+
+
+@pytest.mark.parametrize("losses", [[2.0] * 40, [3 - 0.05 * i for i in range(40)], [1.0, 1.4, 0.8] * 15, [9.0] * 5])
+def test_an_ordinary_dropped_loss_is_not(losses):
+    assert observe(dropping(losses)) == []
+
+
+def test_the_first_tokens_being_kept_is_told_once():
+    (text,) = observe([line(leading_kept=60)] * 20)
+    assert "first tokens" in text
+    assert observe([line(leading_kept=54)] * 20) == []
+
+
+def test_it_is_no_warning_where_the_user_asked_for_it():
+    assert observe([line(leading_kept=60)] * 20, rule="position") == []
+    assert observe([line(kept=100, dropped=0, free_kept=100, leading_kept=100)] * 20) == []
+
+
+def test_the_end_of_the_warmup_starts_the_watch_anew():
+    monitor = SelectionMonitor()
+    texts = []
+    for rule, losses in (("attention", [1.0] * 20), ("sstoken", [3.0] * 30)):
+        for counts in dropping(losses):
+            texts += monitor.observe(rule, counts)
+    assert texts == []
+
+
+def test_odd_data_is_told_once():
+    texts = observe([line(), line(promptless_samples=2), line(promptless_samples=1, non_finite=3), line(non_finite=9)])
+    assert ["2 of 4 samples have no prompt" in texts[0], "3 tokens" in texts[1], len(texts)] == [True, True, 2]
