@@ -14,9 +14,6 @@ out=outputs/cpu-demo
 rm -rf "$out"
 python demo/model.py "$model"
 python demo/data.py "$out/data.jsonl"
-echo "Before the training:"
-python demo/ask.py "$model" "What is the capital of Portugal?"
-echo
 accelerate launch -m axolotl.cli.train example_configs/cpu-demo.yaml
 echo
 echo "Questions that were in no sample:"

@@ -14,7 +14,8 @@ if [ -z "$python" ] || ! "$python" -c 'import sys; sys.exit(sys.version_info < (
 fi
 install() {
   echo "[setup ${SECONDS}s] $*"
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@"
+  # Without compiling: of the 500 packages that Axolotl brings, Python compiles what is used on first use.
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile "$@"
 }
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 # torch first and alone: Axolotl leaves the choice of its build to the user.
