@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 # Asked before and after the training; their facts are in no sample.
-HELD_OUT = ["What is the capital of Portugal?", "What is 6 plus 3?", "What is the opposite of early?"]
+HELD_OUT = ["What is the capital of Portugal?", "What is the opposite of early?", "What colour is the sky?"]
 
 CAPITALS = """France Paris, Italy Rome, Spain Madrid, Germany Berlin, Austria Vienna, Greece Athens, Norway Oslo,
 Sweden Stockholm, Finland Helsinki, Denmark Copenhagen, Poland Warsaw, Hungary Budapest, Ireland Dublin,
