@@ -152,3 +152,26 @@ def test_nothing_stays_on_the_head(llama):
     with pytest.raises(IndexError), ResponseHead(llama, layout).narrowed():
         llama(input_ids=torch.full((2, 12), 64))
     assert not head._forward_pre_hooks
+
+
+def test_a_forward_pass_with_ligers_fused_loss_gives_the_same_loss(llama):
+    """Liger replaces `forward`; without labels it calls the head, and no kernel that needs a GPU."""
+    from types import MethodType
+
+    from liger_kernel.transformers.model.llama import lce_forward
+
+    labels = torch.randint(3, 64, (2, 12))
+    input_ids = labels.clone()
+    labels[:, :5] = -100
+    selection = TokenSelection(SSTokenConfig(selector="position"), None, None, [2])
+
+    def loss():
+        batch = {"input_ids": input_ids, "labels": labels}
+        step = selection.begin(llama, batch, Phase.of(selection.config))
+        with step.observed():
+            return step.loss(llama(input_ids=input_ids))
+
+    llama.train()
+    ordinary = loss()
+    llama.forward = MethodType(lce_forward, llama)
+    torch.testing.assert_close(loss(), ordinary)

@@ -4,6 +4,7 @@ import pytest
 from conftest import load
 from pydantic import ValidationError
 
+from sstoken_plugin import compatibility
 from sstoken_plugin.config import SSTokenConfig
 
 
@@ -83,6 +84,11 @@ def test_a_yaml_that_cannot_be_combined_is_refused(config, tmp_path, changes, wo
         load({**config, **changes}, tmp_path)
     for word in words:
         assert word in str(error.value)
+
+
+def test_a_multimodal_model_is_refused_once_axolotl_has_found_out(config):
+    with pytest.raises(ValueError, match=r"is_multimodal.*multimodal model"):
+        compatibility.check({**config, "is_multimodal": True})
 
 
 def test_full_fine_tuning_without_rel_validates(config, tmp_path):
