@@ -67,7 +67,7 @@ class Phase:
         gamma = {"sstoken": config.gamma, "rel": 1.0}.get(rule, 0.0)
         return cls(rule, gamma, 1.0 if rule == "all" else config.ratio, draw)
 
-    def kept_tokens(self, batch: Mapping[str, Tensor]) -> BatchLayout:
+    def layout(self, batch: Mapping[str, Tensor]) -> BatchLayout:
         """Return the layout of a batch as this phase sees it."""
         return BatchLayout.of(batch, with_sample_starts=self.keeps_everything)
 
@@ -124,7 +124,7 @@ class TokenSelection:
             batch: `input_ids`, `labels`, both int64 [B, S], and whatever else the model takes.
             phase: what ranks now.
         """
-        layout = phase.kept_tokens(batch)
+        layout = phase.layout(batch)
         history_nll = None if self.history is None else self._history_nll(model, batch, layout)
         return ScoredStep(self, model, layout, phase, history_nll)
 

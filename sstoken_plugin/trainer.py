@@ -100,7 +100,7 @@ class TokenSelectionTrainer(Trainer):
 
 
 def _labels_to_count(batch: dict[str, Tensor], phase: Phase) -> Tensor:
-    layout = phase.kept_tokens(batch)
+    layout = phase.layout(batch)
     counted = layout.index_in_sample < kept_per_sample(layout.lengths, phase.ratio)[layout.sample]
     labels = torch.full_like(batch["labels"], IGNORE_INDEX)
     labels.view(-1)[layout.position[counted]] = 0
