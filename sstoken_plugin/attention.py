@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from sstoken_plugin.modes import without_trace
+from sstoken_plugin.modes import trial_tokens, without_trace
 
 _DIVERTED = "sstoken_diverted"
 _OBSERVER = "_sstoken_observer"
@@ -117,8 +117,7 @@ def softmax_layers(model: PreTrainedModel) -> list[SoftmaxLayer]:
     def observe(call: _Call) -> None:
         found.append(SoftmaxLayer(call.module, candidates[call.module], _sees_whole_sample(call)))
 
-    device = next(model.parameters()).device
-    tokens = torch.arange(8, device=device)[None] % model.config.get_text_config().vocab_size
+    tokens = trial_tokens(model)
     with without_trace(model), _divert(list(candidates), observe):
         model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
     return [layer for layer in found if layer.sees_whole_sample] or found

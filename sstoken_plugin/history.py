@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import torch
 from peft import PeftModel
 from torch import nn
 
-from sstoken_plugin.modes import without_trace
+from sstoken_plugin.modes import trial_tokens, without_trace
 
 # Parameters of an adapter by PEFT's naming; whatever else trains is still there with the adapter off.
 _ADAPTER_MARKS = ("lora_", "modules_to_save", "trainable_tokens")
@@ -61,8 +60,7 @@ class AdapterOff:
             )
         if adapter_is_trained:
             return
-        tokens = torch.arange(8, device=next(model.parameters()).device)[None]
-        tokens = tokens % model.config.get_text_config().vocab_size
+        tokens = trial_tokens(model)
         with without_trace(model):
             now = model(input_ids=tokens, use_cache=False).logits
             with AdapterOff().active(model):

@@ -1,13 +1,14 @@
-"""Looking at a model without changing it: a forward pass that leaves no trace."""
+"""Looking at a model without changing it: forward passes that leave no trace."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -31,3 +32,9 @@ def without_trace(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def trial_tokens(model: Any) -> Tensor:
+    """Return a few tokens for a trial forward pass, int64 [1, 8], on the model's device."""
+    tokens = torch.arange(8, device=next(model.parameters()).device)[None]
+    return tokens % model.config.get_text_config().vocab_size
