@@ -24,8 +24,7 @@ sstoken:
 Every key is optional. An unknown key, a wrong type or a value out of bounds stops the run before a model is
 loaded. On the command line: `accelerate launch -m axolotl.cli.train config.yaml --sstoken.ratio=0.4`.
 
-Not in this version and refused until it is: `selector: reference`, every `history` but `initial`,
-`history_cache` and `history_device`. See [limits.md](limits.md).
+What each `history` is, what it costs and how the cache works: [histories.md](histories.md).
 
 | key | type | default | meaning |
 | --- | --- | --- | --- |
@@ -47,6 +46,12 @@ the last line, over all ranks. A metric that has nothing to measure (no token wa
 | `sstoken/eos_selected` | share of the tokens that end a turn which were kept |
 | `sstoken/gamma` | weight of REL in the score: 0 during the warm-up |
 | `sstoken/history_cache_hits` | share of samples whose history losses came from the cache |
+
+## `axolotl sstoken-score CONFIG [--batch-tokens N] [--sstoken.KEY=VALUE ...]`
+
+Computes the losses of the history for the whole data set, in batches of N tokens (default 16384), and keeps them in
+`history_cache`. It shows its progress and the tokens a second, can be interrupted at any time, and goes on where it
+stopped. See [histories.md](histories.md).
 
 ## `axolotl sstoken-inspect CONFIG [--adapter DIR] [--samples N] [--out DIR] [--sstoken.KEY=VALUE ...]`
 

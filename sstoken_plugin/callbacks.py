@@ -19,6 +19,38 @@ LOG = logging.getLogger(__name__)
 REPORT_SAMPLES = 8
 
 
+class HistoryCallback(TrainerCallback):
+    """Keeps the history in step with the training."""
+
+    def __init__(self, trainer: TokenSelectionTrainer):
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Resume: the weights of the checkpoint are loaded by now."""
+        self._trainer.resume_selection()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show the history the new weights, unless overflow made the optimizer skip its step."""
+        trainer = self._trainer
+        losses = trainer.selection.history if trainer.selection is not None else None
+        history = None if losses is None else losses.history
+        if history is not None and not trainer.accelerator.optimizer_step_was_skipped:
+            history.after_step(trainer.accelerator.unwrap_model(trainer.model), state.global_step)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write losses that wait to be written."""
+        self._flush()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write losses that wait to be written."""
+        self._flush()
+
+    def _flush(self) -> None:
+        losses = self._trainer.selection.history if self._trainer.selection is not None else None
+        if losses is not None and losses.store is not None:
+            losses.store.flush()
+
+
 class ReportCallback(TrainerCallback):
     """Writes OUTPUT_DIR/sstoken/report.html when training ends."""
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import yaml
+
+from sstoken_plugin.config import SSTokenConfig
 
 
 @click.command(
@@ -47,37 +51,37 @@ def inspect(config: str, overrides: dict[str, str], adapter: str | None, samples
         ValueError: the configuration does not fit; one sentence with key and mend.
     """
     # Here, so that `axolotl --help` stays quick.
-    import torch
-    from axolotl.cli.config import load_cfg
     from axolotl.cli.utils import load_model_and_tokenizer
     from axolotl.common.datasets import load_datasets
     from axolotl.utils.dict import DictDefault
 
-    from sstoken_plugin import compatibility
+    from sstoken_plugin.history.build import build_history
     from sstoken_plugin.inspection import inspect_samples, write_records
     from sstoken_plugin.report import render
     from sstoken_plugin.setup import build_selection, describe
     from sstoken_plugin.step import Phase
 
-    raw = DictDefault(yaml.safe_load(Path(config).read_text(encoding="utf-8")))
-    if not any(name in compatibility.NAMES for name in raw.plugins or []):
-        raw.plugins = [*(raw.plugins or []), "sstoken_plugin.SSTokenPlugin"]
-    cfg = load_cfg(raw, **overrides)
-    # Axolotl writes a configuration that is no file to one, and leaves it behind.
-    Path(cfg.axolotl_config_path).unlink(missing_ok=True)
-    settings = compatibility.check(cfg)
-    if adapter is not None:
-        if cfg.adapter not in ("lora", "qlora"):
-            raise ValueError(f"--adapter needs `adapter: lora` or `adapter: qlora` in {config}.")
-        cfg.lora_model_dir = adapter
-
+    cfg, settings = _load(config, overrides)
+    if adapter is not None and cfg.adapter not in ("lora", "qlora"):
+        raise ValueError(f"--adapter needs `adapter: lora` or `adapter: qlora` in {config}.")
     data = load_datasets(cfg=cfg).train_dataset
-    model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg)
+    model, tokenizer, _ = load_model_and_tokenizer(
+        cfg=DictDefault({**cfg, "lora_model_dir": adapter}) if adapter else cfg
+    )
     folder = Path(out or Path(cfg.output_dir) / "sstoken")
     chosen = data.select(range(min(samples, len(data))))
-    mixed_precision = bool(cfg.bf16 or cfg.fp16)
-    with torch.autocast(model.device.type, dtype=cfg.torch_dtype, enabled=mixed_precision):
-        selection = build_selection(settings, cfg, model, tokenizer, adapter_is_trained=adapter is not None)
+    precision = _precision(cfg, model)
+    history = build_history(
+        settings,
+        cfg,
+        model,
+        tokenizer,
+        trains=False,
+        trained_adapter=Path(adapter) if adapter else None,
+        precision=precision,
+    )
+    with precision():
+        selection = build_selection(settings, cfg, model, tokenizer, history)
         sentence = describe(selection, tokenizer)
         scored = inspect_samples(selection, model, chosen, Phase.of(settings), tokenizer)
         records = write_records(scored, folder / "selections.jsonl")
@@ -87,6 +91,96 @@ def inspect(config: str, overrides: dict[str, str], adapter: str | None, samples
     click.echo(sentence)
     click.echo(f"{len(records)} samples: {kept} of {response} response tokens kept.")
     click.echo(f"Written: {folder / 'selections.jsonl'}, {folder / 'report.html'}")
+
+
+@click.command(
+    name="sstoken-score",
+    short_help="compute the history's losses ahead of training",
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+@click.argument("config", type=click.Path(exists=True, dir_okay=False))
+@click.option(
+    "--batch-tokens",
+    default=16384,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Tokens of a batch, padding included.",
+)
+@click.pass_context
+def score_command(context: click.Context, config: str, batch_tokens: int) -> None:
+    """Fill sstoken.history_cache with the losses of the history on the data set of CONFIG.
+
+    Training after it runs no history model. Can be interrupted: run again, it goes on where it stopped. Settings can
+    be overridden as in `--sstoken.history_cache=FOLDER`.
+    """
+    try:
+        score(config, _overrides(context.args), batch_tokens)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def score(config: str, overrides: dict[str, str], batch_tokens: int) -> None:
+    """See `score_command`.
+
+    Raises:
+        ValueError: the configuration does not fit; one sentence with key and mend.
+    """
+    from axolotl.cli.utils import load_model_and_tokenizer
+    from axolotl.common.datasets import load_datasets
+    from tqdm import tqdm
+
+    from sstoken_plugin import scoring
+    from sstoken_plugin.history.build import build_history
+
+    cfg, settings = _load(config, overrides)
+    if settings.history_cache is None:
+        raise ValueError(
+            "sstoken.history_cache names no folder; set it in the YAML or as --sstoken.history_cache=FOLDER."
+        )
+    data = load_datasets(cfg=cfg).train_dataset
+    model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg)
+    precision = _precision(cfg, model)
+    losses = build_history(settings, cfg, model, tokenizer, trains=False, precision=precision)
+    if losses is None or losses.store is None:
+        raise ValueError(f"sstoken.selector: {settings.selector} ranks by no history; there is nothing to score.")
+    work = scoring.work_left(losses, data)
+    tokens = sum(batch["input_ids"].shape[1] for batch in work.missing)
+    click.echo(f"{work.samples} samples, {work.samples - len(work.missing)} of them in {losses.store.file} already.")
+    with tqdm(total=tokens, unit=" tokens", unit_scale=True, disable=not tokens) as progress:
+        for done in scoring.score(losses, model, work, batch_tokens):
+            progress.update(done)
+        seconds = progress.format_dict["elapsed"]
+    losses.store.close()
+    if tokens:
+        click.echo(f"{tokens} tokens in {seconds:.0f} s: {tokens / seconds:.0f} tokens a second.")
+    size = losses.store.file.stat().st_size
+    click.echo(
+        f"{losses.store.file}: {size / 2**20:.2f} MiB, of which this data set has {work.response_tokens} losses."
+    )
+
+
+def _load(config: str, overrides: dict[str, str]) -> tuple[Any, SSTokenConfig]:
+    """Load and check a YAML, which need not name the plugin yet."""
+    from axolotl.cli.config import load_cfg
+    from axolotl.utils.dict import DictDefault
+
+    from sstoken_plugin import compatibility
+
+    raw = DictDefault(yaml.safe_load(Path(config).read_text(encoding="utf-8")))
+    if not any(name in compatibility.NAMES for name in raw.plugins or []):
+        raw.plugins = [*(raw.plugins or []), "sstoken_plugin.SSTokenPlugin"]
+    cfg = load_cfg(raw, **overrides)
+    # Axolotl writes a configuration that is no file to one, and leaves it behind.
+    Path(cfg.axolotl_config_path).unlink(missing_ok=True)
+    return cfg, compatibility.check(cfg)
+
+
+def _precision(cfg: Any, model: Any) -> Callable[[], Any]:
+    """Return what makes the context in which training would run the model."""
+    import torch
+
+    enabled = bool(cfg.bf16 or cfg.fp16)
+    return lambda: torch.autocast(model.device.type, dtype=cfg.torch_dtype, enabled=enabled)
 
 
 def _overrides(arguments: list[str]) -> dict[str, str]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from sstoken_plugin.config import SSTokenConfig, nearest
+from sstoken_plugin.config import CHANGING, SSTokenConfig, nearest
 
 NAMES = ("sstoken", "sstoken_plugin.SSTokenPlugin", "sstoken_plugin.plugin.SSTokenPlugin")
 
@@ -36,8 +37,10 @@ REFUSED_ABOVE_ONE = {
 }
 # Ways of training that should work and have not been run yet.
 UNTESTED = ("fsdp", "fsdp_config", "deepspeed", "torch_compile", "layer_offloading")
-# Adapter initialisations whose adapter does nothing before the first step.
-PLAIN_LORA_INITS = (None, True, "gaussian")
+# Adapter initialisations that leave the base weights as they are.
+PLAIN_INITS = (None, True, False, "gaussian")
+# Ways of training that shard weights: a history that keeps weights of its own has not been run beside them.
+SHARDED = ("fsdp", "fsdp_config", "deepspeed")
 
 
 def check(cfg: Mapping[str, Any]) -> SSTokenConfig:
@@ -57,8 +60,8 @@ def check(cfg: Mapping[str, Any]) -> SSTokenConfig:
     for key, reason in REFUSED_ABOVE_ONE.items():
         if (cfg.get(key) or 1) > 1:
             raise ValueError(f"{key}: {cfg[key]} {reason}; set `{key}: 1` or take sstoken out of `plugins:`.")
-    if config.ranks_by_rel:
-        _refuse_missing_history(cfg, config)
+    if config.needs_history:
+        _refuse_unfit_history(cfg, config)
     return config
 
 
@@ -88,23 +91,34 @@ def _refuse_misplaced_keys(cfg: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} is not a key; the nearest one is `sstoken:`.")
 
 
-def _refuse_missing_history(cfg: Mapping[str, Any], config: SSTokenConfig) -> None:
-    """`history: initial` is the adapter switched off: it needs an adapter that starts without effect."""
-    instead = "use sstoken.selector: attention, which needs no history"
-    if cfg.get("adapter") not in ("lora", "qlora"):
+def _refuse_unfit_history(cfg: Mapping[str, Any], config: SSTokenConfig) -> None:
+    if config.history_is_path:
+        folder = Path(config.history).expanduser()
+        if not folder.is_dir():
+            word = nearest(config.history, ("initial", *CHANGING))
+            raise ValueError(
+                f"sstoken.history: {config.history} is no folder, and none of initial, ema, snapshot; did you mean "
+                f"'{word}'?"
+            )
+        if not any((folder / name).exists() for name in ("adapter_config.json", "config.json")):
+            raise ValueError(
+                f"sstoken.history: {config.history} holds neither adapter_config.json nor config.json; name an "
+                "adapter folder or a full checkpoint."
+            )
+        if cfg.get("adapter") and cfg.get("peft_init_lora_weights") not in PLAIN_INITS:
+            raise ValueError(
+                f"peft_init_lora_weights: {cfg['peft_init_lora_weights']} changes the base weights that the adapter in "
+                f"sstoken.history: {config.history} needs; remove peft_init_lora_weights, or set history: initial."
+            )
+    if cfg.get("lisa_n_layers"):
         raise ValueError(
-            f"sstoken.history: initial needs `adapter: lora` or `adapter: qlora` in this version (adapter is "
-            f"{cfg.get('adapter')!r}); set one, or {instead}."
+            "lisa_n_layers switches layers on and off while the history keeps the weights that train at the start; "
+            "remove it, or use sstoken.selector: attention, which needs no history."
         )
-    if cfg.get("lora_model_dir"):
-        raise ValueError(
-            f"lora_model_dir: {cfg['lora_model_dir']} starts from a trained adapter, and sstoken.history: initial "
-            f"is the model without adapter in this version; merge that adapter into the base model first, or "
-            f"{instead}."
-        )
-    init = cfg.get("peft_init_lora_weights")
-    if init not in PLAIN_LORA_INITS:
-        raise ValueError(
-            f"peft_init_lora_weights: {init} changes the base weights, so that sstoken.history: initial is not "
-            f"the model without adapter; remove the key, or {instead}."
-        )
+    keeps_weights = config.history != "initial" or not cfg.get("adapter") or cfg.get("lora_model_dir")
+    for key in SHARDED:
+        if cfg.get(key) and (keeps_weights or config.history_cache):
+            raise ValueError(
+                f"{key} shards the weights, and beside it only sstoken.history: initial with `adapter: lora` or "
+                "`qlora`, and no history_cache, has been made to work; set that, or use sstoken.selector: attention."
+            )

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 Selector = Literal["sstoken", "rel", "attention", "random", "position", "reference", "all"]
 WarmupSelector = Literal["attention", "all", "random"]
 
-NOT_YET = "is not in this version of sstoken-plugin yet"
+# Histories that follow the training.
+CHANGING = ("ema", "snapshot")
 
 
 class SSTokenConfig(BaseModel):
@@ -82,11 +83,14 @@ class SSTokenConfig(BaseModel):
     )
     history_device: Literal["auto", "model", "cpu"] = Field(
         default="auto",
-        description="Where a full frozen copy of the model lives, if the history needs one.",
+        description="Where weights live that the history needs beside the model's own (docs/histories.md): `model` "
+        "is the model's device; `cpu` brings them over one tensor or layer at a time; `auto` is `cpu` if they would "
+        "take too much of a GPU's free memory.",
     )
     history_cache: str | None = Field(
         default=None,
-        description="Folder that keeps the losses of a history that does not change, for later epochs and runs.",
+        description="Folder that keeps the losses of a history that does not change (`initial` or a path), for later "
+        "epochs and runs; `axolotl sstoken-score` fills it ahead of training.",
     )
     keep_eos: bool = Field(
         default=True,
@@ -113,22 +117,16 @@ class SSTokenConfig(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _refuse_what_is_not_there_yet(self) -> SSTokenConfig:
-        if self.selector == "reference":
-            raise ValueError(f"sstoken.selector: reference {NOT_YET}; use one of sstoken, rel, attention.")
-        if self.history in ("ema", "snapshot"):
-            raise ValueError(f"sstoken.history: {self.history} {NOT_YET}; use initial.")
-        if self.history != "initial":
+    def _refuse_contradictions(self) -> SSTokenConfig:
+        if self.selector == "reference" and not self.history_is_path:
             raise ValueError(
-                f"sstoken.history: '{self.history}' is read as a path (it is none of initial, ema, snapshot), "
-                f"and a history from a path {NOT_YET}; use initial."
+                f"sstoken.selector: reference compares with a model that is given, and sstoken.history is "
+                f"{self.history}; set sstoken.history to the path of an adapter folder or a full checkpoint."
             )
-        if self.history_cache is not None:
-            raise ValueError(f"sstoken.history_cache: {self.history_cache} {NOT_YET}; remove the key.")
-        if self.history_device != "auto":
+        if self.history_cache is not None and self.history in CHANGING:
             raise ValueError(
-                f"sstoken.history_device: {self.history_device} chooses the place of a full frozen copy, which "
-                f"{NOT_YET}; use auto."
+                f"sstoken.history_cache: {self.history_cache} keeps the losses of a history that does not change, and "
+                f"sstoken.history: {self.history} does; remove history_cache, or set history: initial or a path."
             )
         return self
 
@@ -155,6 +153,16 @@ class SSTokenConfig(BaseModel):
             return cls(**{str(key): value for key, value in block.items()})
         except ValidationError as error:
             raise ValueError(" ".join(_sentence(fault) for fault in error.errors())) from None
+
+    @property
+    def history_is_path(self) -> bool:
+        """Whether the history is a model that is given, rather than this model's own past."""
+        return self.history not in ("initial", *CHANGING)
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether losses of a history count in the ranking at any time."""
+        return self.ranks_by_rel or self.selector == "reference"
 
     @property
     def ranks_by_rel(self) -> bool:
@@ -184,8 +192,10 @@ class SSTokenConfig(BaseModel):
             "attention_layer": not self.ranks_by_attention,
             "seed": self.selector != "random" and not (self.has_warmup and self.warmup_selector == "random"),
             "ratio": self.selector == "all",
+            "history": not self.needs_history,
             "history_ema_decay": self.history != "ema",
             "history_update_steps": self.history != "snapshot",
+            "history_device": not self.needs_history,
         }
         return [
             f"sstoken.{key}: {getattr(self, key)} has no effect with selector: {self.selector}, "

@@ -8,16 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sstoken_plugin.modes import without_trace
+from sstoken_plugin.samples import as_batch
 from sstoken_plugin.step import Phase, ScoredStep, TokenSelection
 
 Record = dict[str, Any]
-
-# Columns of a prepared data set that are per-token and that a forward pass may need.
-_COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids")
 
 
 def inspect_samples(
@@ -37,7 +34,7 @@ def inspect_samples(
     """
     device = next(model.parameters()).device
     for index, sample in enumerate(samples):
-        batch = {key: torch.tensor(sample[key], device=device)[None] for key in _COLUMNS if key in sample}
+        batch = as_batch(sample, device)
         step = selection.begin(model, batch, phase)
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         with without_trace(model), step.observed():

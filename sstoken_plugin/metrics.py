@@ -44,6 +44,7 @@ def counts(step: ScoredStep) -> dict[str, Tensor]:
         "steps": one,
         "gamma": one * step.phase.gamma,
         "samples": one * len(layout.lengths),
+        "cached_samples": one * step.cached_samples,
         "response": one * len(layout.position),
         "kept": kept.sum(),
         "dropped": (~kept).sum(),
@@ -95,11 +96,20 @@ class Totals:
         Args:
             reduce: function that sums a float64 tensor over the ranks; every rank must call this then.
         """
+        found = self.peek(reduce)
+        self._sum = None
+        return found
+
+    def peek(self, reduce: object = None) -> dict[str, float]:
+        """Return the counts as numbers; see `take`."""
         vector = torch.zeros(len(COUNTS), dtype=torch.float64) if self._sum is None else self._sum
         if callable(reduce):
             vector = reduce(vector)
-        self._sum = None
         return dict(zip(COUNTS, vector.tolist(), strict=True))
+
+    def restore(self, found: dict[str, float], device: torch.device) -> None:
+        """Go on from counts that `peek` gave."""
+        self._sum = torch.tensor([found.get(name, 0.0) for name in COUNTS], dtype=torch.float64, device=device)
 
 
 def ratios(total: dict[str, float], table: dict[str, tuple[str, str]] = METRICS) -> dict[str, float]:

@@ -6,6 +6,8 @@ that what is dropped is unlearned; and attention can be nothing but a score of p
 
 from __future__ import annotations
 
+from typing import Any
+
 from sstoken_plugin.metrics import INTERNAL, METRICS, ratios
 from sstoken_plugin.step import Rule
 
@@ -45,6 +47,20 @@ class SelectionMonitor:
             for sign, text in (*self._odd_data(total), *self._collapse(rule, total))
             if self._is_new(sign)
         ]
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` needs to go on, in JSON's types."""
+        return {
+            "rule": self._rule,
+            "dropped": self._dropped,
+            "leading": self._leading,
+            "raised": sorted(self._raised),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self._rule, self._dropped, self._leading = state["rule"], state["dropped"], state["leading"]
+        self._raised = set(state["raised"])
 
     def _is_new(self, sign: str) -> bool:
         known = sign in self._raised

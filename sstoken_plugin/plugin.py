@@ -63,7 +63,8 @@ class SSTokenPlugin(BasePlugin):
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         """Build the selection for the loaded model, and say what it will do."""
-        from sstoken_plugin.callbacks import ReportCallback
+        from sstoken_plugin.callbacks import HistoryCallback, ReportCallback
+        from sstoken_plugin.history.build import build_history
         from sstoken_plugin.setup import build_selection, describe
 
         config = compatibility.check(cfg)
@@ -73,9 +74,12 @@ class SSTokenPlugin(BasePlugin):
             LOG.warning("%s has not been run with ssToken yet: compare a short run with selector: all.", key)
         for key in compatibility.fused_losses(cfg):
             LOG.info("ssToken computes the loss of each token itself: %s serves evaluation only.", key)
-        with trainer.accelerator.autocast():
-            trainer.selection = build_selection(config, cfg, trainer.model, trainer.processing_class)
-        sentence = describe(trainer.selection, trainer.processing_class)
+        model, tokenizer, precision = trainer.model, trainer.processing_class, trainer.accelerator.autocast
+        history = build_history(config, cfg, model, tokenizer, samples=trainer.train_dataset, precision=precision)
+        with precision():
+            trainer.selection = build_selection(config, cfg, model, tokenizer, history)
+        trainer.add_callback(HistoryCallback(trainer))
+        sentence = describe(trainer.selection, tokenizer)
         LOG.info(sentence)
         if config.report:
             trainer.add_callback(ReportCallback(trainer, sentence))

@@ -6,9 +6,12 @@ one of several in a packed row. A *flat* position is `row * S + column`.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,12 +66,7 @@ class BatchLayout:
                 predicted from another sample, so it is never ranked, but plain training learns from it.
         """
         input_ids, labels = batch["input_ids"], batch["labels"]
-        mask, position_ids = batch.get("attention_mask"), batch.get("position_ids")
-        real = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask != 0
-
-        row_starts = torch.zeros_like(real)
-        row_starts[:, 0] = True
-        starts = row_starts if position_ids is None else row_starts | (position_ids == 0)
+        real, row_starts, starts = _boundaries(batch)
         segment = torch.cumsum(starts.flatten(), 0) - 1
 
         response = labels != IGNORE_INDEX
@@ -90,6 +88,39 @@ class BatchLayout:
         )
 
 
+def as_batch(sample: Mapping[str, Any], device: Any = None) -> dict[str, Tensor]:
+    """Turn a row of a prepared data set, lists `input_ids`, `labels`, ..., into a batch of one sample."""
+    columns = ("input_ids", "labels", "attention_mask", "position_ids")
+    return {key: torch.tensor(sample[key], device=device)[None] for key in columns if key in sample}
+
+
+def sample_keys(batch: Mapping[str, Tensor], size: int) -> tuple[list[bytes], list[int]]:
+    """Hash the tokens and the response mask of every sample that has response tokens, in their order.
+
+    A sample has the same key in every batch, padded or packed, and alone.
+
+    Args:
+        batch: see `BatchLayout.of`.
+        size: bytes of a key.
+
+    Returns:
+        The keys, and the number of response tokens of each sample.
+    """
+    real, _, starts = (marks.flatten() for marks in _boundaries(batch))
+    response = (batch["labels"].flatten() != IGNORE_INDEX) & ~starts
+    # One transfer from the device for all samples.
+    table = torch.stack([batch["input_ids"].flatten(), response.long(), real.long(), starts.long()]).cpu().numpy()
+    keys, lengths = [], []
+    for tokens, is_response, is_real, _ in np.split(table, np.flatnonzero(table[3])[1:], axis=1):
+        if is_response.any():
+            kept = is_real.astype(bool)
+            content = hashlib.blake2b(tokens[kept].astype("<u4").tobytes(), digest_size=size)
+            content.update(np.packbits(is_response[kept].astype(bool)).tobytes())
+            keys.append(content.digest())
+            lengths.append(int(is_response.sum()))
+    return keys, lengths
+
+
 def mix(bits: Tensor) -> Tensor:
     """Scramble int64 values, any shape, so that every output bit depends on every input bit.
 
@@ -98,6 +129,15 @@ def mix(bits: Tensor) -> Tensor:
     bits = (bits ^ ((bits >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
     bits = (bits ^ ((bits >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
     return bits ^ ((bits >> 31) & 0x1FFFFFFFF)
+
+
+def _boundaries(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return where real tokens are, where rows start and where samples start, each bool [B, S]."""
+    labels, mask, position_ids = batch["labels"], batch.get("attention_mask"), batch.get("position_ids")
+    real = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask != 0
+    row_starts = torch.zeros_like(real)
+    row_starts[:, 0] = True
+    return real, row_starts, row_starts if position_ids is None else row_starts | (position_ids == 0)
 
 
 def _sum_by(group: Tensor, values: Tensor) -> Tensor:

@@ -8,19 +8,14 @@ from typing import Any
 
 from sstoken_plugin.attention import PromptAttention
 from sstoken_plugin.config import SSTokenConfig
-from sstoken_plugin.history import AdapterOff
+from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.step import TokenSelection
 
 LOG = logging.getLogger(__name__)
 
 
 def build_selection(
-    config: SSTokenConfig,
-    cfg: Mapping[str, Any],
-    model: Any,
-    tokenizer: Any,
-    *,
-    adapter_is_trained: bool = False,
+    config: SSTokenConfig, cfg: Mapping[str, Any], model: Any, tokenizer: Any, history: HistoryLosses | None
 ) -> TokenSelection:
     """Build the selection for an unwrapped model.
 
@@ -32,25 +27,20 @@ def build_selection(
         cfg: the whole YAML.
         model: the unwrapped model, with its adapter. It is not changed.
         tokenizer: its tokenizer.
-        adapter_is_trained: whether the adapter has been trained already, from no effect, as for inspection.
+        history: see `build_history`.
 
     Raises:
         ValueError: the model does not allow what the settings ask for; one sentence with key and mend.
     """
-    attention = history = None
+    attention = None
     try:
         attention = PromptAttention.of(model, config.attention_layer)
     except ValueError as reason:
         if config.ranks_by_attention:
             raise
         LOG.warning("ssToken: prompt attention is not logged: %s", reason)
-    try:
-        AdapterOff.check(model, adapter_is_trained=adapter_is_trained)
-        history = AdapterOff()
-    except ValueError as reason:
-        if config.ranks_by_rel:
-            raise
-        LOG.warning("ssToken: REL is not logged: %s", reason)
+    if history is None:
+        LOG.warning("ssToken: REL is not logged: nothing ranks by it, and its history would cost memory.")
     seed = cfg.get("seed")
     return TokenSelection(config, attention, history, end_tokens(cfg, model, tokenizer), seed or 0)
 
@@ -74,6 +64,7 @@ def describe(selection: TokenSelection, tokenizer: Any) -> str:
         "attention": "prompt attention",
         "random": f"chance (seed {selection.seed})",
         "position": "position, first tokens first",
+        "reference": "their excess loss against the history",
     }.get(config.selector)
     if rule is None:
         text = "it trains on every response token"
@@ -84,10 +75,22 @@ def describe(selection: TokenSelection, tokenizer: Any) -> str:
         text += f" (in the first {config.warmup_ratio:.0%} of the optimizer steps {warmup[config.warmup_selector]})"
     parts = [f"ssToken is active: {text}"]
     if selection.history is not None:
-        parts.append(f"REL compares with {selection.history.description}")
+        parts.append(f"REL compares with {_history(selection.history)}")
     if selection.attention is not None:
         parts.append(f"prompt attention is that of {selection.attention.description}")
     if config.keep_eos and rule is not None:
         names = " ".join(tokenizer.convert_ids_to_tokens(selection.end_tokens))
         parts.append(f"the end of a turn ({names}) is always kept")
     return "; ".join(parts) + "."
+
+
+def _history(losses: HistoryLosses) -> str:
+    """Name the history and what it costs."""
+    kept = "" if losses.store is None else f"losses are kept in {losses.store.file}, {len(losses.store)} samples so far"
+    history = losses.history
+    if history is None:
+        return f"a history that need not be held in memory ({kept}: all that this data set needs)"
+    costs = "no memory"
+    if history.memory:
+        costs = f"{history.memory / 2**20:.1f} MiB of memory on {history.device}"
+    return f"{history.description}, which takes {costs}" + (f" ({kept})" if kept else "")

@@ -21,15 +21,11 @@ from torch import Tensor
 from sstoken_plugin import selection
 from sstoken_plugin.attention import PromptAttention
 from sstoken_plugin.config import SSTokenConfig
-from sstoken_plugin.history import History
+from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.losses import ResponseHead, mean_kept, token_nll
-from sstoken_plugin.modes import without_trace
 from sstoken_plugin.samples import BatchLayout
 
-Rule = Literal["sstoken", "rel", "attention", "random", "position", "all"]
-
-# Keys of a batch that are no arguments of a forward pass that scores.
-_NOT_FOR_SCORING = ("labels", "num_items_in_batch")
+Rule = Literal["sstoken", "rel", "attention", "random", "position", "reference", "all"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,7 @@ class TokenSelection:
     Args:
         config: the settings.
         attention: where prompt attention is measured; None if it is not.
-        history: the history model; None if REL is not measured.
+        history: gives the losses of the history model; None if REL is not measured.
         end_tokens: ids of the tokens that end a turn, for `keep_eos` and its metric.
         seed: for random selection, where the settings give none.
     """
@@ -106,7 +102,7 @@ class TokenSelection:
         self,
         config: SSTokenConfig,
         attention: PromptAttention | None,
-        history: History | None,
+        history: HistoryLosses | None,
         end_tokens: list[int],
         seed: int = 0,
     ):
@@ -125,17 +121,8 @@ class TokenSelection:
             phase: what ranks now.
         """
         layout = phase.layout(batch)
-        history_nll = None if self.history is None else self._history_nll(model, batch, layout)
-        return ScoredStep(self, model, layout, phase, history_nll)
-
-    def _history_nll(self, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout) -> Tensor:
-        assert self.history is not None
-        inputs = {key: value for key, value in batch.items() if key not in _NOT_FOR_SCORING}
-        head = ResponseHead(model, layout)
-        with without_trace(model), self.history.active(model), head.narrowed():
-            # With a cache, transformers does not see that a row is packed, and samples leak into each other.
-            logits = model(**inputs, use_cache=False).logits
-            return token_nll(head.select(logits), layout.target)
+        history_nll, cached = (None, 0) if self.history is None else self.history.of(model, batch, layout)
+        return ScoredStep(self, model, layout, phase, history_nll, cached)
 
     def score(
         self,
@@ -146,11 +133,14 @@ class TokenSelection:
         attention: Tensor | None,
     ) -> TokenScores:
         """Rank the response tokens by the phase's rule; all tensors float32 [R]."""
-        rel = None if history is None else history - current
+        rel = None if history is None or self.history is None else self.history.rel(history, current)
         zero = torch.zeros_like(current)
         scaled = zero if rel is None else selection.normalise(rel, layout.sample, len(layout.lengths))
         if phase.rule == "rel":
             score = scaled
+        elif phase.rule == "reference":
+            # The excess loss c - h of RHO-1 (arXiv 2404.07965, Eq. 3), scaled and ranked as REL is.
+            score = selection.normalise(-rel, layout.sample, len(layout.lengths)) if rel is not None else zero
         elif phase.rule in ("sstoken", "attention"):
             mass = zero if attention is None else attention
             score = selection.blend(scaled, mass, phase.gamma, layout.has_prompt[layout.sample])
@@ -173,6 +163,7 @@ class ScoredStep:
         scores: the signals; set by `loss`.
         kept: bool [R], the tokens trained on; set by `loss`.
         ends_turn: bool [R], the tokens that end a turn.
+        cached_samples: samples whose history losses were found in the cache.
     """
 
     def __init__(
@@ -182,7 +173,9 @@ class ScoredStep:
         layout: BatchLayout,
         phase: Phase,
         history_nll: Tensor | None,
+        cached_samples: int = 0,
     ):
+        self.cached_samples = cached_samples
         self.layout = layout
         self.phase = phase
         self.scores: TokenScores

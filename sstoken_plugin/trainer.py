@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
+from sstoken_plugin import checkpoint
+from sstoken_plugin.checkpoint import SelectionState
 from sstoken_plugin.metrics import Totals, counts, ratios
 from sstoken_plugin.monitor import SelectionMonitor
 from sstoken_plugin.samples import IGNORE_INDEX
@@ -38,6 +42,7 @@ class TokenSelectionTrainer(Trainer):
         self._totals = Totals()
         self._monitor = SelectionMonitor()
         self._phase: Phase | None = None
+        self._resumes_from: Path | None = None
 
     @property
     def selection_phase(self) -> Phase:
@@ -86,6 +91,65 @@ class TokenSelectionTrainer(Trainer):
             if self._phase is not None:
                 self._warn(self._monitor.observe(self._phase.rule, total))
         super().log(logs, *args, **kwargs)
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; see transformers' `Trainer.train`."""
+        last = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+        self._resumes_from = Path(last) if last else None
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
+        # First, because Trainer's own state, without which no run resumes, is the last file of a checkpoint.
+        if self.selection is not None:
+            folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            state = self._selection_state(self.selection)
+            if self.args.should_save:
+                checkpoint.write(folder, state)
+        super()._save_checkpoint(model, trial, *args, **kwargs)
+
+    def _selection_state(self, selection: TokenSelection) -> SelectionState:
+        history = None if selection.history is None else selection.history.history
+        return SelectionState(
+            history=selection.config.history,
+            totals=self._totals.peek(self._sum_over_ranks),
+            monitor=self._monitor.state(),
+            warnings=self.selection_warnings,
+            digest=None if history is None else history.digest(),
+            tensors={} if history is None else history.tensors(),
+        )
+
+    def resume_selection(self) -> None:
+        """Take over the state of the checkpoint that this run resumes from, once its weights are loaded."""
+        if self.selection is None or self._resumes_from is None:
+            return
+        history = None if self.selection.history is None else self.selection.history.history
+        try:
+            state = checkpoint.read(self._resumes_from)
+            if state is None:
+                raise ValueError("it was made without the plugin")
+            if state.history != self.selection.config.history:
+                raise ValueError(f"it was made with sstoken.history: {state.history}")
+            if history is not None:
+                history.restore(state.tensors)
+        except ValueError as reason:
+            assumed = "the history is the one that a new run would have"
+            if history is not None and history.changes:
+                history.restart(self.accelerator.unwrap_model(self.model))
+                assumed = "the history begins anew at the weights of the checkpoint"
+            self._warn(
+                [f"ssToken: {self._resumes_from} does not hold the state of this selection ({reason}): {assumed}, and "
+                 "metrics and warnings begin anew."]
+            )  # fmt: skip
+            return
+        if history is not None and state.digest not in (None, history.digest()):
+            self._warn(
+                ["ssToken: the weights before training are not those that the resumed run had; REL compares with "
+                 "base_model as it is now."]
+            )  # fmt: skip
+        self._monitor.restore(state.monitor)
+        self.selection_warnings[:0] = state.warnings
+        if self.args.process_index == 0:
+            self._totals.restore(state.totals, self.args.device)
 
     def _sum_over_ranks(self, vector: Tensor) -> Tensor:
         if self.args.world_size == 1:

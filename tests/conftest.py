@@ -167,6 +167,28 @@ def train(tmp_path: Path) -> Any:
 
 
 @pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
+    """Every training step of a run, with the batch it was scored on."""
+    from sstoken_plugin import trainer
+    from sstoken_plugin.step import TokenSelection
+
+    taken, batches = [], []
+    begin, count = TokenSelection.begin, trainer.counts
+
+    def remember(self, model, batch, phase):
+        batches.append({key: value.clone() for key, value in batch.items()})
+        return begin(self, model, batch, phase)
+
+    def record(step):
+        taken.append((step, batches[-1]))
+        return count(step)
+
+    monkeypatch.setattr(TokenSelection, "begin", remember)
+    monkeypatch.setattr(trainer, "counts", record)
+    return taken
+
+
+@pytest.fixture
 def accelerate_run() -> Any:
     """Run `accelerate launch -m axolotl.cli.train FILE ...` and return what it printed."""
 

@@ -1,8 +1,11 @@
-"""The model before training, seen through a LoRA model that is left exactly as it was."""
+"""Histories leave the trained model exactly as it was, cost what they say, and give the losses of their weights."""
 
 from __future__ import annotations
 
 import copy
+import gc
+import os
+import signal
 
 import pytest
 import torch
@@ -13,7 +16,11 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from sstoken_plugin.config import SSTokenConfig
-from sstoken_plugin.history import AdapterOff
+from sstoken_plugin.history.adapter import AdapterOff
+from sstoken_plugin.history.base import bytes_of
+from sstoken_plugin.history.frozen import FrozenModel, without_adapter
+from sstoken_plugin.history.losses import HistoryLosses
+from sstoken_plugin.history.weights import KeptWeights, MovingAverage, Snapshot, round_by_chance
 from sstoken_plugin.modes import without_trace
 from sstoken_plugin.step import Phase, TokenSelection
 
@@ -53,9 +60,27 @@ def batch():
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def begin(model, batch):
+def begin(model, batch, history=None):
     """Compute the losses of the history as a step does."""
-    return TokenSelection(SSTokenConfig(), None, AdapterOff(), []).begin(model, batch, PHASE)
+    losses = HistoryLosses(history or AdapterOff())
+    return TokenSelection(SSTokenConfig(), None, losses, []).begin(model, batch, PHASE)
+
+
+def second_adapter(model):
+    """A history with an adapter of its own over the base weights that it shares with the model."""
+    torch.manual_seed(3)
+    config = LoraConfig(r=2, target_modules=["k_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    return FrozenModel(get_peft_model(without_adapter(model), config), "another adapter", shared_with=model)
+
+
+HISTORIES = {
+    "adapter off": lambda model: AdapterOff(),
+    "kept": lambda model: KeptWeights(model, "kept"),
+    "moving average": lambda model: MovingAverage(model, 0.9),
+    "snapshot": lambda model: Snapshot(model, 1),
+    "second adapter": second_adapter,
+    "second model": lambda model: FrozenModel(copy.deepcopy(model), "a copy"),
+}
 
 
 def state(model):
@@ -79,21 +104,174 @@ def assert_unchanged(model, before):
     assert [name for name in after if after[name] != before[name]] == []
 
 
-def test_a_step_leaves_the_model_as_it_was(trained, batch):
+@pytest.fixture(params=HISTORIES)
+def make(request):
+    return HISTORIES[request.param]
+
+
+def nudge(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1
+
+
+def test_a_step_leaves_the_model_as_it_was(trained, batch, make):
     trained.add_adapter("unused", trained.peft_config["default"])
     trained.get_parameter(FROZEN_BY_USER).requires_grad_(False)
     trained.get_submodule("base_model.model.model.layers.1").eval()
     before = state(trained)
-    begin(trained, batch)
+    with torch.random.fork_rng():
+        history = make(trained)
     assert_unchanged(trained, before)
+    nudge(trained)
+    before = state(trained)
+    begin(trained, batch, history)
+    assert_unchanged(trained, before)
+    if isinstance(history, (MovingAverage, Snapshot)):
+        history.after_step(trained, 1)
+        assert_unchanged(trained, before)
 
 
-def test_a_step_that_fails_leaves_the_model_as_it_was(trained, batch):
+def test_a_step_that_fails_leaves_the_model_as_it_was(trained, batch, make):
     trained.get_parameter(FROZEN_BY_USER).requires_grad_(False)
+    history = make(trained)
+    nudge(trained)
     before = state(trained)
     with pytest.raises(IndexError):
-        begin(trained, {**batch, "input_ids": batch["input_ids"] + 10**6})
+        begin(trained, {**batch, "input_ids": batch["input_ids"] + 10**6}, history)
     assert_unchanged(trained, before)
+
+
+def test_a_failed_exchange_is_undone(trained, batch, monkeypatch):
+    from sstoken_plugin.history import weights
+
+    history = KeptWeights(trained, "kept")
+    nudge(trained)
+    before = state(trained)
+    exchange, calls = weights._exchange, []
+
+    def third_time_fails(one, other):
+        calls.append(one)
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        exchange(one, other)
+
+    monkeypatch.setattr(weights, "_exchange", third_time_fails)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        begin(trained, batch, history)
+    assert_unchanged(trained, before)
+
+
+def test_an_interrupt_meets_the_trained_weights(trained):
+    """Axolotl saves the model when Ctrl-C arrives."""
+    history = KeptWeights(trained, "kept")
+    weight = trained.get_parameter(FROZEN_BY_USER)
+    first = weight.detach().clone()
+    nudge(trained)
+    now = weight.detach().clone()
+    met = []
+    previous = signal.signal(signal.SIGINT, lambda number, frame: met.append(weight.detach().clone()))
+    try:
+        with history.active(trained):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert torch.equal(weight, first)
+            assert not met
+        assert len(met) == 1
+        assert torch.equal(met[0], now)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def live_bytes():
+    """Bytes of every tensor that is alive, shared storage counted once."""
+    gc.collect()
+    found = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor) and type(thing) in (torch.Tensor, nn.Parameter):
+            storage = thing.untyped_storage()
+            found[storage.data_ptr()] = storage.nbytes()
+    return sum(found.values())
+
+
+def test_a_history_adds_the_memory_that_it_names(trained, make):
+    adapter = bytes_of(p for p in trained.parameters() if p.requires_grad)
+    before = live_bytes()
+    history = make(trained)
+    added = live_bytes() - before
+    # Small buffers, of the rotary embedding, are not weights.
+    assert added == pytest.approx(history.memory, abs=1024)
+    if isinstance(history, KeptWeights):
+        assert history.memory == adapter
+    with history.active(trained):
+        assert live_bytes() - before - added <= 1024
+
+
+def test_memory_of_a_second_adapter_is_that_of_its_weights(trained):
+    assert second_adapter(trained).memory == 4 * 3 * 2 * (64 + 32)
+
+
+def test_the_moving_average_is_the_formula(trained):
+    history = MovingAverage(trained, 0.8)
+    expected = {name: p.detach().clone() for name, p in trained.named_parameters() if p.requires_grad}
+    for step in range(1, 4):
+        nudge(trained)
+        history.after_step(trained, step)
+        expected = {name: 0.8 * mean + 0.2 * trained.get_parameter(name).detach() for name, mean in expected.items()}
+    with history.active(trained):
+        for name, mean in expected.items():
+            torch.testing.assert_close(trained.get_parameter(name).detach(), mean)
+
+
+def test_a_moving_average_in_bfloat16_does_not_stand_still():
+    """Each step is far below half a unit in the last place: rounding to the nearest would lose all of them."""
+    model = nn.Linear(64, 64, bias=False).to(torch.bfloat16)
+    nn.init.constant_(model.weight, 1.0)
+    history = MovingAverage(model, 0.99)
+    nn.init.constant_(model.weight, 1.0625)
+    for step in range(1, 101):
+        history.after_step(model, step)
+    mean = history.tensors()["weight"]
+    assert mean.dtype == torch.bfloat16
+    assert mean.float().mean().item() == pytest.approx(1.0625 - 0.0625 * 0.99**100, abs=1e-3)
+
+
+def test_rounding_by_chance_keeps_the_mean_and_repeats():
+    values = torch.full((100_000,), -1.0 - 2**-10)
+    before = torch.get_rng_state()
+    rounded = round_by_chance(values, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert set(rounded.float().tolist()) == {-1.0, -1.0 - 2**-7}
+    assert rounded.float().mean().item() == pytest.approx(values[0].item(), abs=2e-5)
+    assert torch.equal(rounded, round_by_chance(values, seed=1))
+    assert not torch.equal(rounded, round_by_chance(values, seed=2))
+
+
+def test_a_snapshot_is_taken_every_so_many_steps(trained):
+    history = Snapshot(trained, 2)
+    kept = []
+    for step in range(1, 6):
+        nudge(trained)
+        history.after_step(trained, step)
+        kept.append(round((trained.get_parameter(FROZEN_BY_USER) - history.tensors()[FROZEN_BY_USER]).max().item(), 3))
+    assert kept == [0.1, 0, 0.1, 0, 0.1]
+
+
+def test_a_streamed_model_gives_the_same_losses(base, trained, batch):
+    here, streamed = FrozenModel(copy.deepcopy(base), "here"), FrozenModel(copy.deepcopy(base), "streamed")
+    streamed.place(torch.device("cpu"), stream=True)
+    one, other = (begin(trained, batch, history)._history_nll for history in (here, streamed))
+    torch.testing.assert_close(one, other)
+    assert all(parameter.is_meta for parameter in streamed.model.parameters())
+
+
+def test_a_patched_method_runs_on_the_twin(trained, batch):
+    """Fused kernels replace methods of single modules."""
+    expected = begin(trained, batch)._history_nll
+    mlp = trained.get_submodule("base_model.model.model.layers.0.mlp")
+    mlp.forward = type(mlp).forward.__get__(mlp)
+    history = FrozenModel(without_adapter(trained), "the base", shared_with=trained)
+    torch.testing.assert_close(begin(trained, batch, history)._history_nll, expected)
 
 
 def test_losses_of_the_history_are_those_of_the_model_without_adapter(base, trained, batch):
@@ -142,29 +320,23 @@ def test_packed_samples_have_the_losses_they_have_alone(trained):
     torch.testing.assert_close(losses[0], torch.cat(losses[1:]), rtol=0, atol=1e-5)
 
 
-def test_an_adapter_without_effect_is_accepted_and_left_as_it_was(fresh):
+def test_switching_the_adapter_off_serves_where_it_has_no_effect_yet(fresh):
     fresh.get_parameter(FROZEN_BY_USER).requires_grad_(False)
     before = state(fresh)
-    AdapterOff.check(fresh)
+    assert AdapterOff.serves(fresh)
     assert_unchanged(fresh, before)
 
 
-def test_an_adapter_with_effect_is_refused_unless_this_training_gave_it(trained):
-    with pytest.raises(ValueError, match=r"sstoken\.history: initial needs an adapter that starts without"):
-        AdapterOff.check(trained)
-    AdapterOff.check(trained, adapter_is_trained=True)
+def test_switching_the_adapter_off_does_not_serve_if_it_has_an_effect_unless_this_training_gave_it(trained):
+    assert not AdapterOff.serves(trained)
+    assert AdapterOff.serves(trained, adapter_is_trained=True)
 
 
 @pytest.mark.parametrize("adapter_is_trained", [False, True])
-def test_trainable_tensors_outside_the_adapter_are_refused(fresh, adapter_is_trained):
+def test_switching_the_adapter_off_does_not_serve_if_more_trains(fresh, base, adapter_is_trained):
     fresh.get_submodule("base_model.model.model.norm").weight.requires_grad_(True)
-    with pytest.raises(ValueError, match=r"sstoken\.history: .* 1 tensors outside .*model\.norm\.weight"):
-        AdapterOff.check(fresh, adapter_is_trained=adapter_is_trained)
-
-
-def test_a_model_without_adapter_is_refused(base):
-    with pytest.raises(ValueError, match=r"sstoken\.history: initial needs a LoRA adapter"):
-        AdapterOff.check(base)
+    assert not AdapterOff.serves(fresh, adapter_is_trained=adapter_is_trained)
+    assert not AdapterOff.serves(base)
 
 
 def test_without_trace_restores_modes_and_draws_no_random_number():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import run_command, write
+from safetensors.torch import load_file
 
 FIELDS = {
     "sample",
@@ -83,6 +84,46 @@ def test_an_adapter_folder_is_scored_as_its_model(config, train, inspect, tmp_pa
             if value is not None:
                 assert value == pytest.approx(nll[place - 1].item(), abs=1e-4)
                 assert record["rel"][place] == pytest.approx(record["history_nll"][place] - value, abs=1e-5)
+
+
+@pytest.mark.parametrize("history", ["ema", "snapshot"])
+def test_a_checkpoint_is_scored_against_the_history_that_it_holds(config, train, inspect, tmp_path, history):
+    block = {"history": history, "history_ema_decay": 0.7, "history_update_steps": 3}
+    settings = {**config, "save_strategy": "steps", "save_steps": 4, "sstoken": block}
+    run = train(settings)
+    checkpoint = tmp_path / "out" / "checkpoint-4"
+    _, records = inspect(settings, "--adapter", str(checkpoint), "--samples", "3")
+    past = load_file(checkpoint / "sstoken" / "history.safetensors")
+    run.model.load_state_dict(past, strict=False)
+    run.model.eval()
+    for record in records:
+        ids = torch.tensor([record["input_ids"]])
+        with torch.no_grad():
+            nll = torch.nn.functional.cross_entropy(run.model(ids).logits[0, :-1], ids[0, 1:], reduction="none")
+        for place, value in enumerate(record["history_nll"]):
+            if value is not None:
+                assert value == pytest.approx(nll[place - 1].item(), abs=1e-4)
+
+
+def test_an_adapter_that_holds_no_history_of_the_kind_asked_for_is_refused(config, train, inspect, tmp_path):
+    train({**config, "save_strategy": "steps", "save_steps": 4})
+    result, _ = inspect({**config, "sstoken": {"history": "ema"}}, "--adapter", str(tmp_path / "out" / "checkpoint-4"))
+    assert result.exit_code == 1
+    assert "sstoken.history: ema cannot be told from" in result.output
+
+
+def test_the_second_of_two_trainings_is_scored_against_the_first(config, train, inspect, tmp_path):
+    first = str(tmp_path / "first")
+    train({**config, "plugins": [], "output_dir": first})
+    settings = {**config, "lora_model_dir": first}
+    run = train(settings)
+    _, untrained = inspect(settings, "--samples", "2")
+    assert all(value in (None, 0) for record in untrained for value in record["rel"])
+    _, records = inspect(settings, "--samples", "2", "--adapter", str(tmp_path / "out"))
+    for record, start in zip(records, untrained, strict=True):
+        assert record["history_nll"] == pytest.approx(start["current_nll"], abs=1e-4)
+        assert record["current_nll"] != start["current_nll"]
+    assert run.trainer.state.global_step == 4
 
 
 def test_a_yaml_without_the_plugin_can_be_inspected_and_overridden(config, inspect):

@@ -1,8 +1,13 @@
 """Bad input stops before a model is loaded, with one sentence that names the key and the mend."""
 
+import json
+import shutil
+
 import pytest
 from conftest import load
+from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sstoken_plugin import compatibility
 from sstoken_plugin.config import SSTokenConfig
@@ -31,13 +36,11 @@ from sstoken_plugin.config import SSTokenConfig
         ({"ratio": 2, "gamma": 2}, ["sstoken.ratio", "sstoken.gamma"]),
         ([0.6], ["sstoken", "block"]),
         ("on", ["sstoken", "block"]),
-        # What later versions bring is refused, never ignored.
-        ({"selector": "reference"}, ["sstoken.selector: reference", "yet"]),
-        ({"history": "ema"}, ["sstoken.history: ema", "yet"]),
-        ({"history": "snapshot"}, ["sstoken.history: snapshot", "yet"]),
-        ({"history": "./adapter"}, ["sstoken.history", "./adapter", "path", "yet"]),
-        ({"history_cache": "cache"}, ["sstoken.history_cache", "yet"]),
-        ({"history_device": "cpu"}, ["sstoken.history_device", "yet"]),
+        ({"selector": "reference"}, ["sstoken.selector: reference", "sstoken.history", "path"]),
+        ({"selector": "reference", "history": "ema"}, ["sstoken.selector: reference", "ema"]),
+        ({"history": "ema", "history_cache": "cache"}, ["sstoken.history_cache", "sstoken.history: ema", "initial"]),
+        ({"history_device": "gpu"}, ["sstoken.history_device", "'gpu'"]),
+        ({"history": ""}, ["sstoken.history"]),
     ],
     ids=str,
 )
@@ -73,9 +76,12 @@ def test_a_bad_block_is_refused(block, words):
         ({"tensor_parallel_size": 2}, ["tensor_parallel_size"]),
         ({"pretraining_dataset": [{"path": "x"}]}, ["pretraining_dataset"]),
         ({"streaming": True}, ["streaming"]),
-        ({"adapter": None}, ["adapter", "sstoken.selector: attention"]),
-        ({"lora_model_dir": "trained"}, ["lora_model_dir"]),
-        ({"peft_init_lora_weights": "pissa"}, ["peft_init_lora_weights"]),
+        ({"sstoken": {"history": "emma"}}, ["sstoken.history: emma", "did you mean 'ema'"]),
+        ({"sstoken": {"history": "/"}}, ["sstoken.history: /", "adapter_config.json", "config.json"]),
+        ({"lisa_n_layers": 2, "adapter": None}, ["lisa_n_layers", "sstoken.selector: attention"]),
+        ({"fsdp_config": {"a": 1}, "adapter": None}, ["fsdp_config", "sstoken.history: initial"]),
+        ({"deepspeed": "zero3.json", "sstoken": {"history": "ema"}}, ["deepspeed", "sstoken.history: initial"]),
+        ({"deepspeed": "zero3.json", "sstoken": {"history_cache": "x"}}, ["deepspeed", "no history_cache"]),
     ],
     ids=str,
 )
@@ -89,6 +95,55 @@ def test_a_yaml_that_cannot_be_combined_is_refused(config, tmp_path, changes, wo
 def test_a_multimodal_model_is_refused_once_axolotl_has_found_out(config):
     with pytest.raises(ValueError, match=r"is_multimodal.*multimodal model"):
         compatibility.check({**config, "is_multimodal": True})
+
+
+@pytest.fixture
+def adapter(tiny_llama, tmp_path):
+    """A folder with an adapter, and the function that saves another one there."""
+
+    def save(base=tiny_llama, **changes):
+        model = AutoModelForCausalLM.from_pretrained(base)
+        settings = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        get_peft_model(model, settings).save_pretrained(tmp_path / "adapter")
+        file = tmp_path / "adapter" / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+        return str(tmp_path / "adapter")
+
+    return save
+
+
+def test_an_adapter_that_changed_its_base_weights_is_no_history(config, train, adapter):
+    with pytest.raises(ValueError, match=r"sstoken\.history: .* init_lora_weights: pissa, over base weights that it"):
+        train({**config, "sstoken": {"history": adapter(init_lora_weights="pissa")}})
+
+
+def test_an_adapter_over_weights_that_this_run_changes_is_no_history(config, train, adapter, tmp_path):
+    with pytest.raises(ValidationError, match="peft_init_lora_weights: pissa changes the base weights"):
+        load({**config, "peft_init_lora_weights": "pissa", "sstoken": {"history": adapter()}}, tmp_path)
+
+
+def test_an_adapter_for_other_layers_is_refused_before_training(config, train, adapter):
+    with pytest.raises(ValueError, match=r"sstoken\.history: .*adapter cannot be loaded"):
+        train({**config, "sstoken": {"history": adapter(target_modules=["no_such_layer"])}})
+
+
+def test_a_history_with_another_tokenizer_is_refused_before_training(config, train, tiny_llama, tmp_path):
+    shutil.copytree(tiny_llama, tmp_path / "other")
+    file = tmp_path / "other" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["user"], vocabulary["Ġthe"] = vocabulary["Ġthe"], vocabulary["user"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"sstoken\.history: .*other has another tokenizer than this run"):
+        train({**config, "sstoken": {"history": str(tmp_path / "other")}})
+
+
+def test_a_history_with_a_smaller_vocabulary_is_refused_before_training(config, train, tiny_llama, tmp_path):
+    settings = AutoConfig.from_pretrained(tiny_llama)
+    settings.vocab_size = 1000
+    AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path / "small")
+    with pytest.raises(ValueError, match=r"sstoken\.history: .*small knows 1000 tokens and the tokenizer .* 49152"):
+        train({**config, "sstoken": {"history": str(tmp_path / "small")}})
 
 
 def test_full_fine_tuning_without_rel_validates(config, tmp_path):
@@ -141,3 +196,6 @@ def test_settings_without_effect_are_named():
     settings = SSTokenConfig.from_block({"selector": "rel", "gamma": 0.9, "seed": 3, "warmup_ratio": 0.1})
     sentences = settings.keys_without_effect()
     assert [sentence.split(":")[0] for sentence in sentences] == ["sstoken.gamma", "sstoken.seed"]
+    settings = SSTokenConfig.from_block({"selector": "random", "history": "ema", "history_device": "cpu"})
+    sentences = settings.keys_without_effect()
+    assert [sentence.split(":")[0] for sentence in sentences] == ["sstoken.history", "sstoken.history_device"]

@@ -10,28 +10,7 @@ import yaml
 from conftest import chat, write
 from torch.nn import functional
 
-from sstoken_plugin import trainer
-from sstoken_plugin.metrics import METRICS
-from sstoken_plugin.step import TokenSelection
-
-
-@pytest.fixture
-def steps(monkeypatch):
-    """Every training step of a run, with the batch it was scored on."""
-    taken, batches = [], []
-    begin, count = TokenSelection.begin, trainer.counts
-
-    def remember(self, model, batch, phase):
-        batches.append({key: value.clone() for key, value in batch.items()})
-        return begin(self, model, batch, phase)
-
-    def record(step):
-        taken.append((step, batches[-1]))
-        return count(step)
-
-    monkeypatch.setattr(TokenSelection, "begin", remember)
-    monkeypatch.setattr(trainer, "counts", record)
-    return taken
+from sstoken_plugin.metrics import METRICS, counts
 
 
 def data(tmp_path, *lines) -> list[dict]:
@@ -297,7 +276,7 @@ def test_losses_that_are_not_finite_rank_last_and_are_reported(config, train, st
         outputs.logits[..., suppressed] = float("-inf")
     assert torch.isfinite(again.loss(outputs))
     assert not again.kept[torch.isin(again.layout.target, suppressed)].any()
-    run.trainer._totals.add(trainer.counts(again))
+    run.trainer._totals.add(counts(again))
     run.trainer.log({"loss": 1.0})
     assert any("not finite" in text for text in run.trainer.selection_warnings)
 

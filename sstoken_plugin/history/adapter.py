@@ -1,0 +1,71 @@
+"""`history: initial` under LoRA: the same weights with the adapter switched off, at no memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+
+from sstoken_plugin.history.base import History
+from sstoken_plugin.history.fingerprint import ADAPTER_MARKS, fingerprint
+from sstoken_plugin.modes import trial_tokens, without_trace
+
+
+class AdapterOff(History):
+    """The model without its adapter, where that is the model before training."""
+
+    description = "the model before training (adapter switched off)"
+
+    @staticmethod
+    def serves(model: nn.Module, *, adapter_is_trained: bool = False) -> bool:
+        """Tell whether the model without its adapter is the model before training.
+
+        Args:
+            model: the unwrapped model. It is not changed.
+            adapter_is_trained: whether the adapter has an effect because it was trained from none.
+        """
+        if not isinstance(model, PeftModel) or trained_outside_adapter(model):
+            return False
+        if adapter_is_trained:
+            return True
+        tokens = trial_tokens(model)
+        with without_trace(model):
+            now = model(input_ids=tokens, use_cache=False).logits
+            with AdapterOff().active(model):
+                before = model(input_ids=tokens, use_cache=False).logits
+        # In low precision the same weights may give logits that differ in the last digits.
+        change = (now - before).nan_to_num().abs().max()
+        return bool(change <= 0.02 * before.nan_to_num(posinf=0, neginf=0).abs().max())
+
+    @contextmanager
+    def active(self, model: Any) -> Iterator[Any]:
+        """Switch the adapter of the PeftModel off inside the block."""
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+        # The tuner's own switch, because PeftModel.disable_adapter() walks the model for a status report.
+        model.base_model.disable_adapter_layers()
+        try:
+            yield model
+        finally:
+            model.base_model.enable_adapter_layers()
+            # Switching marks every tensor of the adapter as trained, those a user froze included.
+            for parameter in trained:
+                parameter.requires_grad_(True)
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+
+    def fingerprint(self, model: Any) -> bytes:
+        """Hash the model without its adapter."""
+        return fingerprint(model, adapter_off=True)
+
+
+def trained_outside_adapter(model: nn.Module) -> list[str]:
+    """Return the names of tensors that train and are still there with the adapter off."""
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not any(mark in name for mark in ADAPTER_MARKS)
+    ]

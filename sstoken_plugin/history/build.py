@@ -1,0 +1,132 @@
+"""Chooses the history for a loaded model: the one that needs the least memory and serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from sstoken_plugin import checkpoint
+from sstoken_plugin.compatibility import PLAIN_INITS
+from sstoken_plugin.config import SSTokenConfig
+from sstoken_plugin.history.adapter import AdapterOff
+from sstoken_plugin.history.base import History, Untrained, bytes_of
+from sstoken_plugin.history.frozen import FrozenModel
+from sstoken_plugin.history.given import load_given
+from sstoken_plugin.history.losses import HistoryLosses
+from sstoken_plugin.history.store import KEY_BYTES, LossStore
+from sstoken_plugin.history.weights import KeptWeights, MovingAverage, Snapshot
+from sstoken_plugin.samples import as_batch, sample_keys
+
+Sample = Mapping[str, Any]
+
+
+def build_history(
+    config: SSTokenConfig,
+    cfg: Mapping[str, Any],
+    model: Any,
+    tokenizer: Any,
+    *,
+    trains: bool = True,
+    trained_adapter: Path | None = None,
+    samples: Iterable[Sample] = (),
+    precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> HistoryLosses | None:
+    """Return the history that the settings ask for; None if nothing ranks by it and it would cost memory.
+
+    Args:
+        config: the settings.
+        cfg: the whole YAML.
+        model: the unwrapped model. It is not changed.
+        tokenizer: its tokenizer.
+        trains: whether the model will be trained, so that the past must be kept.
+        trained_adapter: folder of the trained adapter that the model has, as for inspection; None if the model is
+            at its start.
+        samples: rows of the data set; where the cache holds the losses of all, no model is kept.
+        precision: makes the context in which the model runs, such as an autocast.
+
+    Raises:
+        ValueError: the model does not allow it; one sentence with key and mend.
+    """
+    devices = [model.device] if model.device.type == "cuda" else []
+    # Loading draws random numbers: training must draw the same as without.
+    with torch.random.fork_rng(devices=devices), precision():
+        history = _before_training(config, cfg, model, tokenizer, trained_adapter)
+    if history is None:
+        return None
+    store = None
+    if config.history_cache is not None:
+        with precision():
+            store = LossStore(Path(config.history_cache).expanduser(), history.fingerprint(model))
+        if trains and not isinstance(history, AdapterOff) and _all_there(store, samples):
+            return HistoryLosses(None, store)
+    if isinstance(history, FrozenModel) and history.is_movable:
+        device = _place(config, model, history.memory)
+        history.place(model.device, stream=device != model.device)
+    elif trains and isinstance(history, Untrained):
+        history = _kept(config, model)
+    return HistoryLosses(history, store, precision)
+
+
+def _before_training(
+    config: SSTokenConfig, cfg: Mapping[str, Any], model: Any, tokenizer: Any, trained_adapter: Path | None
+) -> History | None:
+    """Return the history as it is before the first step, without a copy of anything."""
+    is_trained = trained_adapter is not None
+    plain = not cfg.get("lora_model_dir") and cfg.get("peft_init_lora_weights") in PLAIN_INITS
+    if config.history == "initial" and plain and AdapterOff.serves(model, adapter_is_trained=is_trained):
+        return AdapterOff()
+    if not config.needs_history:
+        return None
+    if config.history_is_path:
+        return load_given(Path(config.history).expanduser(), cfg, model, tokenizer)
+    saved = None if trained_adapter is None else checkpoint.read(trained_adapter)
+    if saved is not None and saved.tensors and saved.history == config.history:
+        kept = KeptWeights(model, f"the history ({config.history}) that {trained_adapter} holds")
+        kept.restore(saved.tensors)
+        return kept
+    if config.history == "initial" and cfg.get("lora_model_dir") and is_trained:
+        return load_given(Path(cfg["lora_model_dir"]), cfg, model, tokenizer)
+    if is_trained:
+        raise ValueError(
+            f"sstoken.history: {config.history} cannot be told from {trained_adapter}; name a checkpoint folder that "
+            "was written by a run with this setting."
+        )
+    return Untrained()
+
+
+def _kept(config: SSTokenConfig, model: Any) -> KeptWeights:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    device = _place(config, model, bytes_of(trained))
+    if config.history == "ema":
+        return MovingAverage(model, config.history_ema_decay, device=device)
+    if config.history == "snapshot":
+        return Snapshot(model, config.history_update_steps, device=device)
+    # The first weights of a full fine-tuning are on disk already, as the base model.
+    return KeptWeights(
+        model, "the weights before training (a copy)", device=device, in_checkpoints=isinstance(model, PeftModel)
+    )
+
+
+def _place(config: SSTokenConfig, model: Any, size: int) -> torch.device:
+    """Return where a copy of `size` bytes shall live."""
+    if config.history_device == "cpu":
+        return torch.device("cpu")
+    if config.history_device == "auto" and model.device.type == "cuda":
+        # Gradients and two moments of the optimizer are still to come, and the batch must find room too.
+        to_come = 3 * bytes_of(parameter for parameter in model.parameters() if parameter.requires_grad)
+        if size + to_come > torch.cuda.mem_get_info(model.device)[0] / 2:
+            return torch.device("cpu")
+    device: torch.device = model.device
+    return device
+
+
+def _all_there(store: LossStore, samples: Iterable[Sample]) -> bool:
+    keys: list[bytes] = []
+    for sample in samples:
+        keys += sample_keys(as_batch(sample), KEY_BYTES)[0]
+    return bool(keys) and not store.missing(keys)

@@ -1,0 +1,93 @@
+"""Losses of the history model on a batch: from the store where they are kept, else from a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sstoken_plugin.history.base import History
+from sstoken_plugin.history.store import KEY_BYTES, LossStore, resolution
+from sstoken_plugin.losses import ResponseHead, token_nll
+from sstoken_plugin.modes import without_trace
+from sstoken_plugin.samples import BatchLayout, sample_keys
+
+# Keys of a batch that are no arguments of a forward pass that scores.
+_NOT_FOR_SCORING = ("labels", "num_items_in_batch")
+
+
+class HistoryLosses:
+    """Computes the losses of a history model, or finds them.
+
+    Args:
+        history: the history model; None if the store holds every loss, so that no model is needed.
+        store: where losses are kept; None to compute them each time.
+        precision: makes the context in which the trained model runs, such as an autocast.
+    """
+
+    def __init__(
+        self,
+        history: History | None,
+        store: LossStore | None = None,
+        precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ):
+        self.history = history
+        self.store = store
+        self._precision = precision
+
+    def of(self, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout) -> tuple[Tensor, int]:
+        """Return the history's loss on each response token, float32 [R], and the number of samples found kept.
+
+        Args:
+            model: the unwrapped model in training. It is not changed.
+            batch: see `BatchLayout.of`, and whatever else the model takes.
+            layout: its layout.
+
+        Raises:
+            RuntimeError: there is no history model and a loss is not in the store.
+        """
+        if self.store is None:
+            return self._computed(model, batch, layout), 0
+        keys, lengths = sample_keys(batch, KEY_BYTES)
+        if sum(lengths) != len(layout.position):
+            # Plain training of packed rows learns from a sample's first token too, if it is labelled. Its loss
+            # depends on the sample before, so that such a batch is not one to keep.
+            return self._computed(model, batch, layout), 0
+        found = dict(zip(keys, self.store.get(keys), strict=True))
+        hits = sum(found[key] is not None for key in keys)
+        if hits < len(keys):
+            computed = zip(keys, self._computed(model, batch, layout).cpu().split(lengths), strict=True)
+            found |= self.store.put({key: losses.numpy() for key, losses in computed if found[key] is None})
+        losses = np.concatenate([np.empty(0, np.float32), *(found[key] for key in keys)])
+        return torch.from_numpy(losses).to(layout.position.device), hits
+
+    def rel(self, history: Tensor, current: Tensor) -> Tensor:
+        """Return REL = h - c (arXiv 2510.18250, Eq. 3), float32 [R].
+
+        A difference that the store does not resolve is none: else a model that has not changed yet would have a REL
+        of rounding errors, which scaling blows up to the whole range.
+
+        Args:
+            history: h, float32 [R].
+            current: c, float32 [R].
+        """
+        rel = history - current
+        return rel if self.store is None else torch.where(rel.abs() <= resolution(history), 0, rel)
+
+    def _computed(self, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout) -> Tensor:
+        if self.history is None:
+            raise RuntimeError(
+                "sstoken.history_cache held every loss when this run started, so no copy of the first weights was "
+                "kept, and now a loss is missing; resume from the last checkpoint."
+            )
+        inputs = {key: value for key, value in batch.items() if key not in _NOT_FOR_SCORING}
+        with without_trace(model), self.history.active(model) as past, self._precision():
+            head = ResponseHead(past, layout)
+            with head.narrowed():
+                # With a cache, transformers does not see that a row is packed, and samples leak into each other.
+                logits = past(**inputs, use_cache=False).logits
+            return token_nll(head.select(logits), layout.target)

@@ -1,0 +1,90 @@
+"""Fills the cache of history losses ahead of training, in large batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from sstoken_plugin.history.losses import HistoryLosses
+from sstoken_plugin.history.store import KEY_BYTES
+from sstoken_plugin.samples import IGNORE_INDEX, BatchLayout, as_batch, sample_keys
+
+
+@dataclass(frozen=True)
+class Work:
+    """What there is to score.
+
+    Attributes:
+        samples: samples with response tokens in the data set, doubles counted once.
+        missing: those whose losses are not in the cache, the longest first: a lack of memory shows at once.
+        response_tokens: response tokens of all samples.
+    """
+
+    samples: int
+    missing: list[dict[str, Tensor]]
+    response_tokens: int
+
+
+def work_left(losses: HistoryLosses, samples: Sequence[Any]) -> Work:
+    """Find the samples whose losses are not in the cache.
+
+    Args:
+        losses: the history, with a store.
+        samples: rows of a prepared data set.
+    """
+    assert losses.store is not None
+    known: dict[bytes, dict[str, Tensor]] = {}
+    response_tokens = 0
+    for sample in samples:
+        batch = as_batch(sample)
+        for key, length in zip(*sample_keys(batch, KEY_BYTES), strict=True):
+            response_tokens += length if key not in known else 0
+            known[key] = batch
+    missing = [known[key] for key in losses.store.missing(known)]
+    missing.sort(key=lambda batch: batch["input_ids"].shape[1], reverse=True)
+    return Work(len(known), missing, response_tokens)
+
+
+def score(losses: HistoryLosses, model: Any, work: Work, batch_tokens: int) -> Iterator[int]:
+    """Compute the missing losses and keep them, batch by batch.
+
+    Args:
+        losses: see `work_left`.
+        model: the unwrapped model. It is not changed.
+        work: what to score.
+        batch_tokens: tokens of a batch, padding included; a longer sample is a batch of its own.
+
+    Yields:
+        After each batch, its tokens without padding.
+    """
+    assert losses.store is not None
+    device = next(model.parameters()).device
+    try:
+        for samples in _batches(work.missing, batch_tokens):
+            batch = {key: tensor.to(device) for key, tensor in _padded(samples).items()}
+            losses.of(model, batch, BatchLayout.of(batch))
+            yield sum(sample["input_ids"].shape[1] for sample in samples)
+    finally:
+        losses.store.flush()
+
+
+def _batches(samples: list[dict[str, Tensor]], batch_tokens: int) -> Iterator[list[dict[str, Tensor]]]:
+    start = 0
+    while start < len(samples):
+        # They get shorter, so that the first is as long as the batch is wide.
+        rows = max(1, batch_tokens // samples[start]["input_ids"].shape[1])
+        yield samples[start : start + rows]
+        start += rows
+
+
+def _padded(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def column(name: str, fill: int) -> Tensor:
+        return pad_sequence([sample[name][0] for sample in samples], batch_first=True, padding_value=fill)
+
+    mask = pad_sequence([torch.ones_like(sample["labels"][0]) for sample in samples], batch_first=True)
+    return {"input_ids": column("input_ids", 0), "labels": column("labels", IGNORE_INDEX), "attention_mask": mask}

@@ -1,0 +1,254 @@
+"""The loss cache in real Axolotl runs: what is computed once is not computed again, and changes nothing."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import write
+from transformers import AutoModelForCausalLM
+
+from sstoken_plugin import cli, scoring
+from sstoken_plugin.history.losses import HistoryLosses
+from sstoken_plugin.history.store import LossStore
+
+FULL = {"adapter": None, "learning_rate": 0.005}
+EPOCH = 6
+
+
+@pytest.fixture
+def forwards(monkeypatch):
+    """Every forward pass of a history model."""
+    made = []
+    computed = HistoryLosses._computed
+
+    def count(self, model, batch, layout):
+        made.append(len(layout.lengths))
+        return computed(self, model, batch, layout)
+
+    monkeypatch.setattr(HistoryLosses, "_computed", count)
+    return made
+
+
+@pytest.fixture
+def cached(config, tmp_path):
+    """Two epochs with a cache, REL from the start."""
+    block = {"warmup_ratio": 0.0, "report": False, "history_cache": str(tmp_path / "cache")}
+    return {**config, "max_steps": 2 * EPOCH, "sstoken": block}
+
+
+def hits(run):
+    return [line["sstoken/history_cache_hits"] for line in run.lines]
+
+
+@pytest.mark.parametrize("changes", [{}, {"sample_packing": True}, FULL], ids=["lora", "packed", "full"])
+def test_a_warm_run_computes_nothing_and_selects_the_same(cached, train, steps, forwards, changes):
+    cached = {**cached, **changes}
+    runs, taken = {}, {}
+    for name in ("none", "cold", "warm"):
+        block = dict(cached["sstoken"])
+        if name == "none":
+            del block["history_cache"]
+        runs[name] = train({**cached, "sstoken": block})
+        taken[name] = [step for step, _ in steps]
+        steps.clear()
+        if name == "cold":
+            assert sum(forwards[len(taken["none"]) :]) == 24, "each sample once, in the first epoch"
+            forwards.clear()
+    assert not forwards
+    assert hits(runs["none"]) == [0] * len(runs["none"].lines)
+    assert hits(runs["warm"]) == [1] * len(runs["warm"].lines)
+    assert hits(runs["cold"])[-1] == 1
+    for name in ("cold", "warm"):
+        agree = total = 0
+        for ours, theirs in zip(taken[name], taken["none"], strict=True):
+            assert (ours.scores.history - theirs.scores.history).abs().max() <= 2e-3
+            agree += (ours.kept & theirs.kept).sum().item()
+            total += theirs.kept.sum().item()
+        assert agree / total >= 0.999
+    assert runs["warm"].losses == runs["cold"].losses
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora_r": 8, "learning_rate": 0.01, "seed": 3},
+        {"sample_packing": True, "pad_to_sequence_len": True},
+        {"micro_batch_size": 3, "attn_implementation": "eager"},
+        {"sstoken": {"ratio": 0.3, "gamma": 0.9, "attention_layer": 0}},
+        FULL,
+    ],
+    ids=["training", "packing", "batches", "selection", "full after lora"],
+)
+def test_a_sweep_pays_once(cached, train, forwards, changes):
+    cached = {**cached, "max_steps": EPOCH}
+    train(cached)
+    forwards.clear()
+    block = {**cached["sstoken"], **changes.get("sstoken", {})}
+    train({**cached, **changes, "max_steps": 3, "sstoken": block})
+    assert not forwards
+
+
+def test_full_fine_tuning_with_a_whole_cache_keeps_no_copy(cached, train):
+    cached = {**cached, **FULL}
+    first, second = train(cached), train(cached)
+    assert first.trainer.selection.history.history.memory == 4 * sum(p.numel() for p in first.model.parameters())
+    assert second.trainer.selection.history.history is None
+    for name, weight in first.weights.items():
+        assert torch.equal(second.weights[name], weight), name
+
+
+@pytest.fixture
+def other_weight(tiny_llama, tmp_path):
+    """The same model, but for the last bit of one weight."""
+    folder = tmp_path / "other"
+    shutil.copytree(tiny_llama, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        bits = model.model.layers[1].mlp.up_proj.weight.view(-1).view(torch.int32)
+        bits[7] ^= 1
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def other_tokenizer(tiny_llama, tmp_path):
+    """The same tokenizer, but a token that is in every sample has changed places with another."""
+    folder = tmp_path / "other-tokenizer"
+    shutil.copytree(tiny_llama, folder)
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["user"], vocabulary["Ġthe"] = vocabulary["Ġthe"], vocabulary["user"]
+    file.write_text(json.dumps(content))
+    return str(folder)
+
+
+CHANGES = {
+    "a weight": {"base_model": "OTHER"},
+    "the quantisation": {"adapter": "qlora", "load_in_4bit": True},
+    "the tokenizer": {"tokenizer_config": "TOKENIZER"},
+    "the template": {"chat_template": "llama3"},
+    "the truncation": {"sequence_len": 40, "excess_length_strategy": "truncate"},
+    "the response": {"train_on_inputs": True},
+    "the first adapter": {"lora_model_dir": "ADAPTER"},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_the_losses_is_a_miss(cached, train, tmp_path, other_weight, other_tokenizer, steps, change):
+    cached = {**cached, "max_steps": EPOCH}
+    paths = {"OTHER": other_weight, "ADAPTER": str(tmp_path / "first"), "TOKENIZER": other_tokenizer}
+    changes = {key: paths.get(str(value), value) for key, value in CHANGES[change].items()}
+    train(cached)
+    shutil.copytree(cached["output_dir"], paths["ADAPTER"])
+    steps.clear()
+    changed = train({**cached, **changes})
+    if change != "the truncation":
+        assert max(hits(changed)) == 0
+        return
+    # What fits into the window is not truncated, and stays what it was.
+    assert 0 < sum(hits(changed)) < EPOCH / 2
+    found = [step.scores.history for step, _ in steps]
+    steps.clear()
+    block = {key: value for key, value in cached["sstoken"].items() if key != "history_cache"}
+    train({**cached, **changes, "sstoken": block})
+    for ours, (step, _) in zip(found, steps, strict=True):
+        assert (ours - step.scores.history).abs().max() <= 2e-3
+
+
+def score(settings, folder, batch_tokens=256):
+    cli.score(str(write(settings, folder)), {}, batch_tokens)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"sample_packing": True}, {"adapter": "qlora", "load_in_4bit": True}, FULL],
+    ids=["lora", "packed", "qlora", "full"],
+)
+def test_training_after_scoring_runs_no_history_model(cached, train, tmp_path, forwards, capsys, changes):
+    cached = {**cached, **changes}
+    score(cached, tmp_path)
+    printed = capsys.readouterr().out
+    assert "24 samples, 0 of them in" in printed
+    assert "tokens a second" in printed
+    assert sum(forwards) == 24
+    forwards.clear()
+    run = train({**cached, "max_steps": 4})
+    assert not forwards
+    assert hits(run) == [1] * 4
+    score(cached, tmp_path)
+    assert "24 samples, 24 of them in" in capsys.readouterr().out
+    assert not forwards
+
+
+def test_an_interrupted_scoring_goes_on_where_it_stopped(cached, tmp_path, forwards, capsys, monkeypatch):
+    padded, batches = scoring._padded, []
+
+    def interrupted(samples):
+        batches.append(samples)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return padded(samples)
+
+    monkeypatch.setattr(scoring, "_padded", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score(cached, tmp_path)
+    done = sum(forwards)
+    assert 0 < done < 24
+    capsys.readouterr()
+    monkeypatch.setattr(scoring, "_padded", padded)
+    score(cached, tmp_path)
+    assert f"24 samples, {done} of them in" in capsys.readouterr().out
+    assert sum(forwards) == 24
+
+
+def test_scoring_in_large_and_small_batches_gives_the_same_losses(cached, tmp_path):
+    found = []
+    for size in (1, 4096):
+        block = {**cached["sstoken"], "history_cache": str(tmp_path / f"cache-{size}")}
+        score({**cached, "sstoken": block}, tmp_path, size)
+        (mark,) = (
+            LossStore(tmp_path / f"cache-{size}", b"")
+            ._database.execute("SELECT mark FROM histories WHERE length(mark) = 16")
+            .fetchone()
+        )
+        store = LossStore(tmp_path / f"cache-{size}", mark)
+        found.append({key: store.get([key])[0] for key in store._places})
+    assert found[0].keys() == found[1].keys()
+    for key, losses in found[0].items():
+        assert abs(losses - found[1][key]).max() <= 2e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sstoken": {}}, "sstoken.history_cache names no folder"),
+        ({**FULL, "sstoken": {"selector": "attention", "history_cache": "CACHE"}}, "ranks by no history"),
+    ],
+    ids=["no folder", "no history"],
+)
+def test_scoring_without_sense_is_refused(cached, tmp_path, changes, words):
+    if "history_cache" in changes["sstoken"]:
+        changes["sstoken"]["history_cache"] = str(tmp_path / "cache")
+    with pytest.raises(ValueError, match=words):
+        score({**cached, **changes}, tmp_path)
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused_before_training(cached, train, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"sstoken\.history_cache: .* cannot be used"):
+        train({**cached, "sstoken": {"history_cache": str(tmp_path / "file")}})
+
+
+def test_a_first_token_of_a_packed_sample_is_no_loss_of_the_sample(cached, train, tmp_path, steps, forwards):
+    """Where everything is labelled and kept, training learns from it too, after another sample's last token."""
+    file = tmp_path / "texts.jsonl"
+    file.write_text("\n".join(json.dumps({"text": f"Nothing but text, number {n}."}) for n in range(40)))
+    data = [{"path": str(file), "type": "completion"}]
+    block = {**cached["sstoken"], "selector": "all"}
+    run = train(
+        {**cached, "datasets": data, "sample_packing": True, "sequence_len": 64, "sstoken": block, "max_steps": 3}
+    )
+    assert len(forwards) == len(steps)
+    assert hits(run) == [0] * 3

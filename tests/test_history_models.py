@@ -1,0 +1,193 @@
+"""Every kind of history on real Axolotl runs, against the losses of the weights that it should have."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from sstoken_plugin.history.losses import HistoryLosses
+from sstoken_plugin.modes import without_trace
+
+FULL = {"adapter": None, "learning_rate": 0.005}
+QLORA = {"adapter": "qlora", "load_in_4bit": True}
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The trained weights, the batch and the history's losses, each time that they are asked for."""
+    found = []
+    of = HistoryLosses.of
+
+    def remember(self, model, batch, layout):
+        weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        losses, hits = of(self, model, batch, layout)
+        found.append((weights, {key: value.clone() for key, value in batch.items()}, losses.clone()))
+        return losses, hits
+
+    monkeypatch.setattr(HistoryLosses, "of", remember)
+    return found
+
+
+@pytest.fixture
+def trained_adapter(tiny_llama, tmp_path):
+    """An adapter with an effect, of another rank and on other layers than the run's."""
+    torch.manual_seed(1)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_llama),
+        LoraConfig(r=2, lora_alpha=16, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"),
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path / "adapter")
+    return str(tmp_path / "adapter")
+
+
+@pytest.fixture
+def other_checkpoint(tiny_llama, tokenizer, tmp_path):
+    """A full checkpoint of a smaller model with the same tokenizer."""
+    torch.manual_seed(2)
+    config = AutoModelForCausalLM.from_pretrained(tiny_llama).config
+    config.hidden_size, config.num_hidden_layers, config.intermediate_size = 32, 2, 48
+    config.head_dim = 8
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    return str(tmp_path / "other")
+
+
+def losses_of(model, batch):
+    """Losses of the response tokens, the plain way."""
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    with without_trace(model):
+        logits = model(**inputs, use_cache=False).logits[:, :-1].flatten(0, 1)
+    labels = batch["labels"][:, 1:].flatten()
+    return functional.cross_entropy(logits[labels != -100], labels[labels != -100], reduction="none")
+
+
+def expected_weights(kind, seen, accumulation):
+    """Weights of the history at each micro-batch, from the weights that the run had."""
+    steps = [weights for weights, _, _ in seen[::accumulation]]
+    history = steps[0]
+    for index, weights in enumerate(steps):
+        if kind == "ema":
+            history = {name: 0.7 * history[name] + 0.3 * weights[name] for name in weights} if index else weights
+        elif kind == "snapshot" and index % 2 == 0:
+            history = weights
+        yield from [history] * accumulation
+
+
+LORA: dict = {}
+VARIANT = {"peft_use_dora": True, "peft_use_rslora": True}
+EMBEDDINGS = {
+    "lora_modules_to_save": ["embed_tokens", "lm_head"],
+    "lora_target_linear": False,
+    "lora_target_modules": ["q_proj"],
+}
+PISSA = {"peft_init_lora_weights": "pissa"}
+PACKED = {**FULL, "sample_packing": True, "gradient_accumulation_steps": 1}
+OWN_PAST = {
+    "initial": {},
+    "ema": {"history": "ema", "history_ema_decay": 0.7},
+    "snapshot": {"history": "snapshot", "history_update_steps": 2},
+    "ema, cpu": {"history": "ema", "history_ema_decay": 0.7, "history_device": "cpu"},
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        *[(changes, kind) for changes in (LORA, QLORA, FULL) for kind in ("initial", "ema", "snapshot")],
+        (VARIANT, "initial"),
+        (VARIANT, "ema"),
+        (EMBEDDINGS, "initial"),
+        (EMBEDDINGS, "snapshot"),
+        (PISSA, "initial"),
+        (PACKED, "ema, cpu"),
+    ],
+    ids=str,
+)
+def test_the_past_is_the_weights_that_were(config, train, seen, changes, kind):
+    block = {"warmup_ratio": 0.0, "report": False, **OWN_PAST[kind]}
+    settings = {**config, "max_steps": 5, **changes, "sstoken": block}
+    run = train(settings)
+    accumulation = settings["gradient_accumulation_steps"]
+    assert len(seen) == 5 * accumulation
+    model = copy.deepcopy(run.model)
+    differs = False
+    past = expected_weights(kind.split(",")[0], seen, accumulation)
+    for (current, batch, losses), weights in zip(seen, past, strict=True):
+        model.load_state_dict(current, strict=False)
+        now = losses_of(model, batch)
+        model.load_state_dict(weights, strict=False)
+        expected = losses_of(model, batch)
+        torch.testing.assert_close(losses, expected, rtol=0, atol=2e-5)
+        differs |= bool((now - expected).abs().max() > 1e-3)
+    assert differs, "the weights did not change, the test would say nothing"
+
+
+def check_given(seen, model):
+    model.eval()
+    for _, batch, losses in seen:
+        torch.testing.assert_close(losses, losses_of(model, batch), rtol=0, atol=2e-5)
+
+
+def test_a_run_that_starts_from_an_adapter_keeps_that_adapter(config, train, seen, tiny_llama, trained_adapter):
+    run = train({**config, "lora_model_dir": trained_adapter, "sstoken": {"warmup_ratio": 0.0}})
+    check_given(seen, PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), trained_adapter))
+    trained = sum(weight.numel() * 4 for weight in run.weights.values())
+    assert run.trainer.selection.history.history.memory == trained
+
+
+@pytest.mark.parametrize("changes", [LORA, QLORA, FULL], ids=["lora", "qlora", "full"])
+def test_the_history_can_be_an_adapter_over_the_same_base(config, train, seen, tiny_llama, trained_adapter, changes):
+    run = train({**config, **changes, "sstoken": {"history": trained_adapter, "warmup_ratio": 0.0}})
+    if changes is QLORA:
+        # The adapter of the history over the quantised weights of a run that trains nothing.
+        idle = train({**config, **changes, "plugins": [], "learning_rate": 0.0, "lora_model_dir": trained_adapter})
+        model = idle.model
+    else:
+        model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), trained_adapter)
+    check_given(seen, model)
+    history = run.trainer.selection.history.history
+    adapter = 4 * 2 * 3 * ((64 + 64) + (128 + 64))
+    assert history.memory == adapter + (changes is FULL) * 4 * sum(p.numel() for p in run.model.parameters())
+    saved = {file.name for file in Path(config["output_dir"]).iterdir()}
+    assert "sstoken_history" not in saved
+    if changes is not FULL:
+        assert run.model.peft_config.keys() == {"default"}
+
+
+@pytest.mark.parametrize("changes", [LORA, QLORA, FULL], ids=["lora", "qlora", "full"])
+def test_the_history_can_be_another_model(config, train, seen, other_checkpoint, changes):
+    run = train({**config, **changes, "sstoken": {"history": other_checkpoint, "warmup_ratio": 0.0}})
+    quantised = getattr(run.model.config, "quantization_config", None)
+    assert (quantised is not None) == (changes is QLORA)
+    check_given(seen, AutoModelForCausalLM.from_pretrained(other_checkpoint, quantization_config=quantised))
+
+
+@pytest.mark.parametrize("changes", [{"lora_dropout": 0.3}, QLORA], ids=["dropout", "qlora"])
+def test_a_given_history_trains_as_none_does(config, train, trained_adapter, changes):
+    """Loading it draws random numbers and adds modules over the same weights: nothing may reach the training."""
+    plain = train({**config, **changes, "plugins": []})
+    given = train({**config, **changes, "sstoken": {"history": trained_adapter, "ratio": 1.0}})
+    assert given.losses == pytest.approx(plain.losses, abs=2e-5)
+    for name, weight in plain.weights.items():
+        torch.testing.assert_close(given.weights[name], weight, atol=2e-5, rtol=1e-4)
+
+
+def test_reference_keeps_what_is_learnable_and_not_yet_learnt(config, train, steps, other_checkpoint):
+    block = {"selector": "reference", "history": other_checkpoint, "ratio": 0.5, "keep_eos": False}
+    train({**config, "sstoken": block})
+    assert len(steps) >= 8
+    for step, _ in steps:
+        excess = step.scores.current - step.scores.history
+        for sample in range(len(step.layout.lengths)):
+            own = step.layout.sample == sample
+            kept = step.kept[own]
+            assert kept.sum() == -(-own.sum() // 2)
+            assert kept.all() or excess[own][kept].min() >= excess[own][~kept].max()
