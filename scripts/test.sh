@@ -10,4 +10,6 @@ ruff format --check .
 ruff check .
 mypy
 python scripts/write_configuration.py --check
-python -m pytest "$@"
+# Here, because two workers would both begin to unpack it.
+python demo/model.py .cache/models/smollm2-135m-instruct
+python -m pytest -n 2 --dist worksteal "$@"

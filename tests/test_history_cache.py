@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sqlite3
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from sstoken_plugin import cli, scoring
 from sstoken_plugin.history.losses import HistoryLosses
-from sstoken_plugin.history.store import LossStore
+from sstoken_plugin.history.store import FILE, LossStore
 
 FULL = {"adapter": None, "learning_rate": 0.005}
 EPOCH = 6
@@ -208,11 +209,8 @@ def test_scoring_in_large_and_small_batches_gives_the_same_losses(cached, tmp_pa
     for size in (1, 4096):
         block = {**cached["sstoken"], "history_cache": str(tmp_path / f"cache-{size}")}
         score({**cached, "sstoken": block}, tmp_path, size)
-        (mark,) = (
-            LossStore(tmp_path / f"cache-{size}", b"")
-            ._database.execute("SELECT mark FROM histories WHERE length(mark) = 16")
-            .fetchone()
-        )
+        database = sqlite3.connect(tmp_path / f"cache-{size}" / FILE)
+        (mark,) = database.execute("SELECT DISTINCT history FROM blocks").fetchone()
         store = LossStore(tmp_path / f"cache-{size}", mark)
         found.append({key: store.get([key])[0] for key in store._places})
     assert found[0].keys() == found[1].keys()

@@ -36,9 +36,9 @@ def open_store(folder, mark=MARK):
 def test_losses_come_back_within_the_documented_error():
     losses = np.concatenate([np.linspace(0, LARGEST, 200_001), np.geomspace(1e-9, 1, 10_000)]).astype(np.float32)
     error = np.abs(decode(encode(losses)) - losses)
-    assert error.max() < 4e-4
-    assert error[losses <= 1].max() < 5e-6
-    assert error[losses <= 10].max() < 4e-5
+    assert error.max() < 1.5e-3
+    assert error[losses <= 1].max() < 2e-5
+    assert error[losses <= 10].max() < 1.5e-4
 
 
 def test_a_loss_that_comes_back_is_stored_as_itself():
@@ -120,7 +120,7 @@ def test_several_processes_read_and_write_at_once(tmp_path):
     for part in parts:
         losses = some_losses(200, seed=int(part[3]))
         for found, values in zip(store.get(list(losses)), losses.values(), strict=True):
-            assert np.abs(found - values).max() < 4e-4
+            assert np.abs(found - values).max() < 1.5e-3
 
 
 def test_a_reader_sees_what_another_wrote_meanwhile(tmp_path):
