@@ -239,14 +239,25 @@ def test_a_file_in_the_place_of_the_folder_is_refused_before_training(cached, tr
         train({**cached, "sstoken": {"history_cache": str(tmp_path / "file")}})
 
 
-def test_a_first_token_of_a_packed_sample_is_no_loss_of_the_sample(cached, train, tmp_path, steps, forwards):
-    """Where everything is labelled and kept, training learns from it too, after another sample's last token."""
+@pytest.fixture
+def texts(cached, tmp_path):
+    """Packed rows of texts without a prompt: every token is labelled."""
     file = tmp_path / "texts.jsonl"
     file.write_text("\n".join(json.dumps({"text": f"Nothing but text, number {n}."}) for n in range(40)))
     data = [{"path": str(file), "type": "completion"}]
-    block = {**cached["sstoken"], "selector": "all"}
-    run = train(
-        {**cached, "datasets": data, "sample_packing": True, "sequence_len": 64, "sstoken": block, "max_steps": 3}
-    )
+    return {**cached, "datasets": data, "sample_packing": True, "sequence_len": 64, "max_steps": 3}
+
+
+def test_a_first_token_of_a_packed_sample_is_no_loss_of_the_sample(texts, train, steps, forwards):
+    """Where everything is labelled and kept, training learns from it too, after another sample's last token."""
+    run = train({**texts, "sstoken": {**texts["sstoken"], "selector": "all"}})
     assert len(forwards) == len(steps)
     assert hits(run) == [0] * 3
+
+
+def test_a_whole_cache_does_not_do_where_first_tokens_count(texts, train):
+    train({**texts, **FULL, "max_steps": 6})
+    block = {**texts["sstoken"], "warmup_ratio": 0.5, "warmup_selector": "all"}
+    run = train({**texts, **FULL, "sstoken": block})
+    assert hits(run)[0] == 0
+    assert hits(run)[-1] == 1

@@ -20,7 +20,7 @@ from sstoken_plugin.history.given import load_given
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.history.store import KEY_BYTES, LossStore
 from sstoken_plugin.history.weights import KeptWeights, MovingAverage, Snapshot
-from sstoken_plugin.samples import as_batch, sample_keys
+from sstoken_plugin.samples import IGNORE_INDEX, as_batch, sample_keys
 
 Sample = Mapping[str, Any]
 
@@ -128,5 +128,8 @@ def _place(config: SSTokenConfig, model: Any, size: int) -> torch.device:
 def _all_there(store: LossStore, samples: Iterable[Sample]) -> bool:
     keys: list[bytes] = []
     for sample in samples:
+        if sample["labels"][0] != IGNORE_INDEX:
+            # In a packed row, its first token may be trained on and is never kept: see HistoryLosses.of.
+            return False
         keys += sample_keys(as_batch(sample), KEY_BYTES)[0]
     return bool(keys) and not store.missing(keys)
