@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from sstoken_plugin.inspection import inspect_samples
 from sstoken_plugin.report import render
+from sstoken_plugin.setup import describe
 from sstoken_plugin.step import Phase
 from sstoken_plugin.trainer import TokenSelectionTrainer
 
@@ -26,7 +27,8 @@ class HistoryCallback(TrainerCallback):
         self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Resume: the weights of the checkpoint are loaded by now."""
+        """Begin or resume: the weights of a checkpoint are loaded by now."""
+        self._trainer.begin_selection()
         self._trainer.resume_selection()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -35,7 +37,7 @@ class HistoryCallback(TrainerCallback):
         losses = trainer.selection.history if trainer.selection is not None else None
         history = None if losses is None else losses.history
         if history is not None and not trainer.accelerator.optimizer_step_was_skipped:
-            history.after_step(trainer.accelerator.unwrap_model(trainer.model), state.global_step)
+            history.after_step(trainer.model, state.global_step)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write losses that wait to be written."""
@@ -54,9 +56,8 @@ class HistoryCallback(TrainerCallback):
 class ReportCallback(TrainerCallback):
     """Writes OUTPUT_DIR/sstoken/report.html when training ends."""
 
-    def __init__(self, trainer: TokenSelectionTrainer, sentence: str):
+    def __init__(self, trainer: TokenSelectionTrainer):
         self._trainer = trainer
-        self._sentence = sentence
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Score a few samples with the trained model and draw the page; every rank takes part."""
@@ -66,13 +67,13 @@ class ReportCallback(TrainerCallback):
         try:
             data: Any = trainer.train_dataset
             samples = data.select(range(min(REPORT_SAMPLES, len(data))))
-            model = trainer.accelerator.unwrap_model(trainer.model)
+            model = trainer.model
             phase = Phase.of(trainer.selection.config)
             records = list(inspect_samples(trainer.selection, model, samples, phase, trainer.processing_class))
             if state.is_world_process_zero:
                 page = render(
                     records,
-                    self._sentence,
+                    describe(trainer.selection, trainer.processing_class),
                     trainer.selection.config.model_dump(),
                     [line for line in state.log_history if "loss" in line],
                     trainer.selection_warnings,

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sstoken_plugin.sharding import device_of, drop_gathered
+
 
 @contextmanager
 def without_trace(model: nn.Module) -> Iterator[None]:
     """Run forward passes in evaluation mode, without gradient, and restore every module's mode after.
 
-    Evaluation mode switches off dropout (so that no random number is drawn) and gradient checkpointing.
+    Evaluation mode switches off dropout (so that no random number is drawn) and gradient checkpointing. Sharded weights
+    are sharded again after the block.
     """
     modes = [(module, module.training) for module in model.modules()]
     bitsandbytes = sys.modules.get("bitsandbytes")
@@ -32,9 +35,10 @@ def without_trace(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+        drop_gathered(model)
 
 
 def trial_tokens(model: Any) -> Tensor:
     """Return a few tokens for a trial forward pass, int64 [1, 8], on the model's device."""
-    tokens = torch.arange(8, device=next(model.parameters()).device)[None]
+    tokens = torch.arange(8, device=device_of(model))[None]
     return tokens % model.config.get_text_config().vocab_size

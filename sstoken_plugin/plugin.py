@@ -62,10 +62,11 @@ class SSTokenPlugin(BasePlugin):
         return SSTokenTrainer
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
-        """Build the selection for the loaded model, and say what it will do."""
+        """Let the trainer build the selection for the loaded model, and say what it will do."""
         from sstoken_plugin.callbacks import HistoryCallback, ReportCallback
         from sstoken_plugin.history.build import build_history
         from sstoken_plugin.setup import build_selection, describe
+        from sstoken_plugin.step import TokenSelection
 
         config = compatibility.check(cfg)
         for sentence in config.keys_without_effect():
@@ -74,12 +75,16 @@ class SSTokenPlugin(BasePlugin):
             LOG.warning("%s has not been run with ssToken yet: compare a short run with selector: all.", key)
         for key in compatibility.fused_losses(cfg):
             LOG.info("ssToken computes the loss of each token itself: %s serves evaluation only.", key)
-        model, tokenizer, precision = trainer.model, trainer.processing_class, trainer.accelerator.autocast
-        history = build_history(config, cfg, model, tokenizer, samples=trainer.train_dataset, precision=precision)
-        with precision():
-            trainer.selection = build_selection(config, cfg, model, tokenizer, history)
+
+        def make_selection() -> TokenSelection:
+            model, tokenizer, precision = trainer.model, trainer.processing_class, trainer.accelerator.autocast
+            history = build_history(config, cfg, model, tokenizer, samples=trainer.train_dataset, precision=precision)
+            with precision():
+                selection = build_selection(config, cfg, model, tokenizer, history)
+            LOG.info(describe(selection, tokenizer))
+            return selection
+
+        trainer.make_selection = make_selection
         trainer.add_callback(HistoryCallback(trainer))
-        sentence = describe(trainer.selection, tokenizer)
-        LOG.info(sentence)
         if config.report:
-            trainer.add_callback(ReportCallback(trainer, sentence))
+            trainer.add_callback(ReportCallback(trainer))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,13 @@ class TokenSelectionTrainer(Trainer):
     `class MyTrainer(FrameworkTrainer, TokenSelectionTrainer)`.
 
     Attributes:
-        selection: what selects; None trains on everything. Set it before `train`.
+        selection: what selects; None trains on everything. Set it before `train`, or set
+        make_selection: builds it when training begins.
         selection_warnings: every warning raised about the selection, in order.
     """
 
     selection: TokenSelection | None = None
+    make_selection: Callable[[], TokenSelection] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -60,7 +63,7 @@ class TokenSelectionTrainer(Trainer):
         if self.selection is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         self._phase = self.selection_phase
-        step = self.selection.begin(self.accelerator.unwrap_model(model), inputs, self._phase)
+        step = self.selection.begin(self.model, inputs, self._phase)
         # Trainer pops the labels and hands outputs to this function: no fused loss, no second forward pass.
         # It must not stay set, because Trainer then normalises losses in another way.
         self.compute_loss_func = step.loss
@@ -92,6 +95,15 @@ class TokenSelectionTrainer(Trainer):
                 self._warn(self._monitor.observe(self._phase.rule, total))
         super().log(logs, *args, **kwargs)
 
+    def begin_selection(self) -> None:
+        """Build the selection, at most once: the weights are the first ones, and sharded if they ever will be."""
+        if self.selection is None and self.make_selection is not None:
+            self.selection = self.make_selection()
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self.begin_selection()
+        super()._load_from_checkpoint(*args, **kwargs)
+
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train; see transformers' `Trainer.train`."""
         last = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
@@ -109,13 +121,17 @@ class TokenSelectionTrainer(Trainer):
 
     def _selection_state(self, selection: TokenSelection) -> SelectionState:
         history = None if selection.history is None else selection.history.history
+        tensors = {}
+        for name, tensor in () if history is None else history.tensors(self.model):
+            if self.args.should_save:
+                tensors[name] = tensor.cpu()
         return SelectionState(
             history=selection.config.history,
             totals=self._totals.peek(self._sum_over_ranks),
             monitor=self._monitor.state(),
             warnings=self.selection_warnings,
-            digest=None if history is None else history.digest(),
-            tensors={} if history is None else history.tensors(),
+            digest=None if history is None else history.digest(self.model),
+            tensors=tensors,
         )
 
     def resume_selection(self) -> None:
@@ -130,18 +146,18 @@ class TokenSelectionTrainer(Trainer):
             if state.history != self.selection.config.history:
                 raise ValueError(f"it was made with sstoken.history: {state.history}")
             if history is not None:
-                history.restore(state.tensors)
+                history.restore(state.tensors, self.model)
         except ValueError as reason:
             assumed = "the history is the one that a new run would have"
             if history is not None and history.changes:
-                history.restart(self.accelerator.unwrap_model(self.model))
+                history.restart(self.model)
                 assumed = "the history begins anew at the weights of the checkpoint"
             self._warn(
                 [f"ssToken: {self._resumes_from} does not hold the state of this selection ({reason}): {assumed}, and "
                  "metrics and warnings begin anew."]
             )  # fmt: skip
             return
-        if history is not None and state.digest not in (None, history.digest()):
+        if history is not None and state.digest not in (None, history.digest(self.model)):
             self._warn(
                 ["ssToken: the weights before training are not those that the resumed run had; REL compares with "
                  "base_model as it is now."]

@@ -231,7 +231,7 @@ def test_a_moving_average_in_bfloat16_does_not_stand_still():
     nn.init.constant_(model.weight, 1.0625)
     for step in range(1, 101):
         history.after_step(model, step)
-    mean = history.tensors()["weight"]
+    mean = dict(history.tensors(model))["weight"]
     assert mean.dtype == torch.bfloat16
     assert mean.float().mean().item() == pytest.approx(1.0625 - 0.0625 * 0.99**100, abs=1e-3)
 
@@ -253,13 +253,17 @@ def test_a_snapshot_is_taken_every_so_many_steps(trained):
     for step in range(1, 6):
         nudge(trained)
         history.after_step(trained, step)
-        kept.append(round((trained.get_parameter(FROZEN_BY_USER) - history.tensors()[FROZEN_BY_USER]).max().item(), 3))
+        kept.append(
+            round(
+                (trained.get_parameter(FROZEN_BY_USER) - dict(history.tensors(trained))[FROZEN_BY_USER]).max().item(), 3
+            )
+        )
     assert kept == [0.1, 0, 0.1, 0, 0.1]
 
 
 def test_a_streamed_model_gives_the_same_losses(base, trained, batch):
     here, streamed = FrozenModel(copy.deepcopy(base), "here"), FrozenModel(copy.deepcopy(base), "streamed")
-    streamed.place(torch.device("cpu"), stream=True)
+    streamed.place(base, stream=True)
     one, other = (begin(trained, batch, history)._history_nll for history in (here, streamed))
     torch.testing.assert_close(one, other)
     assert all(parameter.is_meta for parameter in streamed.model.parameters())

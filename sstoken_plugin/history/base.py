@@ -44,7 +44,7 @@ class History:
         with self.active(model) as past:
             return fingerprint(past)
 
-    def digest(self) -> str | None:
+    def digest(self, model: Any) -> str | None:
         """Return a hash of what `tensors` leaves to a new run to find, to tell whether it found the same."""
         return None
 
@@ -56,11 +56,14 @@ class History:
             step: number of optimizer steps done, 1 after the first.
         """
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what a checkpoint must hold to go on from there; nothing where a new run finds it again."""
-        return {}
+    def tensors(self, model: Any) -> Iterator[tuple[str, Tensor]]:
+        """Yield what a checkpoint must hold to go on from there, whole; nothing where a new run finds it again.
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
+        Every rank must exhaust this, because tensors may be put together from the parts of all.
+        """
+        return iter(())
+
+    def restore(self, tensors: dict[str, Tensor], model: Any) -> None:
         """Take over the `tensors` of a checkpoint."""
 
     def restart(self, model: Any) -> None:

@@ -20,7 +20,9 @@ from sstoken_plugin.history.given import load_given
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.history.store import KEY_BYTES, LossStore
 from sstoken_plugin.history.weights import KeptWeights, MovingAverage, Snapshot
+from sstoken_plugin.modes import trial_tokens
 from sstoken_plugin.samples import IGNORE_INDEX, as_batch, sample_keys
+from sstoken_plugin.sharding import any_rank, is_sharded, part
 
 Sample = Mapping[str, Any]
 
@@ -62,14 +64,14 @@ def build_history(
     if config.history_cache is not None:
         with precision():
             store = LossStore(Path(config.history_cache).expanduser(), history.fingerprint(model))
-        if trains and not isinstance(history, AdapterOff) and _all_there(store, samples):
+        if trains and not isinstance(history, AdapterOff) and _all_there(store, samples, model):
             return HistoryLosses(None, store)
     if isinstance(history, FrozenModel) and history.is_movable:
         device = _place(config, model, history.memory)
-        history.place(model.device, stream=device != model.device)
+        history.place(model, stream=device != model.device)
     elif trains and isinstance(history, Untrained):
         history = _kept(config, model)
-    return HistoryLosses(history, store, precision)
+    return HistoryLosses(history, store, precision, together=is_sharded(model))
 
 
 def _before_training(
@@ -87,7 +89,7 @@ def _before_training(
     saved = None if trained_adapter is None else checkpoint.read(trained_adapter)
     if saved is not None and saved.tensors and saved.history == config.history:
         kept = KeptWeights(model, f"the history ({config.history}) that {trained_adapter} holds")
-        kept.restore(saved.tensors)
+        kept.restore(saved.tensors, model)
         return kept
     if config.history == "initial" and cfg.get("lora_model_dir") and is_trained:
         return load_given(Path(cfg["lora_model_dir"]), cfg, model, tokenizer)
@@ -101,7 +103,7 @@ def _before_training(
 
 def _kept(config: SSTokenConfig, model: Any) -> KeptWeights:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    device = _place(config, model, bytes_of(trained))
+    device = _place(config, model, bytes_of(part(parameter) for parameter in trained))
     if config.history == "ema":
         return MovingAverage(model, config.history_ema_decay, device=device)
     if config.history == "snapshot":
@@ -118,18 +120,23 @@ def _place(config: SSTokenConfig, model: Any, size: int) -> torch.device:
         return torch.device("cpu")
     if config.history_device == "auto" and model.device.type == "cuda":
         # Gradients and two moments of the optimizer are still to come, and the batch must find room too.
-        to_come = 3 * bytes_of(parameter for parameter in model.parameters() if parameter.requires_grad)
+        to_come = 3 * bytes_of(part(parameter) for parameter in model.parameters() if parameter.requires_grad)
         if size + to_come > torch.cuda.mem_get_info(model.device)[0] / 2:
             return torch.device("cpu")
     device: torch.device = model.device
     return device
 
 
-def _all_there(store: LossStore, samples: Iterable[Sample]) -> bool:
+def _all_there(store: LossStore, samples: Iterable[Sample], model: Any) -> bool:
+    is_missing = _any_missing(store, samples)
+    return not (any_rank(is_missing, trial_tokens(model).device) if is_sharded(model) else is_missing)
+
+
+def _any_missing(store: LossStore, samples: Iterable[Sample]) -> bool:
     keys: list[bytes] = []
     for sample in samples:
         if sample["labels"][0] != IGNORE_INDEX:
             # In a packed row, its first token may be trained on and is never kept: see HistoryLosses.of.
-            return False
+            return True
         keys += sample_keys(as_batch(sample), KEY_BYTES)[0]
-    return bool(keys) and not store.missing(keys)
+    return not keys or bool(store.missing(keys))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sstoken_plugin.sharding import part, plain_name, whole
 
 # Parameters of an adapter by PEFT's naming; whatever else trains is still there with the adapter off.
 ADAPTER_MARKS = ("lora_", "modules_to_save.", "trainable_tokens_")
@@ -36,39 +39,37 @@ def fingerprint(model: Any, *, adapter_off: bool = False) -> bytes:
         16 bytes.
     """
     kind = model.device.type
-    parts = {
-        _plain_name(name): tensor
+    tensors = sorted(
+        (plain_name(name), tensor)
         for name, tensor in model.state_dict().items()
         if isinstance(tensor, Tensor) and not (adapter_off and any(mark in name for mark in ADAPTER_MARKS))
-    }
+    )
     adapters = {} if adapter_off else getattr(model, "peft_config", {})
     settings = {
-        "model": type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__,
         "config": _relevant(model.config.to_dict()),
         "adapters": [_relevant(adapter.to_dict()) for adapter in adapters.values()],
         "precision": str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "",
     }
-    whole = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=_as_text).encode(), digest_size=16)
-    for line in digests(parts):
-        whole.update(line)
-    return whole.digest()
+    found = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=_as_text).encode(), digest_size=16)
+    for line in digests((name, whole(part(tensor), tensor)) for name, tensor in tensors):
+        found.update(line)
+    return found.digest()
 
 
-def digests(tensors: Mapping[str, Tensor]) -> Iterable[bytes]:
-    """Yield a hash of each tensor's name, dtype, shape and bits, in the order of the names."""
+def digests(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[bytes]:
+    """Yield a hash of each tensor's name, dtype, shape and bits, a few at a time, as they come."""
+    workers = min(8, os.cpu_count() or 1)
+    rest = iter(tensors)
     # Hashing lets other threads run.
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        yield from pool.map(_digest, *zip(*sorted(tensors.items()), strict=True)) if tensors else ()
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        while some := list(itertools.islice(rest, workers)):
+            yield from pool.map(_digest, *zip(*some, strict=True))
 
 
 def _digest(name: str, tensor: Tensor) -> bytes:
     found = hashlib.blake2b(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), digest_size=16)
     found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.digest()
-
-
-def _plain_name(name: str) -> str:
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
 def _relevant(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from accelerate import cpu_offload
 from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
@@ -15,6 +14,7 @@ from torch import nn
 
 from sstoken_plugin.history.base import History, bytes_of
 from sstoken_plugin.modes import without_trace
+from sstoken_plugin.sharding import is_sharded, part, shard_like
 
 
 class FrozenModel(History):
@@ -38,13 +38,23 @@ class FrozenModel(History):
         # Shared weights stay where the other model has them, and quantised ones where they were made.
         self.is_movable = shared_with is None and getattr(model, "quantization_method", None) is None
 
-    def place(self, device: torch.device, *, stream: bool) -> None:
-        """Make the model run on `device`: moved there, or, one layer at a time, from where it is."""
+    def place(self, beside: nn.Module, *, stream: bool) -> None:
+        """Make the model run where another does.
+
+        Args:
+            beside: the model in training; where that is sharded, so is this one then.
+            stream: stay, and go to the device one layer at a time.
+        """
+        device = next(beside.parameters()).device
         if stream:
             cpu_offload(self.model, execution_device=device)
+            return
+        if is_sharded(beside):
+            shard_like(self.model, beside)
+            self.memory = bytes_of(part(tensor) for tensor in self.model.parameters())
         else:
             self.model.to(device)
-            self.device = device
+        self.device = device
 
     @contextmanager
     def active(self, model: Any) -> Iterator[Any]:

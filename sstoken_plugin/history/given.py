@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from sstoken_plugin.compatibility import PLAIN_INITS
 from sstoken_plugin.history.adapter import trained_outside_adapter
 from sstoken_plugin.history.frozen import FrozenModel, without_adapter
+from sstoken_plugin.sharding import is_sharded
 
 LOG = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ def _adapter(folder: Path, cfg: Mapping[str, Any], model: Any) -> FrozenModel:
             "ssToken: sstoken.history: %s was trained over %s; it is used over %s.",
             folder, adapter.base_model_name_or_path, cfg.get("base_model"),
         )  # fmt: skip
-    shares = isinstance(model, PeftModel)
+    # Modules that share tensors can't be sharded twice.
+    shares = isinstance(model, PeftModel) and not is_sharded(model)
     if shares and (outside := trained_outside_adapter(model)):
         raise ValueError(
             f"sstoken.history: {folder} needs base weights that stay as they are, but {len(outside)} tensors outside "

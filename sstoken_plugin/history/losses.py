@@ -15,6 +15,7 @@ from sstoken_plugin.history.store import KEY_BYTES, LossStore, resolution
 from sstoken_plugin.losses import ResponseHead, token_nll
 from sstoken_plugin.modes import without_trace
 from sstoken_plugin.samples import BatchLayout, sample_keys
+from sstoken_plugin.sharding import any_rank
 
 # Keys of a batch that are no arguments of a forward pass that scores.
 _NOT_FOR_SCORING = ("labels", "num_items_in_batch")
@@ -27,6 +28,7 @@ class HistoryLosses:
         history: the history model; None if the store holds every loss, so that no model is needed.
         store: where losses are kept; None to compute them each time.
         precision: makes the context in which the trained model runs, such as an autocast.
+        together: whether all ranks must run the history's forward pass if one does, as where its weights are sharded.
     """
 
     def __init__(
@@ -34,10 +36,13 @@ class HistoryLosses:
         history: History | None,
         store: LossStore | None = None,
         precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        *,
+        together: bool = False,
     ):
         self.history = history
         self.store = store
         self._precision = precision
+        self._together = together
 
     def of(self, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout) -> tuple[Tensor, int]:
         """Return the history's loss on each response token, float32 [R], and the number of samples found kept.
@@ -53,15 +58,18 @@ class HistoryLosses:
         if self.store is None:
             return self._computed(model, batch, layout), 0
         keys, lengths = sample_keys(batch, KEY_BYTES)
-        if sum(lengths) != len(layout.position):
-            # Plain training of packed rows learns from a sample's first token too, if it is labelled. Its loss
-            # depends on the sample before, so that such a batch is not one to keep.
-            return self._computed(model, batch, layout), 0
-        found = dict(zip(keys, self.store.get(keys), strict=True))
+        # Plain training of packed rows learns from a sample's first token too, if it is labelled. Its loss
+        # depends on the sample before, so that such a batch is not one to keep.
+        is_kept = sum(lengths) == len(layout.position)
+        found = dict(zip(keys, self.store.get(keys) if is_kept else [None] * len(keys), strict=True))
         hits = sum(found[key] is not None for key in keys)
-        if hits < len(keys):
-            computed = zip(keys, self._computed(model, batch, layout).cpu().split(lengths), strict=True)
-            found |= self.store.put({key: losses.numpy() for key, losses in computed if found[key] is None})
+        is_missing = hits < len(keys) or not is_kept
+        if any_rank(is_missing, layout.position.device) if self._together else is_missing:
+            computed = self._computed(model, batch, layout)
+            if not is_kept:
+                return computed, 0
+            by_key = zip(keys, computed.cpu().split(lengths), strict=True)
+            found |= self.store.put({key: losses.numpy() for key, losses in by_key if found[key] is None})
         losses = np.concatenate([np.empty(0, np.float32), *(found[key] for key in keys)])
         return torch.from_numpy(losses).to(layout.position.device), hits
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from sstoken_plugin.history.base import History, bytes_of
 from sstoken_plugin.history.fingerprint import digests
+from sstoken_plugin.sharding import drop_gathered, part, part_of, sharded_parameters, whole
 
 
 class KeptWeights(History):
     """The trained weights as they are when this is made; they stay so.
 
     Args:
-        model: the unwrapped model. It is not changed.
+        model: the unwrapped model. It is not changed. Where its weights are sharded, each rank keeps its own part.
         description: see `History`.
         device: where the second values live; None for beside the first.
         in_checkpoints: whether a checkpoint holds them, because a new run could not make them again.
@@ -36,32 +37,30 @@ class KeptWeights(History):
         self.description = description
         self._in_checkpoints = in_checkpoints
         self._digest: str | None = None
-        self._kept = {
-            name: tensor.detach().to(device or tensor.device, copy=True) for name, tensor in _trained(model).items()
-        }
+        self._kept = {name: held.to(device or held.device, copy=True) for name, held in _parts(model, _trained(model))}
         self.memory = bytes_of(self._kept.values())
         self.device = next((tensor.device for tensor in self._kept.values()), self.device)
 
     @contextmanager
     def active(self, model: Any) -> Iterator[Any]:
         """Exchange the values inside the block. It costs one more tensor at a time, none for good."""
-        exchanged = []
+        exchanged: list[tuple[str, Tensor]] = []
         with interrupts_deferred(), torch.no_grad():
             try:
-                parameters = dict(model.named_parameters())
-                for name, kept in self._kept.items():
-                    _exchange(parameters[name], kept)
-                    exchanged.append(name)
+                for name, held in _parts(model, self._kept):
+                    _exchange(held, self._kept[name])
+                    exchanged.append((name, held))
                 yield model
             finally:
-                for name in exchanged:
-                    _exchange(parameters[name], self._kept[name])
+                drop_gathered(model)
+                for name, held in exchanged:
+                    _exchange(held, self._kept[name])
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the kept values by parameter name."""
-        return self._kept if self._in_checkpoints else {}
+    def tensors(self, model: Any) -> Iterator[tuple[str, Tensor]]:
+        """Yield the kept values by parameter name."""
+        return self._whole(model) if self._in_checkpoints else iter(())
 
-    def restore(self, tensors: dict[str, Tensor]) -> None:
+    def restore(self, tensors: dict[str, Tensor], model: Any) -> None:
         """Take over the values of a checkpoint.
 
         Raises:
@@ -69,19 +68,20 @@ class KeptWeights(History):
         """
         if not self._in_checkpoints:
             return
+        parameters = sharded_parameters(model)
         if {name: tensor.shape for name, tensor in tensors.items()} != {
-            name: kept.shape for name, kept in self._kept.items()
+            name: parameters[name].shape for name in self._kept
         }:
             raise ValueError("the checkpoint's history has other tensors than those that train now")
         for name, kept in self._kept.items():
-            kept.copy_(tensors[name])
+            kept.copy_(part_of(tensors[name], parameters[name]))
 
-    def digest(self) -> str | None:
+    def digest(self, model: Any) -> str | None:
         """Hash the kept values, where a checkpoint does not hold them."""
         if self._in_checkpoints:
             return None
         if self._digest is None:
-            self._digest = hashlib.blake2b(b"".join(digests(self._kept)), digest_size=16).hexdigest()
+            self._digest = hashlib.blake2b(b"".join(digests(self._whole(model))), digest_size=16).hexdigest()
         return self._digest
 
     def restart(self, model: Any) -> None:
@@ -90,8 +90,13 @@ class KeptWeights(History):
             self._copy(model)
 
     def _copy(self, model: Any) -> None:
-        for name, tensor in _named(model, self._kept):
-            self._kept[name].copy_(tensor.detach())
+        for name, held in _parts(model, self._kept):
+            self._kept[name].copy_(held)
+
+    def _whole(self, model: Any) -> Iterator[tuple[str, Tensor]]:
+        parameters = sharded_parameters(model)
+        for name, kept in self._kept.items():
+            yield name, whole(kept, parameters[name])
 
 
 class Snapshot(KeptWeights):
@@ -120,9 +125,9 @@ class MovingAverage(KeptWeights):
 
     def after_step(self, model: Any, step: int) -> None:
         """Move every average towards the weights (arXiv 2510.18250, moving-average history)."""
-        for place, (name, tensor) in enumerate(_named(model, self._kept)):
+        for place, (name, held) in enumerate(_parts(model, self._kept)):
             kept = self._kept[name]
-            now = tensor.detach().to(kept.device)
+            now = held.to(kept.device)
             if kept.dtype == torch.bfloat16:
                 mean = torch.lerp(kept.float(), now.float(), 1 - self._decay)
                 kept.copy_(round_by_chance(mean, seed=step * 1_000_003 + place))
@@ -163,14 +168,14 @@ def interrupts_deferred() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+def _trained(model: nn.Module) -> list[str]:
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _named(model: nn.Module, names: Any) -> Iterator[tuple[str, Tensor]]:
-    parameters = dict(model.named_parameters())
+def _parts(model: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    parameters = sharded_parameters(model)
     for name in names:
-        yield name, parameters[name]
+        yield name, part(parameters[name].detach())
 
 
 def _exchange(one: Tensor, other: Tensor) -> None:
