@@ -2,65 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    BloomConfig,
-    FalconConfig,
-    Gemma2Config,
-    Gemma3TextConfig,
-    GPTJConfig,
-    JambaConfig,
-    LlamaConfig,
-    MambaConfig,
-    MistralConfig,
-    Qwen2Config,
-    Qwen3Config,
-    Qwen3NextConfig,
-)
+from families import FAMILIES, HYBRIDS, LLAMA, SINKS, SIZE, SOFT_CAPPED, build
+from transformers import AutoModelForCausalLM, BloomConfig, FalconConfig, GPTJConfig, LlamaConfig, MambaConfig
 
 from sstoken_plugin.attention import PromptAttention, softmax_layers
 from sstoken_plugin.samples import BatchLayout
-
-SIZE = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    # Far more than at a usual start, so that attention is far from uniform.
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-WINDOW = 4
-SLIDING = ["sliding_attention", "sliding_attention"]
-MIXED = ["full_attention", "sliding_attention"]
-
-LLAMA = LlamaConfig(**SIZE)
-GEMMA2 = {**SIZE, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": WINDOW}
-SOFT_CAPPED = {
-    "gemma2, soft cap": Gemma2Config(**GEMMA2, attn_logit_softcapping=1.0),
-    "gemma2, soft cap, sliding": Gemma2Config(**GEMMA2, attn_logit_softcapping=1.0, layer_types=SLIDING),
-}
-CONFIGS = {
-    "llama": LLAMA,
-    "qwen2": Qwen2Config(**SIZE),
-    "qwen3": Qwen3Config(**SIZE, head_dim=8),
-    "gemma3": Gemma3TextConfig(**GEMMA2, layer_types=MIXED),
-    "gemma3, sliding": Gemma3TextConfig(**GEMMA2, layer_types=SLIDING),
-    "mistral, sliding": MistralConfig(**SIZE, head_dim=8, sliding_window=WINDOW),
-}
-
-
-def build(config, attention="eager"):
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=attention).eval()
 
 
 def random_samples(lengths=((13, 6), (9, 3))):
@@ -132,15 +80,15 @@ def assert_equal(mass, reference):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 def test_mass_is_that_of_the_attention_matrix(config, attention, side):
     batch = padded(random_samples(), side)
     mass, layer = measured(build(config, attention), batch)
     assert_equal(mass, expected(build(config), batch, layer))
 
 
-@pytest.mark.parametrize("config", SOFT_CAPPED.values(), ids=SOFT_CAPPED)
-def test_mass_is_that_of_a_soft_capped_attention_matrix(config):
+@pytest.mark.parametrize("config", [*SOFT_CAPPED.values(), *SINKS.values()], ids=[*SOFT_CAPPED, *SINKS])
+def test_mass_is_that_of_a_soft_capped_attention_matrix_or_one_with_sinks(config):
     batch = padded(random_samples())
     mass, layer = measured(build(config), batch)
     assert_equal(mass, expected(build(config), batch, layer))
@@ -160,9 +108,9 @@ def test_mass_is_that_of_the_attention_matrix_in_smollm2(smollm2, tokenizer):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", ["llama", "gemma3", "mistral, sliding"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_packed_samples_have_the_mass_they_have_alone(name, attention):
-    model, samples = build(CONFIGS[name], attention), random_samples(((13, 6), (9, 3), (7, 5)))
+    model, samples = build(FAMILIES[name], attention), random_samples(((13, 6), (9, 3), (7, 5)))
     alone = [measured(model, packed([sample]))[0] for sample in samples]
     torch.testing.assert_close(measured(model, packed(samples))[0], torch.cat(alone), rtol=0, atol=1e-5)
 
@@ -177,9 +125,9 @@ def test_the_layer_asked_for_is_measured(attention_layer):
 
 def test_layers_that_see_the_whole_sample_are_preferred():
     for name, layer in [("gemma3", 0), ("gemma3, sliding", 1), ("mistral, sliding", 1)]:
-        assert PromptAttention.of(build(CONFIGS[name]), -1).layer.module.layer_idx == layer, name
+        assert PromptAttention.of(build(FAMILIES[name]), -1).layer.module.layer_idx == layer, name
     with pytest.raises(ValueError, match="out of range: this model has 1"):
-        PromptAttention.of(build(CONFIGS["gemma3"]), 1)
+        PromptAttention.of(build(FAMILIES["gemma3"]), 1)
 
 
 @pytest.mark.parametrize("attention_layer", [2, -3])
@@ -203,31 +151,6 @@ def test_a_model_whose_attention_is_out_of_reach_is_told_what_to_set(config):
     with pytest.raises(ValueError, match=r"set sstoken\.selector"):
         PromptAttention.of(model, -1)
     assert same(configs(model), before)
-
-
-HYBRIDS = {
-    "qwen3-next": Qwen3NextConfig(
-        **{**SIZE, "num_hidden_layers": 3},
-        head_dim=8,
-        layer_types=["linear_attention", "full_attention", "linear_attention"],
-        linear_num_value_heads=2,
-        linear_num_key_heads=2,
-        linear_key_head_dim=8,
-        linear_value_head_dim=8,
-        num_experts=2,
-        num_experts_per_tok=1,
-        moe_intermediate_size=8,
-        shared_expert_intermediate_size=8,
-    ),
-    "jamba": JambaConfig(
-        **{**SIZE, "num_hidden_layers": 3},
-        attn_layer_period=3,
-        attn_layer_offset=1,
-        num_experts=2,
-        mamba_d_state=4,
-        use_mamba_kernels=False,
-    ),
-}
 
 
 @pytest.mark.parametrize("config", HYBRIDS.values(), ids=HYBRIDS)

@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from families import FAMILIES, HYBRIDS, LLAMA, SINKS, build
 from torch.nn import functional
-from transformers import (
-    AutoModelForCausalLM,
-    CohereConfig,
-    Gemma2Config,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+from transformers import LlamaForCausalLM
 
 from sstoken_plugin.config import SSTokenConfig
 from sstoken_plugin.losses import ResponseHead, mean_kept, token_nll
 from sstoken_plugin.samples import BatchLayout
 from sstoken_plugin.step import Phase, TokenSelection
-
-SIZE = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.3,
-    "pad_token_id": 0,
-}
 
 
 class HeadlessLlama(LlamaForCausalLM):
@@ -37,27 +21,21 @@ class HeadlessLlama(LlamaForCausalLM):
         return None
 
 
-CONFIGS = {
-    "llama": LlamaConfig(**SIZE),
-    "llama without a head module": LlamaConfig(**SIZE),
-    "gemma2 with soft-capped logits": Gemma2Config(**SIZE, head_dim=8, final_logit_softcapping=2.0),
-    "cohere with scaled logits": CohereConfig(**SIZE, logit_scale=0.1),
-}
+MODELS = {**FAMILIES, **SINKS, **HYBRIDS, "llama without a head module": LLAMA}
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=MODELS)
 def model(request):
+    if "without" not in request.param:
+        return build(MODELS[request.param]).train()
     torch.manual_seed(0)
-    config = CONFIGS[request.param]
-    if "without" in request.param:
-        return HeadlessLlama(config)
-    return AutoModelForCausalLM.from_config(config)
+    return HeadlessLlama(LLAMA)
 
 
 @pytest.fixture
 def llama():
     torch.manual_seed(0)
-    return LlamaForCausalLM(CONFIGS["llama"])
+    return LlamaForCausalLM(LLAMA)
 
 
 def batch_of(prompts=(4, 2), lengths=(12, 9)):
