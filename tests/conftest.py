@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import subprocess
@@ -89,17 +90,18 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-@pytest.fixture
-def config(tiny_llama: Path, chats: Path, tmp_path: Path) -> dict[str, Any]:
-    """A small LoRA run of a few steps on a CPU; tests change what they are about."""
+@pytest.fixture(scope="session")
+def small_run(tiny_llama: Path, chats: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A small LoRA run of a few steps on a CPU."""
+    folder = tmp_path_factory.mktemp("run")
     return {
         "base_model": str(tiny_llama),
         "plugins": ["sstoken"],
         "datasets": [{"path": str(chats), "type": "chat_template", "field_messages": "messages"}],
         "chat_template": "tokenizer_default",
-        "dataset_prepared_path": str(tmp_path / "prepared"),
+        "dataset_prepared_path": str(folder / "prepared"),
         "dataset_num_proc": 1,
-        "output_dir": str(tmp_path / "out"),
+        "output_dir": str(folder / "out"),
         "sequence_len": 256,
         "adapter": "lora",
         "lora_r": 4,
@@ -124,6 +126,13 @@ def config(tiny_llama: Path, chats: Path, tmp_path: Path) -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def config(small_run: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """The small run in folders of its own; tests change what they are about."""
+    folders = {"dataset_prepared_path": str(tmp_path / "prepared"), "output_dir": str(tmp_path / "out")}
+    return {**copy.deepcopy(small_run), **folders}
+
+
 def write(config: dict[str, Any], folder: Path) -> Path:
     """Write a configuration as YAML and return the file."""
     file = folder / "config.yaml"
@@ -140,30 +149,31 @@ def load(config: dict[str, Any], folder: Path, **overrides: Any) -> Any:
     return load_cfg(str(write(copy.deepcopy(config), folder)), **overrides)
 
 
+def run_axolotl(config: dict[str, Any], folder: Path, **overrides: Any) -> SimpleNamespace:
+    """Run Axolotl's training in this process."""
+    from axolotl.common.datasets import load_datasets
+    from axolotl.integrations.base import PluginManager
+    from axolotl.train import train as axolotl_train
+    from transformers import set_seed
+
+    cfg = load(config, folder, **overrides)
+    # Axolotl seeds after it has drawn the adapter's weights; in a fresh process they are the same each time.
+    set_seed(0)
+    plugins = PluginManager.get_instance()
+    data = plugins.load_datasets(cfg, preprocess=False) or load_datasets(cfg=cfg)
+    model, _, trainer = axolotl_train(cfg=cfg, dataset_meta=data)
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    return SimpleNamespace(
+        cfg=cfg, trainer=trainer, model=model, data=data.train_dataset, lines=lines, weights=weights,
+        losses=[line["loss"] for line in lines],
+    )  # fmt: skip
+
+
 @pytest.fixture
 def train(tmp_path: Path) -> Any:
-    """Run Axolotl's training in this process: `train(config, **overrides)` -> log lines, trainer, model."""
-
-    def run(config: dict[str, Any], **overrides: Any) -> SimpleNamespace:
-        from axolotl.common.datasets import load_datasets
-        from axolotl.integrations.base import PluginManager
-        from axolotl.train import train as axolotl_train
-        from transformers import set_seed
-
-        cfg = load(config, tmp_path, **overrides)
-        # Axolotl seeds after it has drawn the adapter's weights; in a fresh process they are the same each time.
-        set_seed(0)
-        plugins = PluginManager.get_instance()
-        data = plugins.load_datasets(cfg, preprocess=False) or load_datasets(cfg=cfg)
-        model, _, trainer = axolotl_train(cfg=cfg, dataset_meta=data)
-        lines = [line for line in trainer.state.log_history if "loss" in line]
-        weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-        return SimpleNamespace(
-            cfg=cfg, trainer=trainer, model=model, data=data.train_dataset, lines=lines, weights=weights,
-            losses=[line["loss"] for line in lines],
-        )  # fmt: skip
-
-    return run
+    """Run Axolotl's training: `train(config, **overrides)` -> log lines, trainer, model."""
+    return functools.partial(run_axolotl, folder=tmp_path)
 
 
 @pytest.fixture
@@ -201,13 +211,14 @@ def accelerate_run() -> Any:
 
 
 def run_command(*command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
-    """Run a command of this environment; stderr is part of stdout."""
+    """Run a command of this environment; stderr is part of stdout. Ranks that wait for each other are not waited for."""
     scripts = Path(sys.executable).parent
     result = subprocess.run(
         [str(scripts / command[0]), *command[1:]],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        timeout=900,
         env={**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}", **environment},
     )
     assert not check or result.returncode == 0, result.stdout[-5000:]

@@ -69,3 +69,12 @@ def test_ranks_share_the_memory_of_a_history(ranks, kind):
 def test_ranks_that_find_other_losses_in_the_cache_go_on_together(ranks):
     hits = [seen["lora, cached, fsdp"]["hits"] for seen in ranks]
     assert hits == [[2, 0, 2, 0, 2, 0], [0, 0, 0, 0, 0, 0]]
+
+
+def test_a_rank_without_a_response_token_adds_nothing_and_keeps_in_step(ranks):
+    for way in WAYS:
+        for engine in ("ddp", "fsdp"):
+            one, other = (seen[f"{way}, initial, {engine}"] for seen in ranks)
+            assert other["loss"][2] == 0
+            assert not other["kept"][2].any()
+            assert all(torch.equal(weight, other["weights"][name]) for name, weight in one["weights"].items())
