@@ -92,6 +92,10 @@ def train(model: Any, wrap: Any, settings: dict[str, Any], folder: Path) -> dict
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     seen: dict[str, Any] = {"loss": [], "kept": [], "rel": [], "attention": [], "hits": []}
     for number, batch in enumerate(batches(dist.get_rank())):
+        # An evaluation leaves weights of the root gathered.
+        with torch.no_grad():
+            wrapped.eval()(**batch)
+        wrapped.train()
         step = selection.begin(model, batch, Phase.of(config))
         with step.observed():
             outputs = wrapped(**{key: value for key, value in batch.items() if key != "labels"})
