@@ -6,6 +6,7 @@ Works on plain mappings, so that the same rules serve the raw YAML, the validate
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,12 +36,10 @@ REFUSED_ABOVE_ONE = {
     "sequence_parallel_degree": "splits a sample over ranks, and selection ranks whole samples",
     "tensor_parallel_size": "splits the output head over ranks, which has not been tested with selection",
 }
-# Ways of training that should work and have not been run yet.
-UNTESTED = ("fsdp", "fsdp_config", "deepspeed", "torch_compile", "layer_offloading")
+# Ways of training that should work and have not been run on what they are made for: docs/support.md.
+UNTESTED = ("fsdp_config", "deepspeed", "torch_compile", "layer_offloading")
 # Adapter initialisations that leave the base weights as they are.
 PLAIN_INITS = (None, True, False, "gaussian")
-# Ways of training that shard weights: a history that keeps weights of its own has not been run beside them.
-SHARDED = ("fsdp", "fsdp_config", "deepspeed")
 
 
 def check(cfg: Mapping[str, Any]) -> SSTokenConfig:
@@ -60,6 +59,12 @@ def check(cfg: Mapping[str, Any]) -> SSTokenConfig:
     for key, reason in REFUSED_ABOVE_ONE.items():
         if (cfg.get(key) or 1) > 1:
             raise ValueError(f"{key}: {cfg[key]} {reason}; set `{key}: 1` or take sstoken out of `plugins:`.")
+    fsdp = cfg.get("fsdp_config") or {}
+    if cfg.get("fsdp") or (fsdp and str(cfg.get("fsdp_version") or fsdp.get("fsdp_version")) != "2"):
+        raise ValueError(
+            "fsdp_version: 1 flattens weights, so that neither an adapter nor a layer can be reached; set "
+            "`fsdp_version: 2` and use `fsdp_config:`, or take sstoken out of `plugins:`."
+        )
     if config.needs_history:
         _refuse_unfit_history(cfg, config)
     return config
@@ -93,32 +98,47 @@ def _refuse_misplaced_keys(cfg: Mapping[str, Any]) -> None:
 
 def _refuse_unfit_history(cfg: Mapping[str, Any], config: SSTokenConfig) -> None:
     if config.history_is_path:
-        folder = Path(config.history).expanduser()
-        if not folder.is_dir():
-            word = nearest(config.history, ("initial", *CHANGING))
-            raise ValueError(
-                f"sstoken.history: {config.history} is no folder, and none of initial, ema, snapshot; did you mean "
-                f"'{word}'?"
-            )
-        if not any((folder / name).exists() for name in ("adapter_config.json", "config.json")):
-            raise ValueError(
-                f"sstoken.history: {config.history} holds neither adapter_config.json nor config.json; name an "
-                "adapter folder or a full checkpoint."
-            )
-        if cfg.get("adapter") and cfg.get("peft_init_lora_weights") not in PLAIN_INITS:
-            raise ValueError(
-                f"peft_init_lora_weights: {cfg['peft_init_lora_weights']} changes the base weights that the adapter in "
-                f"sstoken.history: {config.history} needs; remove peft_init_lora_weights, or set history: initial."
-            )
+        _refuse_unfit_folder(cfg, config)
     if cfg.get("lisa_n_layers"):
         raise ValueError(
             "lisa_n_layers switches layers on and off while the history keeps the weights that train at the start; "
             "remove it, or use sstoken.selector: attention, which needs no history."
         )
-    keeps_weights = config.history != "initial" or not cfg.get("adapter") or cfg.get("lora_model_dir")
-    for key in SHARDED:
-        if cfg.get(key) and (keeps_weights or config.history_cache):
+    for key, asked in (("history", config.history_is_path), ("history_cache", config.history_cache)):
+        if asked and _zero_stage(cfg) == 3:
             raise ValueError(
-                f"{key} shards the weights, and beside it only sstoken.history: initial with `adapter: lora` or "
-                "`qlora`, and no history_cache, has been made to work; set that, or use sstoken.selector: attention."
+                f"sstoken.{key}: {getattr(config, key)} needs every weight of a model, which ZeRO stage 3 does not "
+                "give; use stage 2 or FSDP2, or leave history_cache out and set history to initial, ema or snapshot."
             )
+
+
+def _refuse_unfit_folder(cfg: Mapping[str, Any], config: SSTokenConfig) -> None:
+    folder = Path(config.history).expanduser()
+    if not folder.is_dir():
+        word = nearest(config.history, ("initial", *CHANGING))
+        raise ValueError(
+            f"sstoken.history: {config.history} is no folder, and none of initial, ema, snapshot; did you mean "
+            f"'{word}'?"
+        )
+    if not any((folder / name).exists() for name in ("adapter_config.json", "config.json")):
+        raise ValueError(
+            f"sstoken.history: {config.history} holds neither adapter_config.json nor config.json; name an "
+            "adapter folder or a full checkpoint."
+        )
+    if cfg.get("adapter") and cfg.get("peft_init_lora_weights") not in PLAIN_INITS:
+        raise ValueError(
+            f"peft_init_lora_weights: {cfg['peft_init_lora_weights']} changes the base weights that the adapter in "
+            f"sstoken.history: {config.history} needs; remove peft_init_lora_weights, or set history: initial."
+        )
+
+
+def _zero_stage(cfg: Mapping[str, Any]) -> int:
+    """Read the stage from DeepSpeed's settings: a file in the raw YAML, its content in the validated one."""
+    settings = cfg.get("deepspeed") or {}
+    if not isinstance(settings, Mapping):
+        try:
+            settings = json.loads(Path(settings).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            # Axolotl refuses it in its own words.
+            return 0
+    return int((settings.get("zero_optimization") or {}).get("stage") or 0)

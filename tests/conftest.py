@@ -211,7 +211,7 @@ def accelerate_run() -> Any:
 
 
 def run_command(*command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
-    """Run a command of this environment; stderr is part of stdout. Ranks that wait for each other are not waited for."""
+    """Run a command of this environment; stderr is part of stdout. Ranks may wait for each other, we do not."""
     scripts = Path(sys.executable).parent
     result = subprocess.run(
         [str(scripts / command[0]), *command[1:]],

@@ -1,7 +1,7 @@
-"""Run by torchrun: the core of the plugin on models that FSDP2 shards, and on the same models under DDP.
+"""Run by torchrun: the core of the plugin on models that an engine shards, and on the same models under DDP.
 
-Axolotl cannot start FSDP2 on a CPU, so this drives the lines that the trainer drives. What each rank saw goes
-into OUT/rank-N.pt, for tests/test_sharding.py to compare.
+Axolotl cannot start FSDP2 or DeepSpeed on a CPU, so this drives the lines that the trainer drives. Arguments: a folder,
+where what each rank saw goes into rank-N.pt for tests/test_sharding.py to compare, and the engines.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sstoken_plugin.attention import PromptAttention
 from sstoken_plugin.config import SSTokenConfig
 from sstoken_plugin.history.build import build_history
-from sstoken_plugin.sharding import part, whole
+from sstoken_plugin.sharding import parts, wholes
 from sstoken_plugin.step import Phase, TokenSelection
 
 CONFIG = LlamaConfig(
@@ -63,15 +63,60 @@ def batches(rank: int) -> list[dict[str, torch.Tensor]]:
     return found
 
 
-def sharded(model: Any) -> Any:
-    """Shard as Axolotl does: the matrices of adapters, each decoder layer, the root."""
-    for layer in [module for module in model.modules() if type(module).__name__ == "LlamaDecoderLayer"]:
-        for inner in layer.modules():
-            if getattr(inner, "lora_A", None):
-                fully_shard(inner.lora_A["default"])
-                fully_shard(inner.lora_B["default"])
-        fully_shard(layer)
-    return fully_shard(model)
+class Whole:
+    """Data parallel training as accelerate drives it; an engine is what wraps the model, and steps."""
+
+    def __init__(self, model: Any):
+        self.model = self.wrap(model)
+        self._optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+
+    def wrap(self, model: Any) -> Any:
+        return DistributedDataParallel(model)
+
+    def learn(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        (loss / ACCUMULATION).backward()
+        if is_last:
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+
+
+class Fsdp2(Whole):
+    """Sharded as Axolotl does: the matrices of adapters, each decoder layer, the root."""
+
+    def wrap(self, model: Any) -> Any:
+        for layer in [module for module in model.modules() if type(module).__name__ == "LlamaDecoderLayer"]:
+            for inner in layer.modules():
+                if getattr(inner, "lora_A", None):
+                    fully_shard(inner.lora_A["default"])
+                    fully_shard(inner.lora_B["default"])
+            fully_shard(layer)
+        return fully_shard(model)
+
+
+class Zero3:
+    """DeepSpeed's stage 3."""
+
+    def __init__(self, model: Any):
+        import deepspeed
+
+        settings = {
+            "zero_optimization": {"stage": 3},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "train_micro_batch_size_per_gpu": 2,
+            "gradient_accumulation_steps": ACCUMULATION,
+        }
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+        self.model = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+
+    def learn(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        self.model.backward(loss)
+        self.model.step()
+
+
+ENGINES = {"ddp": Whole, "fsdp": Fsdp2, "zero3": Zero3}
+# Refused with a sentence.
+UNFIT_FOR_ZERO3 = ("full checkpoint", "adapter", "cached")
 
 
 class Tokenizer:
@@ -81,49 +126,55 @@ class Tokenizer:
         return CONFIG.vocab_size
 
 
-def train(model: Any, wrap: Any, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
+def train(model: Any, engine: Any, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train and return what this rank saw."""
     config = SSTokenConfig.from_block({"ratio": 0.5, "warmup_ratio": 0.0, "keep_eos": False, **settings})
     cfg = {"base_model": str(folder / "base"), "adapter": "lora" if hasattr(model, "peft_config") else None}
-    wrapped = wrap(model)
+    engine = engine(model)
+    wrapped = engine.model
     losses = build_history(config, cfg, model, Tokenizer())
     history = None if losses is None else losses.history
     selection = TokenSelection(config, PromptAttention.of(model, -1), losses, end_tokens=[2])
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
     seen: dict[str, Any] = {"loss": [], "kept": [], "rel": [], "attention": [], "hits": []}
     for number, batch in enumerate(batches(dist.get_rank())):
         # An evaluation leaves weights of the root gathered.
         with torch.no_grad():
-            wrapped.eval()(**batch)
+            wrapped.eval()
+            wrapped(**batch)
         wrapped.train()
         step = selection.begin(model, batch, Phase.of(config))
         with step.observed():
             outputs = wrapped(**{key: value for key, value in batch.items() if key != "labels"})
         loss = step.loss(outputs)
-        (loss / ACCUMULATION).backward()
+        is_last = (number + 1) % ACCUMULATION == 0
+        engine.learn(loss, is_last=is_last)
         found = (loss.detach(), step.kept, step.scores.rel, step.scores.attention, step.cached_samples)
         for key, value in zip(seen, found, strict=True):
             seen[key].append(value)
-        if (number + 1) % ACCUMULATION == 0:
-            optimizer.step()
-            optimizer.zero_grad()
-            if history is not None:
-                history.after_step(model, (number + 1) // ACCUMULATION)
+        if is_last and history is not None:
+            history.after_step(model, (number + 1) // ACCUMULATION)
     if history is not None:
         seen["memory"] = history.memory
         seen["digest"] = history.digest(model)
         seen["tensors"] = {name: tensor.clone() for name, tensor in history.tensors(model)}
-        history.restore({name: tensor + 1 for name, tensor in seen["tensors"].items()}, model)
+        # As a checkpoint of another run: the whole tensors are on every rank.
+        tensors = broadcast({name: tensor + 1 for name, tensor in seen["tensors"].items()})
+        history.restore(tensors, model)
         seen["restored"] = {name: tensor.clone() for name, tensor in history.tensors(model)}
-    seen["weights"] = {
-        name: whole(part(tensor.detach()), tensor).clone()
-        for name, tensor in model.named_parameters()
-        if tensor.requires_grad
-    }
+    names = [name for name, tensor in model.named_parameters() if tensor.requires_grad]
+    held = {name: tensor.clone() for name, tensor in parts(model, names)}
+    seen["weights"] = broadcast(dict(wholes(model, held, names)))
     return seen
 
 
-def main(out: Path) -> None:
+def broadcast(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give every rank what rank 0 has."""
+    shared = [tensors]
+    dist.broadcast_object_list(shared)
+    return shared[0]
+
+
+def main(out: Path, engines: list[str]) -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     if rank == 0:
@@ -143,14 +194,16 @@ def main(out: Path) -> None:
     results: dict[str, Any] = {}
     for way, make in {"full": full, "lora": lora}.items():
         for kind, settings in histories.items():
-            for engine, wrap in {"ddp": DistributedDataParallel, "fsdp": sharded}.items():
+            for engine in ("ddp", *engines):
+                if engine == "zero3" and kind in UNFIT_FOR_ZERO3:
+                    continue
                 if "history_cache" in settings:
                     settings["history_cache"] = str(out / f"cache-{way}-{engine}")
                     if rank == 0:
                         # Losses of one rank's batches only, so that the ranks differ in what they must compute.
                         fill(make(), settings, out)
                     dist.barrier()
-                results[f"{way}, {kind}, {engine}"] = train(make(), wrap, settings, out)
+                results[f"{way}, {kind}, {engine}"] = train(make(), ENGINES[engine], settings, out)
     torch.save(results, out / f"rank-{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -170,4 +223,4 @@ def fill(model: Any, settings: dict[str, Any], folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -79,9 +79,8 @@ def test_a_bad_block_is_refused(block, words):
         ({"sstoken": {"history": "emma"}}, ["sstoken.history: emma", "did you mean 'ema'"]),
         ({"sstoken": {"history": "/"}}, ["sstoken.history: /", "adapter_config.json", "config.json"]),
         ({"lisa_n_layers": 2, "adapter": None}, ["lisa_n_layers", "sstoken.selector: attention"]),
-        ({"fsdp_config": {"a": 1}, "adapter": None}, ["fsdp_config", "sstoken.history: initial"]),
-        ({"deepspeed": "zero3.json", "sstoken": {"history": "ema"}}, ["deepspeed", "sstoken.history: initial"]),
-        ({"deepspeed": "zero3.json", "sstoken": {"history_cache": "x"}}, ["deepspeed", "no history_cache"]),
+        ({"fsdp_config": {"a": 1}}, ["fsdp_version: 1", "`fsdp_version: 2`"]),
+        ({"fsdp": ["full_shard"], "fsdp_version": 2}, ["fsdp_version: 1", "`fsdp_config:`"]),
     ],
     ids=str,
 )
@@ -90,6 +89,19 @@ def test_a_yaml_that_cannot_be_combined_is_refused(config, tmp_path, changes, wo
         load({**config, **changes}, tmp_path)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize("block", [{"history": "/a/checkpoint"}, {"history_cache": "losses"}], ids=str)
+def test_zero_3_is_told_from_the_file_and_from_its_content(config, tmp_path, monkeypatch, block):
+    settings = {"zero_optimization": {"stage": 3}}
+    file = tmp_path / "zero.json"
+    file.write_text(json.dumps(settings))
+    monkeypatch.setattr(compatibility, "_refuse_unfit_folder", lambda *arguments: None)
+    for deepspeed in (str(file), settings):
+        with pytest.raises(ValueError, match=rf"sstoken\.{next(iter(block))}.*ZeRO stage 3.*use stage 2"):
+            compatibility.check({**config, "deepspeed": deepspeed, "sstoken": block})
+    settings["zero_optimization"]["stage"] = 2
+    compatibility.check({**config, "deepspeed": settings, "sstoken": block})
 
 
 def test_a_multimodal_model_is_refused_once_axolotl_has_found_out(config):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sstoken_plugin.history.fingerprint import fingerprint
+from sstoken_plugin.sharding import size_of
 
 
 class History:
@@ -82,5 +83,5 @@ class Untrained(History):
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Sum the sizes of tensors in bytes."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    """Sum the sizes of tensors in bytes, of those that are sharded what this rank holds."""
+    return sum(size_of(tensor) for tensor in tensors)

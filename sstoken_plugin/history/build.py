@@ -22,7 +22,7 @@ from sstoken_plugin.history.store import KEY_BYTES, LossStore
 from sstoken_plugin.history.weights import KeptWeights, MovingAverage, Snapshot
 from sstoken_plugin.modes import trial_tokens
 from sstoken_plugin.samples import IGNORE_INDEX, as_batch, sample_keys
-from sstoken_plugin.sharding import any_rank, is_sharded, part
+from sstoken_plugin.sharding import any_rank, is_partitioned, is_sharded
 
 Sample = Mapping[str, Any]
 
@@ -103,15 +103,15 @@ def _before_training(
 
 def _kept(config: SSTokenConfig, model: Any) -> KeptWeights:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    device = _place(config, model, bytes_of(part(parameter) for parameter in trained))
+    device = _place(config, model, bytes_of(trained))
     if config.history == "ema":
         return MovingAverage(model, config.history_ema_decay, device=device)
     if config.history == "snapshot":
         return Snapshot(model, config.history_update_steps, device=device)
-    # The first weights of a full fine-tuning are on disk already, as the base model.
-    return KeptWeights(
-        model, "the weights before training (a copy)", device=device, in_checkpoints=isinstance(model, PeftModel)
-    )
+    # The first weights of a full fine-tuning are on disk already, as the base model; but DeepSpeed loads those of a
+    # checkpoint before a run that resumes could copy them.
+    in_checkpoints = isinstance(model, PeftModel) or is_partitioned(model)
+    return KeptWeights(model, "the weights before training (a copy)", device=device, in_checkpoints=in_checkpoints)
 
 
 def _place(config: SSTokenConfig, model: Any, size: int) -> torch.device:
@@ -120,7 +120,7 @@ def _place(config: SSTokenConfig, model: Any, size: int) -> torch.device:
         return torch.device("cpu")
     if config.history_device == "auto" and model.device.type == "cuda":
         # Gradients and two moments of the optimizer are still to come, and the batch must find room too.
-        to_come = 3 * bytes_of(part(parameter) for parameter in model.parameters() if parameter.requires_grad)
+        to_come = 3 * bytes_of(parameter for parameter in model.parameters() if parameter.requires_grad)
         if size + to_come > torch.cuda.mem_get_info(model.device)[0] / 2:
             return torch.device("cpu")
     device: torch.device = model.device

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sstoken_plugin.sharding import part, plain_name, whole
+from sstoken_plugin.sharding import plain_name, whole
 
 # Parameters of an adapter by PEFT's naming; whatever else trains is still there with the adapter off.
 ADAPTER_MARKS = ("lora_", "modules_to_save.", "trainable_tokens_")
@@ -51,7 +51,7 @@ def fingerprint(model: Any, *, adapter_off: bool = False) -> bytes:
         "precision": str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else "",
     }
     found = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=_as_text).encode(), digest_size=16)
-    for line in digests((name, whole(part(tensor), tensor)) for name, tensor in tensors):
+    for line in digests((name, whole(tensor)) for name, tensor in tensors):
         found.update(line)
     return found.digest()
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from sstoken_plugin.history.base import History, bytes_of
 from sstoken_plugin.modes import without_trace
-from sstoken_plugin.sharding import is_sharded, part, shard_like
+from sstoken_plugin.sharding import is_sharded, shard_like
 
 
 class FrozenModel(History):
@@ -51,7 +51,7 @@ class FrozenModel(History):
             return
         if is_sharded(beside):
             shard_like(self.model, beside)
-            self.memory = bytes_of(part(tensor) for tensor in self.model.parameters())
+            self.memory = bytes_of(self.model.parameters())
         else:
             self.model.to(device)
         self.device = device

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sstoken_plugin.history.base import History, bytes_of
 from sstoken_plugin.history.fingerprint import digests
-from sstoken_plugin.sharding import drop_gathered, part, part_of, sharded_parameters, whole
+from sstoken_plugin.sharding import part_of, parts, shape_of, wholes
 
 
 class KeptWeights(History):
@@ -37,28 +37,29 @@ class KeptWeights(History):
         self.description = description
         self._in_checkpoints = in_checkpoints
         self._digest: str | None = None
-        self._kept = {name: held.to(device or held.device, copy=True) for name, held in _parts(model, _trained(model))}
+        self._names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._kept = {name: held.to(device or held.device, copy=True) for name, held in self._parts(model)}
         self.memory = bytes_of(self._kept.values())
         self.device = next((tensor.device for tensor in self._kept.values()), self.device)
 
     @contextmanager
     def active(self, model: Any) -> Iterator[Any]:
         """Exchange the values inside the block. It costs one more tensor at a time, none for good."""
-        exchanged: list[tuple[str, Tensor]] = []
+        exchanged = set()
         with interrupts_deferred(), torch.no_grad():
             try:
-                for name, held in _parts(model, self._kept):
+                for name, held in self._parts(model):
                     _exchange(held, self._kept[name])
-                    exchanged.append((name, held))
+                    exchanged.add(name)
                 yield model
             finally:
-                drop_gathered(model)
-                for name, held in exchanged:
-                    _exchange(held, self._kept[name])
+                for name, held in self._parts(model):
+                    if name in exchanged:
+                        _exchange(held, self._kept[name])
 
     def tensors(self, model: Any) -> Iterator[tuple[str, Tensor]]:
         """Yield the kept values by parameter name."""
-        return self._whole(model) if self._in_checkpoints else iter(())
+        return wholes(model, self._kept, self._names) if self._in_checkpoints else iter(())
 
     def restore(self, tensors: dict[str, Tensor], model: Any) -> None:
         """Take over the values of a checkpoint.
@@ -68,20 +69,21 @@ class KeptWeights(History):
         """
         if not self._in_checkpoints:
             return
-        parameters = sharded_parameters(model)
         if {name: tensor.shape for name, tensor in tensors.items()} != {
-            name: parameters[name].shape for name in self._kept
+            name: shape_of(model, name) for name in self._names
         }:
             raise ValueError("the checkpoint's history has other tensors than those that train now")
         for name, kept in self._kept.items():
-            kept.copy_(part_of(tensors[name], parameters[name]))
+            kept.copy_(part_of(tensors[name], model, name))
 
     def digest(self, model: Any) -> str | None:
         """Hash the kept values, where a checkpoint does not hold them."""
         if self._in_checkpoints:
             return None
         if self._digest is None:
-            self._digest = hashlib.blake2b(b"".join(digests(self._whole(model))), digest_size=16).hexdigest()
+            self._digest = hashlib.blake2b(
+                b"".join(digests(wholes(model, self._kept, self._names))), digest_size=16
+            ).hexdigest()
         return self._digest
 
     def restart(self, model: Any) -> None:
@@ -90,13 +92,11 @@ class KeptWeights(History):
             self._copy(model)
 
     def _copy(self, model: Any) -> None:
-        for name, held in _parts(model, self._kept):
+        for name, held in self._parts(model):
             self._kept[name].copy_(held)
 
-    def _whole(self, model: Any) -> Iterator[tuple[str, Tensor]]:
-        parameters = sharded_parameters(model)
-        for name, kept in self._kept.items():
-            yield name, whole(kept, parameters[name])
+    def _parts(self, model: Any) -> Iterator[tuple[str, Tensor]]:
+        return parts(model, self._names)
 
 
 class Snapshot(KeptWeights):
@@ -125,7 +125,7 @@ class MovingAverage(KeptWeights):
 
     def after_step(self, model: Any, step: int) -> None:
         """Move every average towards the weights (arXiv 2510.18250, moving-average history)."""
-        for place, (name, held) in enumerate(_parts(model, self._kept)):
+        for place, (name, held) in enumerate(self._parts(model)):
             kept = self._kept[name]
             now = held.to(kept.device)
             if kept.dtype == torch.bfloat16:
@@ -166,16 +166,6 @@ def interrupts_deferred() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
         if arrived:
             signal.raise_signal(signal.SIGINT)
-
-
-def _trained(model: nn.Module) -> list[str]:
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-def _parts(model: nn.Module, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-    parameters = sharded_parameters(model)
-    for name in names:
-        yield name, part(parameters[name].detach())
 
 
 def _exchange(one: Tensor, other: Tensor) -> None:
