@@ -57,7 +57,8 @@ def check(cfg: Mapping[str, Any]) -> SSTokenConfig:
         if cfg.get(key):
             raise ValueError(f"{key}: {cfg[key]} {reason}; remove `{key}` or take sstoken out of `plugins:`.")
     for key, reason in REFUSED_ABOVE_ONE.items():
-        if (cfg.get(key) or 1) > 1:
+        # Axolotl has yet to check the type in a raw YAML; its validated one is asked again.
+        if isinstance(cfg.get(key), (int, float)) and cfg[key] > 1:
             raise ValueError(f"{key}: {cfg[key]} {reason}; set `{key}: 1` or take sstoken out of `plugins:`.")
     fsdp = cfg.get("fsdp_config") or {}
     if cfg.get("fsdp") or (fsdp and str(cfg.get("fsdp_version") or fsdp.get("fsdp_version")) != "2"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from axolotl.integrations.base import BasePlugin, PluginManager
@@ -38,9 +39,12 @@ class SSTokenPlugin(BasePlugin):
         if len(named) > 1:
             raise ValueError(f"plugins: {' and '.join(named)} are the same plugin; keep one of them.")
         for key in [key for key in cfg if str(key).startswith("sstoken.")]:
-            block = cfg.setdefault("sstoken", {}) or {}
-            block[key.removeprefix("sstoken.")] = cfg.pop(key)
-            cfg["sstoken"] = block
+            block = cfg.get("sstoken")
+            if block is not None and not isinstance(block, Mapping):
+                raise ValueError(
+                    f"sstoken: {block!r} is not a block of settings that `{key}` could add to; remove one."
+                )
+            cfg["sstoken"] = {**(block or {}), key.removeprefix("sstoken."): cfg.pop(key)}
 
     def get_input_args(self) -> str:
         """Name the schema that Axolotl merges into its own."""

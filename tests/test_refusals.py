@@ -178,6 +178,14 @@ def test_command_line_overrides_reach_the_block(config, tmp_path):
     assert load(config, tmp_path, **{"sstoken.ratio": 0.4}).sstoken.ratio == 0.4
     with pytest.raises(ValueError, match=r"sstoken\.rtio .*sstoken\.ratio"):
         load(config, tmp_path, **{"sstoken.rtio": 0.4})
+    with pytest.raises(ValueError, match=r"sstoken: 'on' is not a block .*`sstoken\.ratio`"):
+        load({**config, "sstoken": "on"}, tmp_path, **{"sstoken.ratio": 0.4})
+
+
+@pytest.mark.parametrize("value", ["2", "two", [2]], ids=str)
+def test_a_wrong_type_of_a_key_of_axolotl_is_left_to_axolotl(config, tmp_path, value):
+    with pytest.raises(ValidationError, match="context_parallel_size"):
+        load({**config, "context_parallel_size": value}, tmp_path)
 
 
 def test_another_plugin_with_a_trainer_is_refused_before_data_is_loaded(config, train):
