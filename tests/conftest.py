@@ -47,6 +47,10 @@ def tokenizer(smollm2: Path) -> Any:
 @pytest.fixture(scope="session")
 def tiny_llama(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a random Llama of 3 layers with SmolLM2's tokenizer."""
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny-llama"), tokenizer)
+
+
+def write_tiny_llama(folder: Path, tokenizer: Any) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -63,7 +67,6 @@ def tiny_llama(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
         eos_token_id=2,
         pad_token_id=0,
     )
-    folder = tmp_path_factory.mktemp("tiny-llama")
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -76,6 +79,10 @@ def chat(user: str, assistant: str) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A JSONL file of 24 chats of different lengths, some with two turns."""
+    return write_chats(tmp_path_factory.mktemp("data") / "chats.jsonl")
+
+
+def write_chats(file: Path) -> Path:
     words = ["red", "blue", "green", "seven", "river", "stone", "garden", "winter", "music", "paper", "window", "door"]
     lines = []
     for index in range(24):
@@ -85,7 +92,6 @@ def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if index % 3 == 0:
             line["messages"] += chat("And again?", answer.upper())["messages"]
         lines.append(json.dumps(line))
-    file = tmp_path_factory.mktemp("data") / "chats.jsonl"
     file.write_text("\n".join(lines))
     return file
 
