@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,7 +69,15 @@ def check(cfg: Mapping[str, Any]) -> SSTokenConfig:
         )
     if config.needs_history:
         _refuse_unfit_history(cfg, config)
+    if config.history_cache is not None:
+        _refuse_unfit_cache(config.history_cache)
     return config
+
+
+def expand(path: str) -> Path:
+    """Return a path of the YAML with `~` and `~user` replaced, where there is such a user."""
+    # Unlike Path.expanduser, it leaves an unknown user as it is instead of raising a RuntimeError.
+    return Path(os.path.expanduser(path))
 
 
 def fused_losses(cfg: Mapping[str, Any]) -> list[str]:
@@ -97,6 +106,16 @@ def _refuse_misplaced_keys(cfg: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} is not a key; the nearest one is `sstoken:`.")
 
 
+def _refuse_unfit_cache(path: str) -> None:
+    folder = expand(path)
+    there = next((part for part in (folder, *folder.parents) if part.exists()), folder)
+    if "\0" in path or (there.exists() and not there.is_dir()):
+        raise ValueError(
+            f"sstoken.history_cache: {path!r} cannot be a folder; name a folder that can be written to, or remove "
+            "history_cache."
+        )
+
+
 def _refuse_unfit_history(cfg: Mapping[str, Any], config: SSTokenConfig) -> None:
     if config.history_is_path:
         _refuse_unfit_folder(cfg, config)
@@ -114,7 +133,7 @@ def _refuse_unfit_history(cfg: Mapping[str, Any], config: SSTokenConfig) -> None
 
 
 def _refuse_unfit_folder(cfg: Mapping[str, Any], config: SSTokenConfig) -> None:
-    folder = Path(config.history).expanduser()
+    folder = expand(config.history)
     if not folder.is_dir():
         word = nearest(config.history, ("initial", *CHANGING))
         raise ValueError(

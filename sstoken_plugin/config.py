@@ -89,6 +89,7 @@ class SSTokenConfig(BaseModel):
     )
     history_cache: str | None = Field(
         default=None,
+        min_length=1,
         description="Folder that keeps the losses of a history that does not change (`initial` or a path), for later "
         "epochs and runs; `axolotl sstoken-score` fills it ahead of training.",
     )
@@ -196,8 +197,17 @@ class SSTokenConfig(BaseModel):
             "history_ema_decay": self.history != "ema",
             "history_update_steps": self.history != "snapshot",
             "history_device": not self.needs_history,
+            "keep_eos": self.selector == "all",
         }
-        return [
+        sentences = []
+        if self.ratio == 1 and self.selector != "all":
+            sentences.append("sstoken.ratio: 1 keeps every response token, whatever ranks them.")
+        if self.has_warmup and self.warmup_ratio == 1:
+            sentences.append(
+                f"sstoken.warmup_ratio: 1 leaves the whole run to warmup_selector: {self.warmup_selector}; REL is "
+                "measured and never ranks."
+            )
+        return sentences + [
             f"sstoken.{key}: {getattr(self, key)} has no effect with selector: {self.selector}, "
             f"warmup_ratio: {self.warmup_ratio} and history: {self.history}."
             for key, without_effect in idle.items()

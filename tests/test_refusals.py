@@ -41,6 +41,7 @@ from sstoken_plugin.config import SSTokenConfig
         ({"history": "ema", "history_cache": "cache"}, ["sstoken.history_cache", "sstoken.history: ema", "initial"]),
         ({"history_device": "gpu"}, ["sstoken.history_device", "'gpu'"]),
         ({"history": ""}, ["sstoken.history"]),
+        ({"history_cache": ""}, ["sstoken.history_cache"]),
     ],
     ids=str,
 )
@@ -77,6 +78,9 @@ def test_a_bad_block_is_refused(block, words):
         ({"pretraining_dataset": [{"path": "x"}]}, ["pretraining_dataset"]),
         ({"streaming": True}, ["streaming"]),
         ({"sstoken": {"history": "emma"}}, ["sstoken.history: emma", "did you mean 'ema'"]),
+        ({"sstoken": {"history": "~nobody-of-that-name/x"}}, ["sstoken.history: ~nobody-of-that-name/x is no folder"]),
+        ({"sstoken": {"history_cache": f"{__file__}/below"}}, ["sstoken.history_cache", "cannot be a folder"]),
+        ({"sstoken": {"history_cache": "\0"}}, ["sstoken.history_cache: '\\x00' cannot be a folder"]),
         ({"sstoken": {"history": "/"}}, ["sstoken.history: /", "adapter_config.json", "config.json"]),
         ({"lisa_n_layers": 2, "adapter": None}, ["lisa_n_layers", "sstoken.selector: attention"]),
         ({"fsdp_config": {"a": 1}}, ["fsdp_version: 1", "`fsdp_version: 2`"]),
@@ -219,3 +223,7 @@ def test_settings_without_effect_are_named():
     settings = SSTokenConfig.from_block({"selector": "random", "history": "ema", "history_device": "cpu"})
     sentences = settings.keys_without_effect()
     assert [sentence.split(":")[0] for sentence in sentences] == ["sstoken.history", "sstoken.history_device"]
+    sentences = SSTokenConfig.from_block({"selector": "all", "keep_eos": False}).keys_without_effect()
+    assert [sentence.split(":")[0] for sentence in sentences] == ["sstoken.keep_eos"]
+    assert "every response token" in SSTokenConfig.from_block({"ratio": 1}).keys_without_effect()[0]
+    assert "REL is measured and never ranks" in SSTokenConfig.from_block({"warmup_ratio": 1}).keys_without_effect()[0]

@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from sstoken_plugin import checkpoint
-from sstoken_plugin.compatibility import PLAIN_INITS
+from sstoken_plugin.compatibility import PLAIN_INITS, expand
 from sstoken_plugin.config import SSTokenConfig
 from sstoken_plugin.history.adapter import AdapterOff
 from sstoken_plugin.history.base import History, Untrained, bytes_of
@@ -63,7 +63,7 @@ def build_history(
     store = None
     if config.history_cache is not None:
         with precision():
-            store = LossStore(Path(config.history_cache).expanduser(), history.fingerprint(model))
+            store = LossStore(expand(config.history_cache), history.fingerprint(model))
         if trains and not isinstance(history, AdapterOff) and _all_there(store, samples, model):
             return HistoryLosses(None, store)
     if isinstance(history, FrozenModel) and history.is_movable:
@@ -85,7 +85,7 @@ def _before_training(
     if not config.needs_history:
         return None
     if config.history_is_path:
-        return load_given(Path(config.history).expanduser(), cfg, model, tokenizer)
+        return load_given(expand(config.history), cfg, model, tokenizer)
     saved = None if trained_adapter is None else checkpoint.read(trained_adapter)
     if saved is not None and saved.tensors and saved.history == config.history:
         kept = KeptWeights(model, f"the history ({config.history}) that {trained_adapter} holds")
