@@ -336,7 +336,6 @@ def prepare(folder: Path) -> dict[str, str]:
 
     import axolotl.cli.train
     import axolotl.common.datasets
-    import axolotl.core.builders
     import bitsandbytes  # noqa: F401
 
     import sstoken_plugin.axolotl_trainer
@@ -411,6 +410,9 @@ def outcome_of_training(text: str, lines: list[dict[str, Any]], selection: Any) 
     raw = yaml.safe_load(text)
     wanted = dict(raw.get("sstoken") or {})
     wanted |= {key.removeprefix("sstoken."): value for key, value in raw.items() if key.startswith("sstoken.")}
+    if "sstoken" not in str(raw.get("plugins")):
+        # Nothing of ours is loaded then, so nothing of ours can say so: README, "Check that it is on".
+        return "trained", "without the plugin, which the YAML does not name"
     if selection is None:
         return "SILENT", "the run trained without the selection"
     if selection.config != SSTokenConfig.from_block(wanted):
