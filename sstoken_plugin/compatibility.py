@@ -95,9 +95,8 @@ def _refuse_misplaced_keys(cfg: Mapping[str, Any]) -> None:
     for key in cfg:
         plain = re.sub(r"[^a-z]", "", str(key).lower())
         if key != "sstoken" and plain.startswith("sstoken"):
-            inner = nearest(
-                str(key).lower().removeprefix("sstoken").lstrip("_.-") or "ratio", SSTokenConfig.model_fields
-            )
+            rest = re.sub(r"^ss[_.\- ]*token[_.\- ]*", "", str(key).lower())
+            inner = nearest(rest or "ratio", SSTokenConfig.model_fields)
             raise ValueError(
                 f"{key} is not a key; settings of the selection go into the `sstoken:` block, as in "
                 f"`sstoken: {{{inner}: ...}}`."

@@ -6,6 +6,7 @@ The field descriptions are the reference documentation: docs/configuration.md is
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
@@ -226,10 +227,12 @@ def _sentence(fault: Any) -> str:
         return str(fault["msg"]).removeprefix("Value error, ")
     key = str(fault["loc"][0])
     if fault["type"] == "extra_forbidden":
-        return f"sstoken.{key} is not a key; the nearest one is sstoken.{nearest(key, SSTokenConfig.model_fields)}."
+        # In quotes where a space or a letter that looks like another would not be seen.
+        shown = f"sstoken.{key}" if re.fullmatch(r"[\w.-]+", key, re.ASCII) else f"sstoken: {key!a}"
+        return f"{shown} is not a key; the nearest one is sstoken.{nearest(key, SSTokenConfig.model_fields)}."
     field = SSTokenConfig.model_fields[key]
     reason = str(fault["msg"]).removeprefix("Value error, ")
     mend = f"remove the key for its default, {field.default!r}."
-    if fault["type"] == "literal_error":
+    if fault["type"] == "literal_error" and isinstance(fault["input"], str) and fault["input"].strip():
         mend = f"did you mean '{nearest(str(fault['input']), get_args(field.annotation))}'?"
     return f"sstoken.{key}: {fault['input']!r} is not allowed: {reason}; {mend}"

@@ -31,6 +31,8 @@ from sstoken_plugin.config import SSTokenConfig
         ({"history_update_steps": 0}, ["sstoken.history_update_steps"]),
         ({"seed": -1}, ["sstoken.seed", "-1"]),
         ({"keep_eos": "perhaps"}, ["sstoken.keep_eos"]),
+        ({"ratio ": 0.5}, ["sstoken: 'ratio ' is not a key", "sstoken.ratio"]),
+        ({"selector": -1}, ["sstoken.selector: -1", "remove the key for its default, 'sstoken'"]),
         ({"rato": 0.5}, ["sstoken.rato", "nearest", "sstoken.ratio"]),
         ({"warm_up_ratio": 0.5}, ["sstoken.warm_up_ratio", "sstoken.warmup_ratio"]),
         ({"ratio": 2, "gamma": 2}, ["sstoken.ratio", "sstoken.gamma"]),
@@ -57,7 +59,8 @@ def test_a_bad_block_is_refused(block, words):
     [
         ({"sstoken": {"ratio": 7}}, ["sstoken.ratio"]),
         ({"sstoken_ratio": 0.5}, ["sstoken_ratio", "sstoken: {ratio"]),
-        ({"ss_token": {"ratio": 0.5}}, ["ss_token", "sstoken"]),
+        ({"ss_token": {"ratio": 0.5}}, ["ss_token", "sstoken: {ratio"]),
+        ({"ss_token_gama": 0.5}, ["ss_token_gama", "sstoken: {gamma"]),
         ({"sstokens": {"ratio": 0.5}}, ["sstokens", "sstoken"]),
         ({"ssstoken": {"ratio": 0.5}}, ["ssstoken", "sstoken"]),
         (
