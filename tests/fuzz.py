@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -334,12 +335,14 @@ def prepare(folder: Path) -> dict[str, str]:
     (folder / "empty").mkdir()
     (folder / "file").write_text("nothing")
 
-    import axolotl.cli.train
-    import axolotl.common.datasets
-    import bitsandbytes  # noqa: F401
-
-    import sstoken_plugin.axolotl_trainer
-    import sstoken_plugin.callbacks  # noqa: F401
+    for module in (
+        "axolotl.cli.train",
+        "axolotl.common.datasets",
+        "bitsandbytes",
+        "sstoken_plugin.axolotl_trainer",
+        "sstoken_plugin.callbacks",
+    ):
+        importlib.import_module(module)
 
     # One folder of prepared data for all: Axolotl starts processes to write one, which takes longer than a run.
     names = {"PREPARED": "prepared", "MODEL": "model", "ADAPTER": "adapter", "CHATS": "chats.jsonl", "EMPTY": "empty"}
