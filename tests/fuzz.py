@@ -307,8 +307,11 @@ def to_yaml(pairs: Pairs, paths: dict[str, str]) -> str:
             return [fill(item) for item in value]
         return {key: fill(item) for key, item in value.items()} if isinstance(value, dict) else value
 
+    def flow(value: Any) -> str:
+        return yaml.safe_dump([fill(value)], allow_unicode=True, default_flow_style=True, width=10**6)[1:-2]
+
     def line(key: str, value: Any) -> str:
-        return yaml.safe_dump({key: fill(value)}, allow_unicode=True, default_flow_style=True, width=10**6)[1:-2]
+        return f"{flow(key)}: {flow(value)}"
 
     text = ""
     for key, value in pairs:
