@@ -64,6 +64,8 @@ def _divert(modules: Sequence[Any], observer: _Observer) -> Iterator[None]:
             module.config = config
 
 
+# Compiled, it would be compiled anew for every batch: the observer is another object each time.
+@torch.compiler.disable
 def _diverted_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, Any]:

@@ -38,7 +38,7 @@ REFUSED_ABOVE_ONE = {
     "tensor_parallel_size": "splits the output head over ranks, which has not been tested with selection",
 }
 # Ways of training that should work and have not been run on what they are made for: docs/support.md.
-UNTESTED = ("fsdp_config", "deepspeed", "torch_compile", "layer_offloading")
+UNTESTED = ("fsdp_config", "deepspeed", "layer_offloading", "tiled_mlp")
 # Adapter initialisations that leave the base weights as they are.
 PLAIN_INITS = (None, True, False, "gaussian")
 

@@ -39,6 +39,8 @@ class ResponseHead:
         finally:
             handle.remove()
 
+    # Compiled, it would be compiled anew for every number of response tokens.
+    @torch.compiler.disable
     def _narrow(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if not args or args[0].shape[:-1] != self._shape:
             return args

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from axolotl.core.trainers.base import AxolotlTrainer
-from axolotl.integrations.base import BasePlugin
 from conftest import run_axolotl
 from transformers import Trainer
 
@@ -23,16 +22,6 @@ from sstoken_plugin.axolotl_trainer import SSTokenTrainer
 from sstoken_plugin.step import ScoredStep
 
 WORLD, RANK = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
-
-
-class CpuRanks(BasePlugin):
-    """Lets Axolotl start several ranks on a CPU: it gives each rank the GPU of its number otherwise."""
-
-    def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
-        cfg.device_map = "cpu"
-
-    def get_training_args(self, cfg: Any) -> dict[str, Any]:
-        return {"use_cpu": True}
 
 
 class Recorder:

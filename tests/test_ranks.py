@@ -21,7 +21,7 @@ def ranks(small_run: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     out = tmp_path_factory.mktemp("ranks")
     config = {
         **small_run,
-        "plugins": ["sstoken", "axolotl_ranks.CpuRanks"],
+        "plugins": ["sstoken", "cpu_plugin.OnCpu"],
         "sstoken": {"ratio": 0.5, "warmup_ratio": 0.34, "report": False},
         "micro_batch_size": 1,
         "max_steps": None,

@@ -30,14 +30,30 @@ def data(tmp_path, *lines) -> list[dict]:
         {"sstoken": {"selector": "all"}},
         # On a CPU, one scoring pass in evaluation mode would cut the gradient from then on: see modes.py.
         {"adapter": "qlora", "load_in_4bit": True},
+        {
+            "val_set_size": 0.25,
+            "eval_steps": 1,
+            "save_strategy": "steps",
+            "save_steps": 1,
+            "max_steps": 8,
+            "learning_rate": 0.1,
+            "early_stopping_patience": 1,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "eval_loss",
+            "greater_is_better": False,
+        },
     ],
-    ids=["padded", "eager", "packed", "packed, every token labelled", "dropout", "selector all", "qlora"],
-)
+    ids=[
+        "padded", "eager", "packed", "packed, every token labelled", "dropout", "selector all", "qlora",
+        "evaluation, early stopping, best model",
+    ],
+)  # fmt: skip
 def test_ratio_one_trains_as_without_the_plugin(config, train, changes):
     settings = changes.pop("sstoken", {"ratio": 1.0})
     selected = train({**config, **changes, "sstoken": settings})
     plain = train({**config, **changes, "plugins": []})
     assert selected.losses == pytest.approx(plain.losses, abs=2e-5)
+    assert selected.trainer.state.best_metric == pytest.approx(plain.trainer.state.best_metric, abs=2e-5)
     for name, weight in plain.weights.items():
         torch.testing.assert_close(selected.weights[name], weight, atol=2e-5, rtol=1e-4)
 
@@ -57,8 +73,23 @@ def test_every_selector_keeps_its_share_of_every_sample(config, train, steps, se
         assert all(step.kept[step.layout.index_in_sample == 0].any() for step, _ in steps)
 
 
-def test_only_kept_tokens_give_gradient(config, train, steps):
-    run = train({**config, "sstoken": {"ratio": 0.4}})
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"adapter": "qlora", "load_in_4bit": True},
+        {"load_in_8bit": True},
+        {"adapter": None, "learning_rate": 0.005},
+        {
+            "lora_modules_to_save": ["embed_tokens", "lm_head"],
+            "lora_target_linear": False,
+            "lora_target_modules": ["q_proj"],
+        },
+    ],
+    ids=["lora", "qlora", "8 bits", "full", "trainable embeddings"],
+)
+def test_only_kept_tokens_give_gradient(config, train, steps, changes):
+    run = train({**config, **changes, "max_steps": 2, "sstoken": {"ratio": 0.4}})
     step, batch = steps[-1]
     labels = torch.full_like(batch["labels"], -100)
     where = step.layout.position[step.kept]

@@ -1,0 +1,47 @@
+"""The method of arXiv 2510.18250 once more: one sample at a time, full attention matrices, plain Python."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sstoken_plugin.modes import without_trace
+
+
+def samples_of(batch: dict[str, Tensor]) -> Iterator[list[int]]:
+    """Yield the flat positions of each sample of a padded or packed batch, without padding."""
+    width = batch["input_ids"].shape[1]
+    for row in range(len(batch["input_ids"])):
+        sample: list[int] = []
+        for column in range(width):
+            if "position_ids" in batch and batch["position_ids"][row, column] == 0 and sample:
+                yield sample
+                sample = []
+            if "attention_mask" not in batch or batch["attention_mask"][row, column]:
+                sample.append(row * width + column)
+        yield sample
+
+
+def signals(model: Any, ids: list[int]) -> tuple[Tensor, Tensor]:
+    """Return the loss of each token but the first, [L - 1], and the last layer's attention, mean over heads [L, L]."""
+    tokens = torch.tensor(ids)[None]
+    with without_trace(model):
+        output = model(input_ids=tokens, output_attentions=True, use_cache=False)
+    nll = functional.cross_entropy(output.logits[0, :-1].float(), tokens[0, 1:], reduction="none")
+    return nll, output.attentions[-1][0].float().mean(0)
+
+
+def keep(rel: list[float], attention: list[float], ratio: float, gamma: float, first: list[bool]) -> list[bool]:
+    """Choose among the response tokens of one sample; `first` are kept before all others (`keep_eos`)."""
+    low, high = min(rel), max(rel)
+    # float32, as everywhere in the plugin and in the authors' code: ties depend on it.
+    scaled = (torch.tensor(rel) - low) / (torch.tensor(high) - low + 1e-8)
+    score = (gamma * scaled + (1 - gamma) * torch.tensor(attention)).tolist()
+    order = sorted(range(len(rel)), key=lambda i: (not first[i], -score[i], i))
+    kept = set(order[: math.ceil(ratio * len(rel))])
+    return [i in kept for i in range(len(rel))]

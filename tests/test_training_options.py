@@ -1,0 +1,159 @@
+"""Axolotl's ways of training: every step scored against the method written once more (tests/reference.py)."""
+
+import copy
+from contextlib import nullcontext
+from itertools import chain
+
+import pytest
+import torch
+from reference import keep, samples_of, signals
+from torch.autograd.graph import saved_tensors_hooks
+from torch.testing import assert_close
+
+from sstoken_plugin.step import TokenSelection
+
+FULL = {"adapter": None, "learning_rate": 0.005}
+WEIGHTS = {
+    "DoRA, rsLoRA": {"peft_use_dora": True, "peft_use_rslora": True},
+    "PiSSA": {"peft_init_lora_weights": "pissa"},
+    "trainable embeddings": {
+        "lora_modules_to_save": ["embed_tokens", "lm_head"],
+        "lora_target_linear": False,
+        "lora_target_modules": ["q_proj", "up_proj"],
+    },
+    "a new token": {"tokens": ["<new>"], "lora_modules_to_save": ["embed_tokens", "lm_head"]},
+    "trainable tokens": {"peft_trainable_token_indices": {"embed_tokens": [1, 2, 400]}},
+    "QLoRA": {"adapter": "qlora", "load_in_4bit": True},
+    "LoRA over 8 bits": {"load_in_8bit": True},
+    "full": FULL,
+    "some layers": {**FULL, "unfrozen_parameters": ["model.layers.2.*"]},
+}
+ROWS = {
+    f"{kernel}, {name}": {"attn_implementation": kernel, **changes}
+    for kernel in ("eager", "sdpa")
+    for name, changes in {
+        "padded": {"pad_to_sequence_len": True},
+        "packed": {"sample_packing": True, "pad_to_sequence_len": False},
+        "packed and padded": {"sample_packing": True, "pad_to_sequence_len": True},
+        "packed in rows": {"sample_packing": True, "multipack_real_batches": True},
+    }.items()
+}
+ENGINE = {
+    "bfloat16": {"bf16": True, "plugins": ["sstoken", "cpu_plugin.OnCpu"]},
+    "checkpointing, reentrant": {"gradient_checkpointing": True},
+    "checkpointing": {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+    # Another backend than this one compiles the same graphs, minutes long.
+    "compiled": {"torch_compile": True, "torch_compile_backend": "eager"},
+    "compiled, checkpointing": {
+        "torch_compile": True,
+        "torch_compile_backend": "eager",
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    },
+}
+OPTIMIZERS = {
+    "LoRA+, clipped": {"loraplus_lr_ratio": 16, "max_grad_norm": 0.05},
+    "8 bits": {"optimizer": "adamw_8bit"},
+    "schedule free": {"optimizer": "schedule_free_adamw"},
+    "Muon": {"optimizer": "muon"},
+    "ADOPT": {"optimizer": "adopt_adamw"},
+}
+ORDER = {
+    "curriculum": {"curriculum_sampling": True},
+    "curriculum, packed": {"curriculum_sampling": True, "sample_packing": True, "sample_packing_sequentially": True},
+    "by length, worker processes": {"group_by_length": True, "dataloader_num_workers": 1},
+}
+WAYS = dict(chain.from_iterable(group.items() for group in (WEIGHTS, ROWS, ENGINE, OPTIMIZERS, ORDER)))
+
+# How far rounding may move a loss: 8-bit layers round activations, and outliers of a row of the batch, together.
+TOLERANCE = {"LoRA over 8 bits": 1e-2, "bfloat16": 0.15}
+
+
+@pytest.fixture
+def weights(monkeypatch):
+    """The trained weights at the beginning of every micro-batch."""
+    found = []
+    begin = TokenSelection.begin
+
+    def remember(self, model, batch, phase):
+        found.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
+        return begin(self, model, batch, phase)
+
+    monkeypatch.setattr(TokenSelection, "begin", remember)
+    return found
+
+
+def scored_samples(steps):
+    """Yield each sample of each step: the step's number, tokens, response positions, prompt mask, rows in the step."""
+    for number, (step, batch) in enumerate(steps):
+        rows = {position: row for row, position in enumerate(step.layout.position.tolist())}
+        ids, labels = batch["input_ids"].flatten(), batch["labels"].flatten()
+        for sample in samples_of(batch):
+            response = [i for i in range(1, len(sample)) if labels[sample[i]] != -100]
+            if response:
+                yield (
+                    number, ids[sample].tolist(), response, labels[sample] == -100,
+                    [rows.pop(sample[i]) for i in response],
+                )  # fmt: skip
+        assert not rows, "the step scored tokens that belong to no sample"
+
+
+def assert_kept_by_the_rule(step, rows, config):
+    rel, attention = (signal[rows].tolist() for signal in (step.scores.rel, step.scores.attention))
+    assert step.kept[rows].tolist() == keep(rel, attention, config.ratio, config.gamma, step.ends_turn[rows].tolist())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_step_selects_by_the_method(config, train, steps, weights, way):
+    run = train({**config, "max_steps": 3, **WAYS[way], "sstoken": {"warmup_ratio": 0.0, "report": False}})
+    model = copy.deepcopy(run.model)
+    model.set_attn_implementation("eager")
+    tolerance = {"atol": TOLERANCE.get(way, 1e-4), "rtol": 0}
+    gain = 0.0
+    for number, ids, response, prompt, rows in scored_samples(steps):
+        step = steps[number][0]
+        model.load_state_dict(weights[number], strict=False)
+        current, attention = signals(model, ids)
+        model.load_state_dict(weights[0], strict=False)
+        history, _ = signals(model, ids)
+        where = torch.tensor(response)
+        assert_close(step.scores.current[rows], current[where - 1], **tolerance)
+        assert_close(step.scores.history[rows], history[where - 1], **tolerance)
+        assert_close(step.scores.attention[rows], attention[where][:, prompt].sum(1), **tolerance)
+        assert_kept_by_the_rule(step, rows, run.trainer.selection.config)
+        gain = max(gain, (history - current).abs().max().item())
+    assert len(steps) == len(weights) > 2
+    assert gain > 0.01, "the weights hardly changed, the history would say nothing"
+
+
+def test_noise_on_embeddings_reaches_the_training_pass_alone(config, train, steps):
+    run = train({**config, "neftune_noise_alpha": 5, "sstoken": {"warmup_ratio": 0.0, "report": False}})
+    run.model.set_attn_implementation("eager")
+    noisy = 0.0
+    with run.model.disable_adapter():
+        for number, ids, response, _, rows in scored_samples(steps):
+            step = steps[number][0]
+            expected = signals(run.model, ids)[0][torch.tensor(response) - 1]
+            assert_close(step.scores.history[rows], expected, atol=1e-4, rtol=0)
+            assert_kept_by_the_rule(step, rows, run.trainer.selection.config)
+            if number == 0:
+                noisy = max(noisy, (step.scores.current[rows] - expected).abs().max().item())
+    assert noisy > 0.01
+
+
+def test_activations_may_be_kept_elsewhere(config, train, steps):
+    """What `activation_offloading` does on a GPU: the tensors saved for the backward pass move away and back."""
+    run = train({**config, "max_steps": 1})
+    step, batch = steps[-1]
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    found = []
+    for where in (nullcontext(), saved_tensors_hooks(lambda saved: saved.clone(), lambda kept: kept.clone())):
+        run.model.zero_grad()
+        again = run.trainer.selection.begin(run.model, batch, step.phase)
+        with where:
+            with again.observed():
+                outputs = run.model(**inputs)
+            again.loss(outputs).backward()
+        found.append((again.kept, [p.grad.clone() for p in run.model.parameters() if p.grad is not None]))
+    assert torch.equal(found[0][0], found[1][0])
+    assert_close(found[1][1], found[0][1])
