@@ -72,6 +72,24 @@ def write_tiny_llama(folder: Path, tokenizer: Any) -> Path:
     return folder
 
 
+@pytest.fixture
+def trained_adapter(tiny_llama: Path, tmp_path: Path) -> str:
+    """An adapter with an effect, of another rank and on other layers than the run's."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_llama),
+        LoraConfig(r=2, lora_alpha=16, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"),
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path / "adapter")
+    return str(tmp_path / "adapter")
+
+
 def chat(user: str, assistant: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]}
 

@@ -45,3 +45,28 @@ def keep(rel: list[float], attention: list[float], ratio: float, gamma: float, f
     order = sorted(range(len(rel)), key=lambda i: (not first[i], -score[i], i))
     kept = set(order[: math.ceil(ratio * len(rel))])
     return [i in kept for i in range(len(rel))]
+
+
+def scored_samples(steps: list) -> Iterator[tuple[int, list[int], list[int], Tensor, list[int]]]:
+    """Yield each sample of each recorded step.
+
+    The number of its step, its tokens, the places of its response in them, its prompt as a mask over them, and the rows
+    of the step's scores that are its response.
+    """
+    for number, (step, batch) in enumerate(steps):
+        rows = {position: row for row, position in enumerate(step.layout.position.tolist())}
+        ids, labels = batch["input_ids"].flatten(), batch["labels"].flatten()
+        for sample in samples_of(batch):
+            response = [i for i in range(1, len(sample)) if labels[sample[i]] != -100]
+            if response:
+                yield (
+                    number, ids[sample].tolist(), response, labels[sample] == -100,
+                    [rows.pop(sample[i]) for i in response],
+                )  # fmt: skip
+        assert not rows, "the step scored tokens that belong to no sample"
+
+
+def assert_kept_by_the_rule(step: Any, rows: list[int], config: Any) -> None:
+    """Check what was kept of one sample, given its signals."""
+    rel, attention = (signal[rows].tolist() for signal in (step.scores.rel, step.scores.attention))
+    assert step.kept[rows].tolist() == keep(rel, attention, config.ratio, config.gamma, step.ends_turn[rows].tolist())

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from peft import PeftModel
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
@@ -31,21 +30,6 @@ def seen(monkeypatch):
 
     monkeypatch.setattr(HistoryLosses, "of", remember)
     return found
-
-
-@pytest.fixture
-def trained_adapter(tiny_llama, tmp_path):
-    """An adapter with an effect, of another rank and on other layers than the run's."""
-    torch.manual_seed(1)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(tiny_llama),
-        LoraConfig(r=2, lora_alpha=16, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM"),
-    )
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(tmp_path / "adapter")
-    return str(tmp_path / "adapter")
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from itertools import chain
 
 import pytest
 import torch
-from reference import keep, samples_of, signals
+from reference import assert_kept_by_the_rule, scored_samples, signals
 from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
 
@@ -81,26 +81,6 @@ def weights(monkeypatch):
 
     monkeypatch.setattr(TokenSelection, "begin", remember)
     return found
-
-
-def scored_samples(steps):
-    """Yield each sample of each step: the step's number, tokens, response positions, prompt mask, rows in the step."""
-    for number, (step, batch) in enumerate(steps):
-        rows = {position: row for row, position in enumerate(step.layout.position.tolist())}
-        ids, labels = batch["input_ids"].flatten(), batch["labels"].flatten()
-        for sample in samples_of(batch):
-            response = [i for i in range(1, len(sample)) if labels[sample[i]] != -100]
-            if response:
-                yield (
-                    number, ids[sample].tolist(), response, labels[sample] == -100,
-                    [rows.pop(sample[i]) for i in response],
-                )  # fmt: skip
-        assert not rows, "the step scored tokens that belong to no sample"
-
-
-def assert_kept_by_the_rule(step, rows, config):
-    rel, attention = (signal[rows].tolist() for signal in (step.scores.rel, step.scores.attention))
-    assert step.kept[rows].tolist() == keep(rel, attention, config.ratio, config.gamma, step.ends_turn[rows].tolist())
 
 
 @pytest.mark.parametrize("way", WAYS)
