@@ -9,6 +9,7 @@ import torch
 from reference import assert_kept_by_the_rule, scored_samples, signals
 from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from sstoken_plugin.step import TokenSelection
 
@@ -51,6 +52,13 @@ ENGINE = {
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
     },
 }
+# Those of the MLP and of 4-bit weights need a GPU.
+KERNELS = {
+    "fused adapters": {"lora_qkv_kernel": True, "lora_o_kernel": True},
+    "fused embeddings": {
+        "lora_embedding_kernel": True, "lora_target_linear": False, "lora_target_modules": ["embed_tokens", "q_proj"],
+    },
+}  # fmt: skip
 OPTIMIZERS = {
     "LoRA+, clipped": {"loraplus_lr_ratio": 16, "max_grad_norm": 0.05},
     "8 bits": {"optimizer": "adamw_8bit"},
@@ -63,10 +71,20 @@ ORDER = {
     "curriculum, packed": {"curriculum_sampling": True, "sample_packing": True, "sample_packing_sequentially": True},
     "by length, worker processes": {"group_by_length": True, "dataloader_num_workers": 1},
 }
-WAYS = dict(chain.from_iterable(group.items() for group in (WEIGHTS, ROWS, ENGINE, OPTIMIZERS, ORDER)))
+WAYS = dict(chain.from_iterable(group.items() for group in (WEIGHTS, ROWS, ENGINE, KERNELS, OPTIMIZERS, ORDER)))
 
 # How far rounding may move a loss: 8-bit layers round activations, and outliers of a row of the batch, together.
 TOLERANCE = {"LoRA over 8 bits": 1e-2, "bfloat16": 0.15}
+
+
+@pytest.fixture(autouse=True)
+def attention_as_released():
+    """Undo what Axolotl's kernels patch into the class, for the runs that follow in this process."""
+    saved = dict(vars(LlamaAttention))
+    yield
+    for name in set(vars(LlamaAttention)) - set(saved):
+        delattr(LlamaAttention, name)
+    LlamaAttention.forward = saved["forward"]
 
 
 @pytest.fixture
