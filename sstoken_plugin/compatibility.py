@@ -67,6 +67,14 @@ def check(cfg: Mapping[str, Any]) -> SSTokenConfig:
             "fsdp_version: 1 flattens weights, so that neither an adapter nor a layer can be reached; set "
             "`fsdp_version: 2` and use `fsdp_config:`, or take sstoken out of `plugins:`."
         )
+    # Both are in the validated configuration only; Axolotl 0.17 has just the latter, and is right with it.
+    separated = cfg.get("attn_decontaminates_packing", cfg.get("attn_supports_packing"))
+    if cfg.get("sample_packing") and separated is False:
+        raise ValueError(
+            f"attn_implementation: {cfg.get('attn_implementation')} lets the samples of a packed row see each other in "
+            "this release of Axolotl, and selection scores a sample as if alone; set `attn_implementation: "
+            "flash_attention_2` (from Axolotl 0.18 on also sdpa or eager), or `sample_packing: false`."
+        )
     if config.needs_history:
         _refuse_unfit_history(cfg, config)
     if config.history_cache is not None:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 MODELS = ROOT / ".cache" / "models"
+AXOLOTL = tuple(int(part) for part in version("axolotl").split(".")[:2])
 sys.path.insert(0, str(ROOT))
 
 
@@ -180,6 +182,8 @@ def run_axolotl(config: dict[str, Any], folder: Path, **overrides: Any) -> Simpl
     from axolotl.train import train as axolotl_train
     from transformers import set_seed
 
+    if config.get("sample_packing") and AXOLOTL < (0, 18):
+        pytest.skip("refused: samples of a packed row see each other in this release, see test_refusals.py")
     cfg = load(config, folder, **overrides)
     # Axolotl seeds after it has drawn the adapter's weights; in a fresh process they are the same each time.
     set_seed(0)

@@ -2,11 +2,12 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import run_command, write
+from conftest import AXOLOTL, run_command, write
 from safetensors.torch import load_file
 
 FIELDS = {
@@ -139,8 +140,16 @@ def test_bad_input_is_one_sentence_and_no_traceback(config, inspect):
     assert "Traceback" not in result.output
 
 
-def test_it_is_a_command_of_axolotl(config, tmp_path):
-    assert "sstoken-inspect" in run_command("axolotl", "--help").stdout
-    output = run_command("axolotl", "sstoken-inspect", str(write(config, tmp_path)), "--samples", "2").stdout
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(("axolotl",), marks=pytest.mark.skipif(AXOLOTL < (0, 18), reason="Axolotl takes no commands yet")),
+        (sys.executable, "-m", "sstoken_plugin"),
+    ],
+    ids=["axolotl", "python"],
+)
+def test_it_is_a_command(config, tmp_path, command):
+    assert "sstoken-inspect" in run_command(*command, "--help").stdout
+    output = run_command(*command, "sstoken-inspect", str(write(config, tmp_path)), "--samples", "2").stdout
     assert "2 samples" in output
     assert (tmp_path / "out" / "sstoken" / "selections.jsonl").exists()

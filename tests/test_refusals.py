@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import load
+from conftest import AXOLOTL, load
 from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -109,6 +109,16 @@ def test_zero_3_is_told_from_the_file_and_from_its_content(config, tmp_path, mon
             compatibility.check({**config, "deepspeed": deepspeed, "sstoken": block})
     settings["zero_optimization"]["stage"] = 2
     compatibility.check({**config, "deepspeed": settings, "sstoken": block})
+
+
+def test_attention_that_mixes_packed_samples_is_refused(config, tmp_path):
+    settings = {**config, "sample_packing": True}
+    if AXOLOTL >= (0, 18):
+        compatibility.check(load(settings, tmp_path))
+        settings.pop("attn_implementation")
+    with pytest.raises(ValueError, match=r"attn_implementation: .*as if alone; set `attn_implementation: flash_att"):
+        compatibility.check(load(settings, tmp_path))
+    compatibility.check(load({**settings, "sample_packing": False}, tmp_path))
 
 
 def test_a_multimodal_model_is_refused_once_axolotl_has_found_out(config):

@@ -1,0 +1,13 @@
+"""`python -m sstoken_plugin sstoken-inspect CONFIG`: the commands where Axolotl's own command line takes none.
+
+Before 0.18 it has no entry-point group for them.
+"""
+
+from __future__ import annotations
+
+import click
+
+from sstoken_plugin.cli import inspect_command, score_command
+
+if __name__ == "__main__":
+    click.Group(commands=[inspect_command, score_command])(prog_name="python -m sstoken_plugin")
