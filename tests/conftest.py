@@ -149,6 +149,8 @@ def small_run(tiny_llama: Path, chats: Path, tmp_path_factory: pytest.TempPathFa
         "logging_steps": 1,
         "save_strategy": "no",
         "seed": 42,
+        # In 0.18 its own path for packed rows calls a kernel for GPUs without looking where it is.
+        **({"sdpa_varlen": False} if AXOLOTL == (0, 18) else {}),
     }
 
 

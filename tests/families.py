@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -106,4 +107,10 @@ HYBRIDS = {
 def build(config: Any, attention: str = "eager") -> Any:
     """A model with random weights, in evaluation mode; the same for the same configuration."""
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=attention).eval()
+    try:
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation=attention).eval()
+    except ValueError as error:
+        if "Hub is in offline mode" not in str(error):
+            raise
+        # Before 5.16 transformers fetches a kernel for some hybrids, whatever the configuration says.
+        pytest.skip(str(error))

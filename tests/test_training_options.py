@@ -61,7 +61,7 @@ KERNELS = {
 }  # fmt: skip
 OPTIMIZERS = {
     "LoRA+, clipped": {"loraplus_lr_ratio": 16, "max_grad_norm": 0.05},
-    "8 bits": {"optimizer": "adamw_8bit"},
+    "Adafactor": {"optimizer": "adafactor"},
     "schedule free": {"optimizer": "schedule_free_adamw"},
     "Muon": {"optimizer": "muon"},
     "ADOPT": {"optimizer": "adopt_adamw"},
