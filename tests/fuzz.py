@@ -271,7 +271,7 @@ def _mutate_block(dice: random.Random, block: Pairs) -> None:
     elif kind < 0.8:
         block.insert(dice.randrange(len(block) + 1), (key, dice.choice(VALUES[key])))
     elif kind < 0.9:
-        del block[dice.randrange(len(block)) :][:1]
+        del block[dice.randrange(len(block))]
         block[:] = block or [("report", False)]
     else:
         block.append((dice.choice(MISSPELT), dice.choice([0.5, None, "x"])))
@@ -284,6 +284,8 @@ def _mutate_rest(dice: random.Random, pairs: Pairs) -> None:
     elif kind < 0.14:
         key, _ = dice.choice(pairs)
         _set(pairs, key, None)
+        if dice.random() < 0.5:
+            del pairs[-1]
     elif kind < 0.2:
         # Again, with the last one in force.
         pairs.append(dice.choice(pairs))
