@@ -236,7 +236,7 @@ def test_scoring_without_sense_is_refused(cached, tmp_path, changes, words):
 
 def test_a_file_in_the_place_of_the_folder_is_refused_before_training(cached, train, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"sstoken\.history_cache: .* cannot be used"):
+    with pytest.raises(ValueError, match=r"sstoken\.history_cache: .* cannot be a folder"):
         train({**cached, "sstoken": {"history_cache": str(tmp_path / "file")}})
 
 
