@@ -101,6 +101,8 @@ def build(config: dict[str, Any]) -> tuple[Any, Any]:
     trainer = setup_model_and_trainer(cfg, data)[0]
     trainer.state.max_steps = config["max_steps"]
     trainer.create_optimizer()
+    if "sstoken" in config:
+        trainer.begin_selection()
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.config.use_cache = False
     return trainer, iter(trainer.get_train_dataloader())
