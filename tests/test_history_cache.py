@@ -6,7 +6,7 @@ import sqlite3
 
 import pytest
 import torch
-from conftest import write
+from conftest import skip_what_is_refused, write
 from transformers import AutoModelForCausalLM
 
 from sstoken_plugin import cli, scoring
@@ -170,6 +170,7 @@ def score(settings, folder, batch_tokens=256):
 )
 def test_training_after_scoring_runs_no_history_model(cached, train, tmp_path, forwards, capsys, changes):
     cached = {**cached, **changes}
+    skip_what_is_refused(cached)
     score(cached, tmp_path)
     printed = capsys.readouterr().out
     assert "24 samples, 0 of them in" in printed
