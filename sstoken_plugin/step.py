@@ -22,7 +22,8 @@ from sstoken_plugin import selection
 from sstoken_plugin.attention import PromptAttention
 from sstoken_plugin.config import SSTokenConfig
 from sstoken_plugin.history.losses import HistoryLosses
-from sstoken_plugin.losses import ResponseHead, mean_kept, token_nll
+from sstoken_plugin.losses import mean_kept
+from sstoken_plugin.output_head import ResponseHead
 from sstoken_plugin.samples import BatchLayout
 
 Rule = Literal["sstoken", "rel", "attention", "random", "position", "reference", "all"]
@@ -206,7 +207,7 @@ class ScoredStep:
         """
         layout, phase, settings = self.layout, self.phase, self.settings
         # A batch without response tokens gives 0 here, with a graph: every rank must run its backward pass.
-        nll = token_nll(self._head.select(outputs["logits"]), layout.target)
+        nll = self._head.nll(outputs["logits"])
         self.scores = settings.score(phase, layout, nll.detach(), self._history_nll, self._attention())
         if phase.keeps_everything:
             self.kept = torch.ones_like(layout.position, dtype=torch.bool)
