@@ -45,10 +45,12 @@ def test_a_head_that_another_library_hooks_into_is_left_to_it(llama):
     assert "hooks" in reason(llama)
 
 
-def test_looking_at_a_head_leaves_no_trace(llama):
-    llama.train()
+@pytest.mark.parametrize("gradients", [True, False])
+def test_looking_at_a_head_leaves_no_trace(llama, gradients):
+    llama.train().requires_grad_(gradients)
     state = torch.get_rng_state()
-    reason(llama)
+    with torch.set_grad_enabled(gradients):
+        assert reason(llama) is None
     assert not llama.lm_head._forward_pre_hooks
     assert llama.training
     assert torch.equal(torch.get_rng_state(), state)
