@@ -180,11 +180,9 @@ def load(config: dict[str, Any], folder: Path, **overrides: Any) -> Any:
 
 @functools.cache
 def prepare_process() -> None:
-    """Take out of every run what costs seconds and has nothing to do with it."""
-    from axolotl.train import train
+    """Take out of every run what costs seconds and has nothing to do with it; once Axolotl is imported."""
     from datasets import Dataset
 
-    assert train
     save = Dataset.save_to_disk
     # Axolotl has a pool of one process made to write 24 rows.
     Dataset.save_to_disk = lambda self, path, num_proc=None, **kwargs: save(self, path, **kwargs)  # type: ignore[method-assign]
@@ -201,12 +199,12 @@ def skip_what_is_refused(config: dict[str, Any]) -> None:
 
 def run_axolotl(config: dict[str, Any], folder: Path, **overrides: Any) -> SimpleNamespace:
     """Run Axolotl's training in this process."""
-    prepare_process()
     from axolotl.common.datasets import load_datasets
     from axolotl.integrations.base import PluginManager
     from axolotl.train import train as axolotl_train
     from transformers import set_seed
 
+    prepare_process()
     skip_what_is_refused(config)
     cfg = load(config, folder, **overrides)
     # Axolotl seeds after it has drawn the adapter's weights; in a fresh process they are the same each time.
