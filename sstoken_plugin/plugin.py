@@ -68,6 +68,7 @@ class SSTokenPlugin(BasePlugin):
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         """Let the trainer build the selection for the loaded model, and say what it will do."""
         from sstoken_plugin.callbacks import HistoryCallback, ReportCallback
+        from sstoken_plugin.fused import KERNELS
         from sstoken_plugin.history.build import build_history
         from sstoken_plugin.setup import build_selection, describe
         from sstoken_plugin.step import TokenSelection
@@ -78,7 +79,10 @@ class SSTokenPlugin(BasePlugin):
         for key in compatibility.untested(cfg):
             LOG.warning("%s has not been run with ssToken yet: compare a short run with selector: all.", key)
         for key in compatibility.fused_losses(cfg):
-            LOG.info("ssToken computes the loss of each token itself: %s serves evaluation only.", key)
+            if key in KERNELS:
+                LOG.info("ssToken computes the loss of each token with the kernel of %s.", key)
+            else:
+                LOG.info("ssToken computes the loss of each token itself: %s serves evaluation only.", key)
 
         def make_selection() -> TokenSelection:
             model, tokenizer, precision = trainer.model, trainer.processing_class, trainer.accelerator.autocast

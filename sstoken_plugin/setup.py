@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from sstoken_plugin.attention import PromptAttention
+from sstoken_plugin.compatibility import fused_losses
 from sstoken_plugin.config import SSTokenConfig
+from sstoken_plugin.fused import KERNELS
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.step import TokenSelection
 
@@ -41,8 +43,9 @@ def build_selection(
         LOG.warning("ssToken: prompt attention is not logged: %s", reason)
     if history is None:
         LOG.warning("ssToken: REL is not logged: nothing ranks by it, and its history would cost memory.")
-    seed = cfg.get("seed")
-    return TokenSelection(config, attention, history, end_tokens(cfg, model, tokenizer), seed or 0)
+    ends = end_tokens(cfg, model, tokenizer)
+    kernel = next((KERNELS[key] for key in fused_losses(cfg) if key in KERNELS), None)
+    return TokenSelection(config, attention, history, ends, cfg.get("seed") or 0, kernel)
 
 
 def end_tokens(cfg: Mapping[str, Any], model: Any, tokenizer: Any) -> list[int]:

@@ -22,7 +22,9 @@ from sstoken_plugin import selection
 from sstoken_plugin.attention import PromptAttention
 from sstoken_plugin.config import SSTokenConfig
 from sstoken_plugin.history.losses import HistoryLosses
-from sstoken_plugin.losses import ResponseHead, mean_kept, token_nll
+from sstoken_plugin.linear_nll import RowLosses
+from sstoken_plugin.losses import mean_kept
+from sstoken_plugin.output_head import ResponseHead
 from sstoken_plugin.samples import BatchLayout
 
 Rule = Literal["sstoken", "rel", "attention", "random", "position", "reference", "all"]
@@ -96,6 +98,7 @@ class TokenSelection:
         history: gives the losses of the history model; None if REL is not measured.
         end_tokens: ids of the tokens that end a turn, for `keep_eos` and its metric.
         seed: for random selection, where the settings give none.
+        kernel: per-token losses that are tried before our own, see `fused`.
     """
 
     def __init__(
@@ -105,12 +108,14 @@ class TokenSelection:
         history: HistoryLosses | None,
         end_tokens: list[int],
         seed: int = 0,
+        kernel: RowLosses | None = None,
     ):
         self.config = config
         self.attention = attention
         self.history = history
         self.end_tokens = end_tokens
         self.seed = seed if config.seed is None else config.seed
+        self.kernel = kernel
 
     def begin(self, model: Any, batch: Mapping[str, Tensor], phase: Phase) -> ScoredStep:
         """Start a step: read the batch's layout and compute the history's losses.
@@ -183,7 +188,7 @@ class ScoredStep:
         self.ends_turn = torch.isin(layout.target, layout.target.new_tensor(settings.end_tokens))
         self.settings = settings
         self._history_nll = history_nll
-        self._head = ResponseHead(model, layout)
+        self._head = ResponseHead(model, layout, settings.kernel)
 
     @contextmanager
     def observed(self) -> Iterator[None]:
@@ -206,7 +211,7 @@ class ScoredStep:
         """
         layout, phase, settings = self.layout, self.phase, self.settings
         # A batch without response tokens gives 0 here, with a graph: every rank must run its backward pass.
-        nll = token_nll(self._head.select(outputs["logits"]), layout.target)
+        nll = self._head.nll(outputs["logits"])
         self.scores = settings.score(phase, layout, nll.detach(), self._history_nll, self._attention())
         if phase.keeps_everything:
             self.kept = torch.ones_like(layout.position, dtype=torch.bool)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from axolotl.core.trainers.base import AxolotlTrainer
-from conftest import run_axolotl
+from conftest import STEADY, run_axolotl
 from transformers import Trainer
 
 from sstoken_plugin.axolotl_trainer import SSTokenTrainer
@@ -51,7 +51,7 @@ class Recorder:
 
 
 def main(file: Path, out: Path) -> None:
-    config = {**json.loads(file.read_text()), "gradient_accumulation_steps": 4 // WORLD}
+    config = {**json.loads(file.read_text()), **STEADY, "gradient_accumulation_steps": 4 // WORLD}
     # Axolotl does this at the end of each run, and there are more to come.
     end = dist.destroy_process_group
     dist.destroy_process_group = lambda *args: None

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import STEADY
 from peft import PeftModel
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
@@ -157,8 +158,8 @@ def test_the_history_can_be_another_model(config, train, seen, other_checkpoint,
 @pytest.mark.parametrize("changes", [{"lora_dropout": 0.3}, QLORA], ids=["dropout", "qlora"])
 def test_a_given_history_trains_as_none_does(config, train, trained_adapter, changes):
     """Loading it draws random numbers and adds modules over the same weights: nothing may reach the training."""
-    plain = train({**config, **changes, "plugins": []})
-    given = train({**config, **changes, "sstoken": {"history": trained_adapter, "ratio": 1.0}})
+    plain = train({**config, **STEADY, **changes, "plugins": []})
+    given = train({**config, **STEADY, **changes, "sstoken": {"history": trained_adapter, "ratio": 1.0}})
     assert given.losses == pytest.approx(plain.losses, abs=2e-5)
     for name, weight in plain.weights.items():
         torch.testing.assert_close(given.weights[name], weight, atol=2e-5, rtol=1e-4)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import chat, write
+from conftest import STEADY, chat, write
 from torch.nn import functional
 
 from sstoken_plugin.metrics import METRICS, counts
@@ -50,8 +50,8 @@ def data(tmp_path, *lines) -> list[dict]:
 )  # fmt: skip
 def test_ratio_one_trains_as_without_the_plugin(config, train, changes):
     settings = changes.pop("sstoken", {"ratio": 1.0})
-    selected = train({**config, **changes, "sstoken": settings})
-    plain = train({**config, **changes, "plugins": []})
+    selected = train({**config, **STEADY, **changes, "sstoken": settings})
+    plain = train({**config, **STEADY, **changes, "plugins": []})
     assert selected.losses == pytest.approx(plain.losses, abs=2e-5)
     assert selected.trainer.state.best_metric == pytest.approx(plain.trainer.state.best_metric, abs=2e-5)
     for name, weight in plain.weights.items():
@@ -110,8 +110,10 @@ def test_only_kept_tokens_give_gradient(config, train, steps, changes):
     labels.fill_(-100).view(-1)[again.layout.position[again.kept]] = again.layout.target[again.kept]
     theirs = gradients(run.model(**inputs, labels=labels).loss)
     assert ours.keys() == theirs.keys()
+    # 8-bit layers pass their gradient on in half precision.
+    room = 1e-5 if "load_in_8bit" in changes else 1e-6
     for name, gradient in theirs.items():
-        torch.testing.assert_close(ours[name], gradient, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(ours[name], gradient, atol=room, rtol=1e-4)
 
 
 def test_a_run_selects_what_the_full_matrices_and_two_models_select(config, train, steps, tiny_llama):
@@ -300,11 +302,11 @@ def test_losses_that_are_not_finite_rank_last_and_are_reported(config, train, st
     run = train({**config, "max_steps": 1})
     step, batch = steps[-1]
     again = run.trainer.selection.begin(run.model, batch, step.phase)
+    suppressed = again.layout.target[again.layout.index_in_sample == 1]
+    head = run.model.get_output_embeddings()
+    head.bias = torch.nn.Parameter(torch.zeros(len(head.weight)).index_fill(0, suppressed, -torch.inf))
     with again.observed():
         outputs = run.model(**{key: value for key, value in batch.items() if key != "labels"})
-    suppressed = again.layout.target[again.layout.index_in_sample == 1]
-    with torch.no_grad():
-        outputs.logits[..., suppressed] = float("-inf")
     assert torch.isfinite(again.loss(outputs))
     assert not again.kept[torch.isin(again.layout.target, suppressed)].any()
     run.trainer._totals.add(counts(again))

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sstoken_plugin.history.base import History
 from sstoken_plugin.history.store import KEY_BYTES, LossStore, resolution
-from sstoken_plugin.losses import ResponseHead, token_nll
 from sstoken_plugin.modes import without_trace
+from sstoken_plugin.output_head import ResponseHead
 from sstoken_plugin.samples import BatchLayout, sample_keys
 from sstoken_plugin.sharding import any_rank
 
@@ -98,4 +98,4 @@ class HistoryLosses:
             with head.narrowed():
                 # With a cache, transformers does not see that a row is packed, and samples leak into each other.
                 logits = past(**inputs, use_cache=False).logits
-            return token_nll(head.select(logits), layout.target)
+            return head.nll(logits)

@@ -1,0 +1,28 @@
+"""What an operation costs, counted instead of timed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+@contextmanager
+def products_over(vocabulary: int) -> Iterator[list[int]]:
+    """Collect the rows of every matrix product that has the vocabulary in one of its dimensions."""
+    rows: list[int] = []
+
+    class Counter(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.addmm_.default):
+                one, other = args[-2:]
+                # A gradient of the weights sums over rows: [V, n] @ [n, D].
+                shape = (*one.shape, other.shape[1])
+                if vocabulary in shape:
+                    rows.append(shape[1] if shape[0] == vocabulary else shape[0])
+            return func(*args, **(kwargs or {}))
+
+    with Counter():
+        yield rows
