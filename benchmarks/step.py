@@ -1,212 +1,208 @@
-"""Time and peak memory of a training step: plain Axolotl against the plugin, in pairs, in the same run.
+"""Cost of the plugin against plain Axolotl: time and peak memory of a step, of a run, and of the parts of a step.
 
-    python benchmarks/step.py [--batch 2] [--length 512] [--prompt-share 0.333] [--pairs 7] [--out FILE]
+    python benchmarks/step.py [--only NAME ...] [--pairs 7]
 
-Both sides are Axolotl's own trainer on the same model and the same batches: what is timed is
-`Trainer.training_step` (forward, loss, backward), the optimizer step included. Steps alternate,
-plain then plugin, and the ratio is taken pair by pair, so that a machine whose speed drifts does no harm. Peak memory
-is that of a process of its own for each side, because a process never gives its peak back.
+SmolLM2-135M in float32. Prints each figure as a ratio to plain Axolotl with its range over the pairs, writes
+outputs/benchmarks/step.json and draws it (`pip install '.[bench]'`). How it is measured: harness.py. Run nothing else
+meanwhile.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import resource
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.update(AXOLOTL_DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", AXOLOTL_LOG_LEVEL="WARNING")
+from harness import (
+    FREED_AT_ONCE,
+    LORA,
+    SIDES,
+    WARMUP_STEPS,
+    Case,
+    build,
+    in_child,
+    load,
+    measure,
+    peak_bytes,
+    ratios,
+    save,
+    spread,
+    step,
+    unpack_model,
+)
+from plots import draw
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-WARMUP_STEPS = 2
-SIDES = ("plain", "plugin")
-
-
-def configuration(side: str, folder: Path, data: Path, model: Path, batch: int, length: int) -> dict[str, Any]:
-    """Return the YAML of one side; they differ in the plugin and nothing else."""
-    config = {
-        "base_model": str(model),
-        "datasets": [{"path": str(data), "type": "input_output"}],
-        "dataset_prepared_path": str(folder / f"prepared-{side}"),
-        "output_dir": str(folder / side),
-        "sequence_len": length,
-        "pad_to_sequence_len": True,
-        "adapter": "lora",
-        "lora_r": 16,
-        "lora_alpha": 32,
-        "lora_target_linear": True,
-        "lora_mlp_kernel": False,
-        "lora_qkv_kernel": False,
-        "lora_o_kernel": False,
-        "micro_batch_size": batch,
-        "gradient_accumulation_steps": 1,
-        "max_steps": 100,
-        "learning_rate": 1e-4,
-        "optimizer": "adamw_torch",
-        "lr_scheduler": "constant",
-        "attn_implementation": "sdpa",
-        "bf16": False,
-        "fp16": False,
-        "tf32": False,
-        "save_strategy": "no",
-        "seed": 42,
-    }
-    if side == "plugin":
-        # After the warm-up, where REL counts; the history is computed in the step.
-        config |= {"plugins": ["sstoken"], "sstoken": {"warmup_ratio": 0.0, "report": False}}
-    return config
+FULL = {"adapter": None, "learning_rate": 1e-5}
+STEPS = {
+    "warm, 2 x 512": Case(warm=True),
+    "warm, 1 x 2048, packed": Case(batch=1, length=2048, samples_per_row=4, warm=True),
+    "warm, 2 x 512, prompt share 0.8": Case(prompt_share=0.8, warm=True),
+    "history in the step, 2 x 512": Case(),
+    "ema, 2 x 512": Case(block={"history": "ema"}),
+    "full, warm, 2 x 512": Case(changes=FULL, warm=True),
+}
+EPOCHS = Case(changes={**LORA, "num_epochs": 3, "max_steps": None}, warm=True)
+EPOCH_STEPS = 6
 
 
-def write_data(file: Path, length: int, prompt_share: float, samples: int = 64) -> None:
-    """Write samples that fill the sequence: text of our own, numbers in words."""
-    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    lines = []
-    for index in range(samples):
-        text = [words[(index * 7 + place * (1 + index % 3)) % 10] for place in range(2 * length)]
-        prompt = int(length * prompt_share)
-        segments = [
-            {"label": False, "text": " ".join(text[:prompt])},
-            {"label": True, "text": " " + " ".join(text[prompt : length - 1])},
-        ]
-        lines.append(json.dumps({"segments": segments}))
-    file.write_text("\n".join(lines))
+def three_epochs(pairs: int) -> dict[str, Any]:
+    """Measure whole runs of three epochs; the first fills a cache that the others read."""
+    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    memory = dict.fromkeys(SIDES, 0)
+    for _ in range(pairs):
+        with tempfile.TemporaryDirectory() as name:
+            for side in SIDES:
+                config = EPOCHS.yaml(side, Path(name), samples=EPOCH_STEPS * EPOCHS.batch)
+                figures = in_child("step", "whole_run", config)
+                seconds[side].append(figures["seconds"])
+                memory[side] = max(memory[side], figures["peak"])
+    return ratios(seconds, memory)
 
 
-def build(config: dict[str, Any]) -> tuple[Any, Any]:
-    """Return a trainer ready to train, and an iterator over its batches."""
-    import yaml
-    from axolotl.cli.config import load_cfg
-    from axolotl.common.datasets import load_datasets
-    from axolotl.integrations.base import PluginManager
-    from axolotl.train import setup_model_and_trainer
-    from transformers import set_seed
+def whole_run(config: dict[str, Any]) -> dict[str, float]:
+    """Train to the end; return the seconds of the training itself, and the peak memory of this process."""
+    from axolotl.train import train
 
-    PluginManager.get_instance().plugins.clear()
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
-        yaml.safe_dump(config, file)
-    cfg = load_cfg(file.name)
-    os.unlink(file.name)
-    set_seed(0)
-    data = load_datasets(cfg=cfg)
-    trainer = setup_model_and_trainer(cfg, data)[0]
-    trainer.state.max_steps = config["max_steps"]
-    trainer.create_optimizer()
-    if "sstoken" in config:
-        trainer.begin_selection()
-    trainer.current_gradient_accumulation_steps = 1
-    trainer.model.config.use_cache = False
-    return trainer, iter(trainer.get_train_dataloader())
+    cfg, data = load(config)
+    _, _, trainer = train(cfg=cfg, dataset_meta=data)
+    line = next(line for line in reversed(trainer.state.log_history) if "train_runtime" in line)
+    return {"seconds": line["train_runtime"], "peak": peak_bytes()}
 
 
-def step(trainer: Any, batch: Any) -> float:
-    """Run one optimizer step and return its seconds."""
-    start = time.perf_counter()
-    trainer.training_step(trainer.model, dict(batch))
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad()
-    seconds = time.perf_counter() - start
-    trainer.state.global_step += 1
-    return seconds
+def parts(pairs: int) -> dict[str, Any]:
+    """Measure what the parts of a warm step of 1 x 2048 tokens take of it."""
+    with tempfile.TemporaryDirectory() as name:
+        config = STEPS["warm, 1 x 2048, packed"].yaml("plugin", Path(name))
+        in_child("harness", "fill_cache", config)
+        return in_child("step", "parts_of_steps", config, pairs)
 
 
-def time_pairs(configs: dict[str, dict[str, Any]], pairs: int) -> dict[str, list[float]]:
-    """Return the seconds of `pairs` steps of each side, taken in turn after a warm-up."""
-    built = {side: build(config) for side, config in configs.items()}
-    seconds: dict[str, list[float]] = {side: [] for side in configs}
-    for index in range(WARMUP_STEPS + pairs):
-        for side, (trainer, batches) in built.items():
-            taken = step(trainer, next(batches))
-            if index >= WARMUP_STEPS:
-                seconds[side].append(taken)
-    return seconds
+def parts_of_steps(config: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Return the share of the probe and of all bookkeeping in the time of each step."""
+    from sstoken_plugin import step as step_module
+    from sstoken_plugin import trainer as trainer_module
+    from sstoken_plugin.attention import PromptAttention
+    from sstoken_plugin.history.losses import HistoryLosses
+    from sstoken_plugin.metrics import Totals
+    from sstoken_plugin.step import TokenSelection
 
+    spent = {"probe": 0.0, "bookkeeping": 0.0}
+    running: list[str] = []
 
-def peak_of(config: dict[str, Any]) -> int:
-    """Return the peak of this process's memory in bytes, after three steps."""
+    def clock(owner: Any, name: str, part: str) -> None:
+        function: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if running:
+                # Inside another part, whose time this is.
+                return function(*args, **kwargs)
+            running.append(name)
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent[part] += time.perf_counter() - start
+                running.pop()
+
+        setattr(owner, name, timed)
+
     trainer, batches = build(config)
-    for _ in range(3):
-        step(trainer, next(batches))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    clock(PromptAttention, "_observe", "probe")
+    # Layout, scores and selection; the reading of kept losses; the counts of the metrics.
+    clock(step_module.Phase, "layout", "bookkeeping")
+    clock(HistoryLosses, "of", "bookkeeping")
+    clock(TokenSelection, "score", "bookkeeping")
+    clock(step_module.selection, "keep_top", "bookkeeping")
+    clock(trainer_module, "counts", "bookkeeping")
+    clock(Totals, "add", "bookkeeping")
+    found: dict[str, list[float]] = {part: [] for part in spent}
+    for number in range(WARMUP_STEPS + steps):
+        spent.update(dict.fromkeys(spent, 0.0))
+        seconds = step(trainer, next(batches))
+        if number >= WARMUP_STEPS:
+            for part, taken in spent.items():
+                found[part].append(taken / seconds)
+    return {part: spread(shares) for part, shares in found.items()}
 
 
-def peak_in_child(side: str) -> int:
-    """Return `peak_of` one side, measured in a process of its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", side]
-    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return int(output.split("PEAK")[1])
+def scoring(pairs: int) -> dict[str, Any]:
+    """Measure tokens a second of `sstoken-score` against bare forward passes, and the peak memory of both."""
+    with tempfile.TemporaryDirectory() as name:
+        config = STEPS["warm, 2 x 512"].yaml("plugin", Path(name), samples=2 * (WARMUP_STEPS + pairs))
+        memory = {side: in_child("step", "scored", config, [side], pairs, **FREED_AT_ONCE)["peak"] for side in SIDES}
+        seconds = in_child("step", "scored", config, SIDES, pairs)["seconds"]
+    result = ratios(seconds, memory)
+    result["tokens_ratio"] = spread([a / b for a, b in zip(seconds["plain"], seconds["plugin"], strict=True)])
+    return result
 
 
-def versions() -> dict[str, str]:
-    """Return what the figures depend on."""
-    from importlib.metadata import version
+def scored(config: dict[str, Any], sides: list[str], pairs: int) -> dict[str, Any]:
+    """Run batches of 1024 tokens bare, scored or in turn; return the seconds of each, and this process's peak."""
+    from sstoken_plugin.modes import without_trace
+    from sstoken_plugin.scoring import Work, score, work_left
 
-    names = ("axolotl", "torch", "transformers", "peft", "sstoken-plugin")
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "?")
-    return {"cpu": cpu, "cores": str(os.cpu_count()), "python": platform.python_version()} | {
-        name: version(name) for name in names
-    }
+    trainer, _ = build(config)
+    losses, model = trainer.selection.history, trainer.model
+    missing = work_left(losses, trainer.train_dataset).missing
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(WARMUP_STEPS + pairs):
+        samples = missing[2 * number : 2 * number + 2]
+        for side in sides:
+            start = time.perf_counter()
+            if side == "plugin":
+                for _ in score(losses, model, Work(len(samples), samples, 0), 1024):
+                    pass
+            else:
+                import torch
+
+                batch = {key: torch.cat([sample[key] for sample in samples]) for key in ("input_ids", "attention_mask")}
+                with without_trace(model), model.disable_adapter():
+                    model(**batch, use_cache=False)
+            if number >= WARMUP_STEPS:
+                seconds[side].append(time.perf_counter() - start)
+    return {"seconds": seconds, "peak": peak_bytes()}
 
 
 def main() -> None:
     """Run the benchmark and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=2)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--prompt-share", type=float, default=1 / 3)
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--model", type=Path, default=ROOT / ".cache" / "models" / "smollm2-135m-instruct")
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "benchmarks" / "step.json")
-    parser.add_argument("--peak-of", choices=SIDES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-
-    from demo.model import unpack
-
-    unpack(options.model)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        data = folder / "data.jsonl"
-        write_data(data, options.length, options.prompt_share)
-        configs = {
-            side: configuration(side, folder, data, options.model, options.batch, options.length) for side in SIDES
-        }
-        if options.peak_of:
-            print("PEAK", peak_of(configs[options.peak_of]))
-            return
-        # First, while this process is small: a child's peak starts at its parent's.
-        memory = {side: peak_in_child(side) for side in SIDES}
-        seconds = time_pairs(configs, options.pairs)
-
-    ratios = [b / a for a, b in zip(seconds["plain"], seconds["plugin"], strict=True)]
-    result = {
-        "case": {"batch": options.batch, "length": options.length, "prompt_share": options.prompt_share},
-        "seconds": seconds,
-        "time_ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)},
-        "peak_bytes": memory,
-        "memory_ratio": memory["plugin"] / memory["plain"],
-        "versions": versions(),
+    rows: dict[str, Callable[[int], dict[str, Any]]] = {
+        **{name: lambda pairs, case=case: measure(case, pairs) for name, case in STEPS.items()},  # type: ignore[misc]
+        "three epochs, cache filled in the first": lambda pairs: three_epochs(min(pairs, 3)),
+        "sstoken-score": scoring,
+        "parts": parts,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2))
-    print(f"{options.batch} x {options.length} tokens, prompt share {options.prompt_share:.2f}, {options.pairs} pairs")
-    print("            median s     peak GiB")
-    for side in SIDES:
-        print(f"{side:8} {statistics.median(seconds[side]):11.2f} {memory[side] / 2**30:12.2f}")
-    print(
-        f"ratio    {statistics.median(ratios):11.2f} {result['memory_ratio']:12.2f}"
-        f"      (time: {min(ratios):.2f} to {max(ratios):.2f} over the pairs)"
-    )
-    print(f"Written: {options.out}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=rows, default=list(rows), metavar="NAME", help=", ".join(rows))
+    parser.add_argument("--pairs", type=int, default=7)
+    options = parser.parse_args()
+    unpack_model()
+    for name in options.only:
+        row = rows[name](options.pairs)
+        file = save("step", {name: row})
+        print(f"{name:42} {line(row)}", flush=True)
+    print(f"Written: {file}")
+    draw("step")
+
+
+def line(row: dict[str, Any]) -> str:
+    """Return a row in words."""
+    words = []
+    for key, title in (
+        ("time_ratio", "time"),
+        ("tokens_ratio", "tokens a second"),
+        ("probe", "probe"),
+        ("bookkeeping", "bookkeeping"),
+    ):
+        if key in row:
+            figures = row[key]
+            words.append(f"{title} {figures['median']:.3f} ({figures['min']:.3f} to {figures['max']:.3f})")
+    if "memory_ratio" in row:
+        peak = row["peak_bytes"]
+        words.append(f"memory {row['memory_ratio']:.3f} of {peak['plain'] / 2**30:.2f} GiB")
+    return "   ".join(words)
 
 
 if __name__ == "__main__":
