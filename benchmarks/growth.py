@@ -1,0 +1,81 @@
+"""How time and memory of a step grow, against plain Axolotl: with tokens, vocabulary, ratio and share of the prompt.
+
+    python benchmarks/growth.py [--only tokens vocabulary ratio prompt] [--pairs 5]
+
+LoRA in float32 with the cache filled: SmolLM2-135M, but for the vocabulary, where a random Qwen2 of few layers stands
+in whose head is as large as that of the real one. Each point is saved when it is there, in
+outputs/benchmarks/growth.json, so that a run that is interrupted keeps what it has; all are drawn at the end
+(`pip install '.[bench]'`). How it is measured: harness.py. Run nothing else meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from harness import MODEL, Case, in_child, measure, save, unpack_model
+from plots import draw
+from step import line
+
+
+def model_folder(vocabulary: int) -> Path:
+    """Return where the model with a vocabulary of this size lies."""
+    return MODEL.parent / f"random-qwen2-{vocabulary}"
+
+
+CASES: dict[str, dict[float, Case]] = {
+    "tokens": {tokens: Case(batch=1, length=tokens, warm=True) for tokens in (256, 512, 1024, 2048, 4096)},
+    "vocabulary": {size: Case(model=model_folder(size), warm=True) for size in (49152, 151936)},
+    "ratio": {ratio: Case(block={"ratio": ratio}, warm=True) for ratio in (0.2, 0.4, 0.6, 0.8, 1.0)},
+    "prompt": {share: Case(prompt_share=share, warm=True) for share in (0.1, 0.3, 0.5, 0.7, 0.9)},
+}
+
+
+def write_model(vocabulary: int) -> None:
+    """Write a random Qwen2, as wide as Qwen2.5-0.5B and of fewer layers, with SmolLM2's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+    folder = model_folder(vocabulary)
+    done = folder / "complete"
+    if done.exists():
+        return
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=4,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    done.touch()
+
+
+def main() -> None:
+    """Run the benchmark and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--pairs", type=int, default=5)
+    options = parser.parse_args()
+    unpack_model()
+    for variable in options.only:
+        for value, case in CASES[variable].items():
+            if variable == "vocabulary":
+                in_child("growth", "write_model", value)
+            row = {"variable": variable, "value": value, **measure(case, options.pairs)}
+            file = save("growth", {f"{variable} {value}": row})
+            print(f"{variable + ' ' + str(value):24} {line(row)}", flush=True)
+    print(f"Written: {file}")
+    draw("growth")
+
+
+if __name__ == "__main__":
+    main()
