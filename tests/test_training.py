@@ -110,10 +110,12 @@ def test_only_kept_tokens_give_gradient(config, train, steps, changes):
     labels.fill_(-100).view(-1)[again.layout.position[again.kept]] = again.layout.target[again.kept]
     theirs = gradients(run.model(**inputs, labels=labels).loss)
     assert ours.keys() == theirs.keys()
-    # 8-bit layers pass their gradient on in half precision.
-    room = 1e-5 if "load_in_8bit" in changes else 1e-6
     for name, gradient in theirs.items():
-        torch.testing.assert_close(ours[name], gradient, atol=room, rtol=1e-4)
+        if "load_in_8bit" in changes:
+            # Its layers pass the gradient on in half precision, so that rounding grows from layer to layer.
+            assert (ours[name] - gradient).norm() < 0.02 * gradient.norm()
+        else:
+            torch.testing.assert_close(ours[name], gradient, atol=1e-6, rtol=1e-4)
 
 
 def test_a_run_selects_what_the_full_matrices_and_two_models_select(config, train, steps, tiny_llama):
