@@ -40,6 +40,9 @@ STEPS = {
     "warm, 2 x 512": Case(warm=True),
     "warm, 1 x 2048, packed": Case(batch=1, length=2048, samples_per_row=4, warm=True),
     "warm, 2 x 512, prompt share 0.8": Case(prompt_share=0.8, warm=True),
+    "warm, 2 x 512, prompt share 0.8, checkpointing": Case(
+        prompt_share=0.8, warm=True, changes={**LORA, "gradient_checkpointing": True}
+    ),
     "history in the step, 2 x 512": Case(),
     "ema, 2 x 512": Case(block={"history": "ema"}),
     "full, warm, 2 x 512": Case(changes=FULL, warm=True),
@@ -182,7 +185,7 @@ def main() -> None:
     for name in options.only:
         row = rows[name](options.pairs)
         file = save("step", {name: row})
-        print(f"{name:42} {line(row)}", flush=True)
+        print(f"{name:48} {line(row)}", flush=True)
     print(f"Written: {file}")
     draw("step")
 
