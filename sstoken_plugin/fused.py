@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sstoken_plugin.linear_nll import RowLosses, is_trained, linear_nll, row_gradients
+from sstoken_plugin.linear_nll import RowLosses, is_trained, row_gradients
 
 
 def cut_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
@@ -17,10 +17,13 @@ def cut_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targe
 
 
 def liger_fused_linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
-    """Losses by liger's fused kernel; arguments and result as of `linear_nll`, which serves a head that is trained."""
+    """Losses by liger's fused kernel; arguments and result as of `linear_nll`.
+
+    Raises:
+        NotImplementedError: the head is trained.
+    """
     if is_trained(weight, bias):
-        # Its gradient of the weights is summed over all rows, kept or not.
-        return linear_nll(hidden, weight, bias, target)
+        raise NotImplementedError("its gradient of a trained head is a sum over all tokens, kept or not")
     return _liger_rows(hidden, weight, bias, target)
 
 

@@ -134,8 +134,10 @@ def why_not(losses: RowLosses, model: Any, head: Any, tokens: Tensor) -> str | N
         try:
             nll = losses(rows, module.weight, module.bias, tokens)
             found.extend([nll, *torch.autograd.grad(nll.sum(), rows), rows])
+        except NotImplementedError as error:
+            failed.append(str(error))
         except Exception as error:
-            failed.append(f"{type(error).__name__}: {error}")
+            failed.append(f"it failed ({type(error).__name__}: {error})")
         return (rows[None],)
 
     handle = head.register_forward_pre_hook(watch)
@@ -143,7 +145,7 @@ def why_not(losses: RowLosses, model: Any, head: Any, tokens: Tensor) -> str | N
         with without_trace(model), torch.enable_grad():
             logits = model(input_ids=tokens[None], attention_mask=torch.ones_like(tokens)[None], use_cache=False).logits
             if failed:
-                return f"it failed ({failed[0]})"
+                return failed[0]
             nll, gradient, rows = found
             own = token_nll(logits[0], tokens)
             (own_gradient,) = torch.autograd.grad(own.sum(), rows)

@@ -80,7 +80,9 @@ class SSTokenPlugin(BasePlugin):
             LOG.warning("%s has not been run with ssToken yet: compare a short run with selector: all.", key)
         for key in compatibility.fused_losses(cfg):
             if key in KERNELS:
-                LOG.info("ssToken computes the loss of each token with the kernel of %s.", key)
+                LOG.info(
+                    "ssToken computes the loss of each token with the kernel of %s, if the first batch agrees.", key
+                )
             else:
                 LOG.info("ssToken computes the loss of each token itself: %s serves evaluation only.", key)
 

@@ -48,14 +48,12 @@ def test_cut_cross_entropy(monkeypatch, trained):
     check("cut_cross_entropy", torch.bfloat16, 2e-2, trained=trained)
 
 
-def test_liger():
+def test_liger_under_a_frozen_head():
     """Triton's interpreter runs liger's kernels, and must be asked for before they are imported."""
-    for trained in (False, True):
-        command = f"import torch, test_fused as t; t.check(t.LIGER, torch.float32, 1e-5, trained={trained})"
-        subprocess.run(
-            [sys.executable, "-c", command],
-            env={**os.environ, "TRITON_INTERPRET": "1"},
-            cwd=Path(__file__).parent,
-            check=True,
-            timeout=300,
-        )
+    subprocess.run(
+        [sys.executable, "-c", "import torch, test_fused as t; t.check(t.LIGER, torch.float32, 1e-5, trained=False)"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=Path(__file__).parent,
+        check=True,
+        timeout=300,
+    )

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
 from sstoken_plugin import output_head
+from sstoken_plugin.fused import liger_fused_linear_cross_entropy
 from sstoken_plugin.linear_nll import linear_nll
 from sstoken_plugin.output_head import ResponseHead, why_not
 from sstoken_plugin.samples import BatchLayout
@@ -81,7 +82,14 @@ def failing(hidden, weight, bias, target):
     raise RuntimeError("no driver")
 
 
-@pytest.mark.parametrize(("kernel", "why"), [(wrong_gradient, "does more to logits"), (failing, "no driver")])
+@pytest.mark.parametrize(
+    ("kernel", "why"),
+    [
+        (wrong_gradient, "does more to logits"),
+        (failing, "no driver"),
+        (liger_fused_linear_cross_entropy, "a trained head is a sum over all tokens"),
+    ],
+)
 def test_a_kernel_that_is_wrong_or_fails_is_left_for_our_own_losses(llama, kernel, why, caplog):
     tokens = torch.randint(3, 64, (2, 12))
     batch = {"input_ids": tokens, "labels": tokens}
