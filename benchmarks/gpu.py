@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,10 @@ from typing import Any
 import torch
 from cost_model import ARCHITECTURES, DEVICES, Architecture, Method, Setting, Side, time_ratio
 from harness import SIDES, WARMUP_STEPS, save, spread
+from part_clock import part_shares
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from sstoken_plugin import selection as selection_module
 from sstoken_plugin.attention import PromptAttention
 from sstoken_plugin.config import SSTokenConfig
 from sstoken_plugin.history.base import History, Untrained
@@ -234,37 +234,6 @@ class Bench:
         return time.perf_counter() - start
 
 
-class Clock:
-    """Adds up the time of parts of a step. The wait for the device at each end makes it a little too long."""
-
-    def __init__(self, bench: Bench):
-        self.spent = {"probe": 0.0, "bookkeeping": 0.0}
-        self._bench = bench
-        self._running = False
-
-    @contextmanager
-    def watch(self, owner: Any, name: str, part: str) -> Iterator[None]:
-        """Time the calls of a function inside the block, but for those inside another part."""
-        function = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            if self._running:
-                return function(*args, **kwargs)
-            self._running = True
-            found = []
-            try:
-                self.spent[part] += self._bench.timed(lambda: found.append(function(*args, **kwargs)))
-            finally:
-                self._running = False
-            return found[0]
-
-        setattr(owner, name, timed)
-        try:
-            yield
-        finally:
-            setattr(owner, name, function)
-
-
 def model_config(shape: Architecture) -> LlamaConfig | Qwen2Config:
     """Return transformers' configuration of a shape."""
     sizes: dict[str, Any] = {
@@ -377,31 +346,18 @@ def parts(
     bench: Bench, selection: TokenSelection, batches: list[dict[str, Tensor]], steps: int, deadline: float
 ) -> dict[str, Any]:
     """Return the share of the probe and of all bookkeeping in the time of each step, as benchmarks/step.py."""
-    clock = Clock(bench)
-    watched_parts = [
-        (PromptAttention, "_observe", "probe"),
-        (Phase, "layout", "bookkeeping"),
-        (HistoryLosses, "of", "bookkeeping"),
-        (TokenSelection, "score", "bookkeeping"),
-        (selection_module, "keep_top", "bookkeeping"),
-        (Bench, "count", "bookkeeping"),
-    ]
-    found: dict[str, list[float]] = {part: [] for part in clock.spent}
-    source = itertools.cycle(batches)
-    with ExitStack() as stack:
-        for owner, name, part in watched_parts:
-            stack.enter_context(clock.watch(owner, name, part))
+
+    def run() -> Iterator[float]:
+        source = itertools.cycle(batches)
         for index in range(WARMUP_STEPS + steps):
-            clock.spent.update(dict.fromkeys(clock.spent, 0.0))
             batch = next(source)
             with naming("the plugin side"):
-                seconds = bench.timed(lambda batch=batch: bench.plugin_step(batch, selection))  # type: ignore[misc]
-            if index >= WARMUP_STEPS:
-                for part, taken in clock.spent.items():
-                    found[part].append(taken / seconds)
-            elif index == WARMUP_STEPS - 1:
+                seconds = bench.timed(lambda: bench.plugin_step(batch, selection))  # noqa: B023
+            yield seconds
+            if index == WARMUP_STEPS - 1:
                 refuse_if_late(seconds * steps, deadline)
-    return {part: spread(shares) for part, shares in found.items()}
+
+    return part_shares(run(), bench.timed, [(Bench, "count", "bookkeeping")])
 
 
 def watched(bench: Bench, work: Callable[[], Any]) -> tuple[float, int]:

@@ -10,10 +10,9 @@ outputs/benchmarks/growth.json, so that a run that is interrupted keeps what it 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from harness import MODEL, Case, in_child, measure, save, unpack_model
+from harness import MODEL, Case, asked, in_child, measure, save
 from plots import draw
 from step import line
 
@@ -61,11 +60,7 @@ def write_model(vocabulary: int) -> None:
 
 def main() -> None:
     """Run the benchmark and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--pairs", type=int, default=5)
-    options = parser.parse_args()
-    unpack_model()
+    options = asked(__doc__, CASES, 5)
     for variable in options.only:
         for value, case in CASES[variable].items():
             if variable == "vocabulary":

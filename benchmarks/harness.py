@@ -10,6 +10,7 @@ into pieces, which moves a peak by several percent from run to run, on both side
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -251,6 +252,26 @@ def ratios(seconds: dict[str, list[float]], memory: dict[str, int], side: str = 
 def spread(values: list[float]) -> dict[str, float]:
     """Return median and range of repeated measurements."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def asked(description: str | None, names: Iterable[str], pairs: int) -> argparse.Namespace:
+    """Read the command line of a benchmark and make sure that the base model is there.
+
+    Args:
+        description: of the command.
+        names: of what it can measure.
+        pairs: how many pairs of steps it takes of each unless told.
+
+    Returns:
+        `only`, the names to measure, and `pairs`.
+    """
+    names = list(names)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--pairs", type=int, default=pairs)
+    options = parser.parse_args()
+    unpack_model()
+    return options
 
 
 def unpack_model() -> None:

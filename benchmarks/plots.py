@@ -1,8 +1,8 @@
-"""Draw what step.py, growth.py and rivals.py measured: docs/performance-{step,growth,rivals}.svg.
+"""Draw what was measured, outputs/benchmarks/NAME.json, as docs/performance-NAME.svg: step, growth, rivals, profile.
 
     python benchmarks/plots.py
 
-Reads outputs/benchmarks/*.json. Every ratio is to plain Axolotl. Of each time the median is drawn, and the range and
+Every ratio is to plain Axolotl. Of each time the median is drawn, and the range and
 the single values over the pairs, which is the noise. Needs matplotlib: pip install '.[bench]'.
 """
 
@@ -26,6 +26,21 @@ VARIABLES = {
     "vocabulary": "vocabulary",
     "ratio": "ratio of tokens kept",
     "prompt": "prompt, share of a sample",
+}
+# Of a step, in the order of its bar, with colours: forward pale, backward dark.
+PARTS = {
+    "linear layers, forward": "#9ECAE1",
+    "linear layers, backward": "#3182BD",
+    "adapter, forward": "#A1D99B",
+    "adapter, backward": "#31A354",
+    "attention, forward": "#BCBDDC",
+    "attention, backward": "#756BB1",
+    "norms, activations, the rest, forward": "#D9D9D9",
+    "norms, activations, the rest, backward": "#969696",
+    "output head and loss": "#D55E00",
+    "history's forward pass": "#F0E442",
+    "selection": "#000000",
+    "optimizer": "#CC79A7",
 }
 STYLE = {
     "font.size": 9,
@@ -138,18 +153,39 @@ def draw_growth(rows: Rows) -> Any:
     return figure
 
 
-PICTURES: dict[str, Callable[[Rows], Any]] = {"step": draw_step, "growth": draw_growth, "rivals": draw_rivals}
+def draw_profile(rows: Rows) -> Any:
+    """Return the figure of profile.json: a bar for each side, of the parts of its step."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 1.8 + 0.5 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for part, colour in PARTS.items():
+        seconds = [row.get(part, 0) for row in rows.values()]
+        before = [sum(row.get(name, 0) for name in list(PARTS)[: list(PARTS).index(part)]) for row in rows.values()]
+        axes.barh(list(rows), seconds, left=before, color=colour, label=part, height=0.6)
+    axes.invert_yaxis()
+    axes.set_title("seconds of operators in a step", loc="left")
+    axes.tick_params(axis="y", length=0)
+    figure.legend(loc="outside lower left", ncols=3, fontsize=7, frameon=False)
+    return figure
+
+
+PICTURES: dict[str, Callable[[Rows], Any]] = {
+    "step": draw_step,
+    "growth": draw_growth,
+    "rivals": draw_rivals,
+    "profile": draw_profile,
+}
 
 
 def caption(machine: dict[str, str], rows: Rows) -> str:
-    """Return what the points are, and what the figures depend on."""
+    """Return what is drawn, and what it depends on."""
     counts = sorted({len(single_ratios(row)) for row in rows.values() if "time_ratio" in row})
-    pairs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    pairs = " to ".join(str(count) for count in dict.fromkeys((*counts[:1], *counts[-1:])))
     software = ", ".join(f"{name} {value}" for name, value in machine.items() if name not in ("cpu", "cores"))
-    words = (
-        f"Time: median of {pairs} pairs of steps or runs, their range (band) and each pair (dots). "
-        f"{machine['cpu']}, {machine['cores']} cores; {software}."
-    )
+    words = f"{machine['cpu']}, {machine['cores']} cores; {software}."
+    if counts:
+        words = f"Time: median of {pairs} pairs of steps or runs, their range (band) and each pair (dots). {words}"
     return "\n".join(textwrap.wrap(words, 120))
 
 
@@ -157,7 +193,7 @@ def draw(name: str, results: Path = RESULTS, pictures: Path = DOCS) -> Path | No
     """Draw a file of results and return the picture; None where that is not possible, which is said.
 
     Args:
-        name: of the results: step, growth or rivals.
+        name: of the results, see `PICTURES`.
         results: folder of the JSON files.
         pictures: folder of the pictures.
     """

@@ -12,12 +12,11 @@ batches: the share of kept tokens that both keep stands in the row. Writes outpu
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness import SIDES, Case, build, in_child, peaks, ratios, save, step, unpack_model
+from harness import SIDES, Case, asked, build, in_child, peaks, ratios, save, step
 from plots import draw
 from step import line
 
@@ -95,11 +94,7 @@ def kept_by_plugin(trainer: Any, batch: Any) -> Any:
 
 def main() -> None:
     """Run the benchmark and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=SIZES, default=list(SIZES), metavar="NAME", help=", ".join(SIZES))
-    parser.add_argument("--pairs", type=int, default=7)
-    options = parser.parse_args()
-    unpack_model()
+    options = asked(__doc__, SIZES, 7)
     for size in options.only:
         rows = measure(size, SIZES[size], options.pairs)
         file = save("rivals", rows)

@@ -9,7 +9,6 @@ meanwhile.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from harness import (
     SIDES,
     WARMUP_STEPS,
     Case,
+    asked,
     build,
     in_child,
     load,
@@ -31,7 +31,6 @@ from harness import (
     save,
     spread,
     step,
-    unpack_model,
 )
 from plots import draw
 
@@ -85,50 +84,24 @@ def parts(pairs: int) -> dict[str, Any]:
 
 def parts_of_steps(config: dict[str, Any], steps: int) -> dict[str, Any]:
     """Return the share of the probe and of all bookkeeping in the time of each step."""
-    from sstoken_plugin import step as step_module
+    from part_clock import part_shares
+
     from sstoken_plugin import trainer as trainer_module
-    from sstoken_plugin.attention import PromptAttention
-    from sstoken_plugin.history.losses import HistoryLosses
     from sstoken_plugin.metrics import Totals
-    from sstoken_plugin.step import TokenSelection
-
-    spent = {"probe": 0.0, "bookkeeping": 0.0}
-    running: list[str] = []
-
-    def clock(owner: Any, name: str, part: str) -> None:
-        function: Callable[..., Any] = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            if running:
-                # Inside another part, whose time this is.
-                return function(*args, **kwargs)
-            running.append(name)
-            start = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                spent[part] += time.perf_counter() - start
-                running.pop()
-
-        setattr(owner, name, timed)
 
     trainer, batches = build(config)
-    clock(PromptAttention, "_observe", "probe")
-    # Layout, scores and selection; the reading of kept losses; the counts of the metrics.
-    clock(step_module.Phase, "layout", "bookkeeping")
-    clock(HistoryLosses, "of", "bookkeeping")
-    clock(TokenSelection, "score", "bookkeeping")
-    clock(step_module.selection, "keep_top", "bookkeeping")
-    clock(trainer_module, "counts", "bookkeeping")
-    clock(Totals, "add", "bookkeeping")
-    found: dict[str, list[float]] = {part: [] for part in spent}
-    for number in range(WARMUP_STEPS + steps):
-        spent.update(dict.fromkeys(spent, 0.0))
-        seconds = step(trainer, next(batches))
-        if number >= WARMUP_STEPS:
-            for part, taken in spent.items():
-                found[part].append(taken / seconds)
-    return {part: spread(shares) for part, shares in found.items()}
+    return part_shares(
+        (step(trainer, next(batches)) for _ in range(WARMUP_STEPS + steps)),
+        timed,
+        [(trainer_module, "counts", "bookkeeping"), (Totals, "add", "bookkeeping")],
+    )
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Return the seconds of a call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def scoring(pairs: int) -> dict[str, Any]:
@@ -177,11 +150,7 @@ def main() -> None:
         "sstoken-score": scoring,
         "parts": parts,
     }
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=rows, default=list(rows), metavar="NAME", help=", ".join(rows))
-    parser.add_argument("--pairs", type=int, default=7)
-    options = parser.parse_args()
-    unpack_model()
+    options = asked(__doc__, rows, 7)
     for name in options.only:
         row = rows[name](options.pairs)
         file = save("step", {name: row})

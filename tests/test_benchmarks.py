@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import plots  # noqa: E402
+import profile_step  # noqa: E402
 import rivals  # noqa: E402
 from harness import LORA, Case, build, fill_cache, ratios, step  # noqa: E402
 
@@ -27,6 +28,7 @@ RESULTS = {
         {f"2 x 512, {side}": {"size": "2 x 512", "side": side} for side in ("plugin", "authors")},
         "2 x 512: ssToken, authors' way",
     ),
+    "profile": ({"plain": {"output head and loss": 1.5, "optimizer": 0.5}}, "output head and loss"),
 }
 
 
@@ -38,7 +40,7 @@ def test_results_are_drawn(name, tmp_path):
     made_up = {row: {"probe": {}} if more is None else {**measured, **more} for row, more in rows.items()}
     (tmp_path / f"{name}.json").write_text(json.dumps({"machine": MACHINE, "rows": made_up}))
     picture = plots.draw(name, tmp_path, tmp_path).read_text()
-    for words in (f"<!-- {text} -->", "a processor", "median of 2 pairs"):
+    for words in (f"<!-- {text} -->", "a processor", *(["median of 2 pairs"] if name != "profile" else [])):
         assert words in picture
 
 
@@ -71,3 +73,13 @@ def test_rho1_keeps_the_tokens_that_got_worse(sides):
     assert kept.sum() == -(-response.sum() * 6 // 10)
     assert not kept[~response].any()
     assert excess[kept].min() >= excess[response & ~kept].max()
+
+
+def test_a_profile_counts_every_operator_for_one_part(tiny_llama, tmp_path):
+    case = Case(length=48, model=tiny_llama, changes={**LORA, "dataset_num_proc": 1})
+    for side, has in (("plain", False), ("plugin", True)):
+        spent = profile_step.profile(case.yaml(side, tmp_path), 1)
+        assert spent.keys() - {"total"} <= plots.PARTS.keys()
+        assert all(part in spent for part in ("output head and loss", "linear layers, backward", "adapter, forward"))
+        assert ("history's forward pass" in spent) == ("selection" in spent) == has
+        assert 0.5 * spent["total"] < sum(spent.values()) - spent["total"] <= 1.05 * spent["total"]
