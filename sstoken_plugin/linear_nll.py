@@ -11,6 +11,7 @@ logits computed again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -98,8 +99,9 @@ class _FrozenHead(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
         nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        scratch = _Scratch(len(hidden), weight)
         for rows in _chunks(len(hidden), weight):
-            log_p = _log_p(hidden[rows], weight, bias)
+            log_p = scratch.log_p(scratch.logits(hidden[rows], weight, bias))
             nll[rows] = _nll(log_p, target[rows])
             if gradient is not None:
                 gradient[rows] = _slope(log_p, target[rows]).to(hidden.dtype) @ weight
@@ -119,9 +121,10 @@ class _TrainedHead(torch.autograd.Function):
         nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         held: list[Tensor] = []
         room = HELD_BYTES
+        scratch = _Scratch(len(hidden), weight)
         for rows in _chunks(len(hidden), weight):
             logits = functional.linear(hidden[rows], weight, bias)
-            nll[rows] = _nll(torch.log_softmax(logits, -1, dtype=torch.float32), target[rows])
+            nll[rows] = _nll(scratch.log_p(logits), target[rows])
             room -= logits.nbytes
             if room >= 0:
                 held.append(logits)
@@ -136,14 +139,12 @@ class _TrainedHead(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         grad_bias = torch.zeros_like(bias) if needs_bias else None
+        scratch = _Scratch(len(hidden), weight)
         for number, rows in enumerate(_chunks(len(hidden), weight)):
             kept = grad[rows].nonzero().squeeze(1)
             place = kept + rows.start
-            if number < len(held):
-                log_p = torch.log_softmax(held[number][kept], -1, dtype=torch.float32)
-            else:
-                log_p = _log_p(hidden[place], weight, bias)
-            slope = _slope(log_p, target[place]).mul_(grad[place][:, None]).to(hidden.dtype)
+            logits = held[number][kept] if number < len(held) else scratch.logits(hidden[place], weight, bias)
+            slope = _slope(scratch.log_p(logits), target[place]).mul_(grad[place][:, None]).to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[place] = slope @ weight
             if grad_weight is not None:
@@ -153,8 +154,32 @@ class _TrainedHead(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, None
 
 
-def _log_p(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.log_softmax(functional.linear(hidden, weight, bias), -1, dtype=torch.float32)
+class _Scratch:
+    """Memory for the logits of one chunk and their log-softmax, which the next chunk uses again.
+
+    On a CPU, memory that is new costs more than the softmax that is written to it.
+    """
+
+    def __init__(self, count: int, weight: Tensor):
+        self._size = (min(count, _chunk_rows(weight)), len(weight))
+        self._weight = weight
+
+    @cached_property
+    def _logits(self) -> Tensor:
+        return self._weight.new_empty(self._size)
+
+    @cached_property
+    def _log_p(self) -> Tensor:
+        return self._weight.new_empty(self._size, dtype=torch.float32)
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return the logits of rows, [n, V], until the next call."""
+        out = self._logits[: len(hidden)]
+        return torch.mm(hidden, weight.T, out=out) if bias is None else torch.addmm(bias, hidden, weight.T, out=out)
+
+    def log_p(self, logits: Tensor) -> Tensor:
+        """Return log probabilities, float32 [n, V], until the next call."""
+        return torch.log_softmax(logits, -1, dtype=torch.float32, out=self._log_p[: len(logits)])
 
 
 def _nll(log_p: Tensor, target: Tensor) -> Tensor:
@@ -173,6 +198,10 @@ def _scaled(gradient: Tensor, grad: Tensor) -> Tensor:
     return torch.where(grad[:, None] == 0, 0, gradient * grad[:, None]).to(gradient.dtype)
 
 
+def _chunk_rows(weight: Tensor) -> int:
+    return max(LEAST_ROWS, ELEMENTS // len(weight))
+
+
 def _chunks(count: int, weight: Tensor) -> Iterator[slice]:
-    rows = max(LEAST_ROWS, ELEMENTS // len(weight))
+    rows = _chunk_rows(weight)
     return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
