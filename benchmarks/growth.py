@@ -25,8 +25,8 @@ def model_folder(vocabulary: int) -> Path:
 CASES: dict[str, dict[float, Case]] = {
     "tokens": {tokens: Case(batch=1, length=tokens, warm=True) for tokens in (256, 512, 1024, 2048, 4096)},
     "vocabulary": {size: Case(model=model_folder(size), warm=True) for size in (49152, 151936)},
-    "ratio": {ratio: Case(block={"ratio": ratio}, warm=True) for ratio in (0.2, 0.4, 0.6, 0.8, 1.0)},
-    "prompt": {share: Case(prompt_share=share, warm=True) for share in (0.1, 0.3, 0.5, 0.7, 0.9)},
+    "ratio": {ratio: Case(batch=1, block={"ratio": ratio}, warm=True) for ratio in (0.2, 0.4, 0.6, 0.8, 1.0)},
+    "prompt": {share: Case(batch=1, prompt_share=share, warm=True) for share in (0.1, 0.3, 0.5, 0.7, 0.9)},
 }
 
 
