@@ -9,8 +9,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from sstoken_plugin.inspection import inspect_samples
-from sstoken_plugin.report import render
-from sstoken_plugin.setup import describe
+from sstoken_plugin.report import Moment, Report, render
+from sstoken_plugin.setup import describe, describe_history, versions
 from sstoken_plugin.step import Phase
 from sstoken_plugin.trainer import TokenSelectionTrainer
 
@@ -71,12 +71,18 @@ class ReportCallback(TrainerCallback):
             phase = Phase.of(trainer.selection.config)
             records = list(inspect_samples(trainer.selection, model, samples, phase, trainer.processing_class))
             if state.is_world_process_zero:
+                selection = trainer.selection
                 page = render(
-                    records,
-                    describe(trainer.selection, trainer.processing_class),
-                    trainer.selection.config.model_dump(),
-                    [line for line in state.log_history if "loss" in line],
-                    trainer.selection_warnings,
+                    Report(
+                        sentence=describe(selection, trainer.processing_class),
+                        settings=selection.config.model_dump(),
+                        versions=versions(),
+                        history=describe_history(selection),
+                        moments=[Moment(f"step {state.global_step}", phase.rule, phase.gamma, phase.ratio, records)],
+                        end_tokens=selection.end_tokens if selection.config.keep_eos else (),
+                        log=state.log_history,
+                        warnings=trainer.selection_warnings,
+                    )
                 )
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(page, encoding="utf-8")

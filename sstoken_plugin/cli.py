@@ -57,8 +57,8 @@ def inspect(config: str, overrides: dict[str, str], adapter: str | None, samples
 
     from sstoken_plugin.history.build import build_history
     from sstoken_plugin.inspection import inspect_samples, write_records
-    from sstoken_plugin.report import render
-    from sstoken_plugin.setup import build_selection, describe
+    from sstoken_plugin.report import Moment, Report, render
+    from sstoken_plugin.setup import build_selection, describe, describe_history, versions
     from sstoken_plugin.step import Phase
 
     cfg, settings = _load(config, overrides)
@@ -83,9 +83,19 @@ def inspect(config: str, overrides: dict[str, str], adapter: str | None, samples
     with precision():
         selection = build_selection(settings, cfg, model, tokenizer, history)
         sentence = describe(selection, tokenizer)
-        scored = inspect_samples(selection, model, chosen, Phase.of(settings), tokenizer)
+        phase = Phase.of(settings)
+        scored = inspect_samples(selection, model, chosen, phase, tokenizer)
         records = write_records(scored, folder / "selections.jsonl")
-    (folder / "report.html").write_text(render(records, sentence, settings.model_dump()), encoding="utf-8")
+    label = f"with adapter {adapter}" if adapter else "before training"
+    report = Report(
+        sentence=sentence,
+        settings=settings.model_dump(),
+        versions=versions(),
+        history=describe_history(selection),
+        moments=[Moment(label, phase.rule, phase.gamma, phase.ratio, records)],
+        end_tokens=selection.end_tokens if settings.keep_eos else (),
+    )
+    (folder / "report.html").write_text(render(report), encoding="utf-8")
     response = sum(sum(record["response"]) for record in records)
     kept = sum(sum(record["selected"]) for record in records)
     click.echo(sentence)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from importlib.metadata import version
 from typing import Any
 
 from sstoken_plugin.attention import PromptAttention
@@ -85,6 +86,16 @@ def describe(selection: TokenSelection, tokenizer: Any) -> str:
         names = " ".join(tokenizer.convert_ids_to_tokens(selection.end_tokens))
         parts.append(f"the end of a turn ({names}) is always kept")
     return "; ".join(parts) + "."
+
+
+def describe_history(selection: TokenSelection) -> str:
+    """Return what REL compares with, and what that costs; "" if there is no history."""
+    return "" if selection.history is None else _history(selection.history)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this plugin and of what it works in."""
+    return {name: version(name) for name in ("sstoken-plugin", "axolotl", "torch", "transformers", "peft")}
 
 
 def _history(losses: HistoryLosses) -> str:
