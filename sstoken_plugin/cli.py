@@ -86,7 +86,7 @@ def inspect(config: str, overrides: dict[str, str], adapter: str | None, samples
         phase = Phase.of(settings)
         scored = inspect_samples(selection, model, chosen, phase, tokenizer)
         records = write_records(scored, folder / "selections.jsonl")
-    label = f"with adapter {adapter}" if adapter else "before training"
+    label = f"adapter {adapter}" if adapter else "before training"
     report = Report(
         sentence=sentence,
         settings=settings.model_dump(),

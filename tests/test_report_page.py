@@ -92,7 +92,7 @@ def test_a_token_shows_its_numbers_on_hover_tap_and_focus(browser):
         assert f"Token {token + 1} of 16, response token {place + 1} of 12" in browser.text("#readout-body")
         return found
 
-    browser.click(".t:nth-child(4)")
+    browser.click(".response .t:nth-child(4)")
     check(3)
     browser.driver.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
     check(4)
@@ -242,7 +242,7 @@ def test_what_if_without_rel_is_attention_alone(browser):
     browser.set("gamma", 0.3)
     assert browser.kept() == [expected_selection(case, 0.6, 0.3, ends=True, has_rel=False) for case in cases]
     assert "REL was not measured" in browser.text("#empty")
-    browser.click(".t")
+    browser.click(".response .t")
     assert numbers_of(browser)["REL"] == "not measured"
 
 
@@ -345,8 +345,8 @@ def test_hostile_text_is_shown_as_text(browser):
 
 
 def test_letters_join_and_lines_turn_as_if_there_were_no_tokens(browser):
-    # "Capital", "Thailand", "is", "Bangkok", in Arabic.
-    text = "\u0639\u0627\u0635\u0645\u0629 \u062a\u0627\u064a\u0644\u0627\u0646\u062f \u0647\u064a \u0628\u0627\u0646\u0643\u0648\u0643"
+    # "Capital of Thailand" in Arabic.
+    text = "\u0639\u0627\u0635\u0645\u0629 \u062a\u0627\u064a\u0644\u0627\u0646\u062f"
     whole = report(record(["user\n", text]))
     browser.open(whole)
     width = (
@@ -355,7 +355,7 @@ def test_letters_join_and_lines_turn_as_if_there_were_no_tokens(browser):
     )
     expected = browser.run(width)
     # Cut inside words, where letters join.
-    browser.open(report(record(["user\n", text[:3], text[3:9], text[9:16], text[16:]])))
+    browser.open(report(record(["user\n", text[:3], text[3:8], text[8:11], text[11:]])))
     assert browser.run(width) == pytest.approx(expected, abs=0.5)
     lefts = browser.run(
         "return [...document.querySelectorAll('.response .t')].map(t => t.getBoundingClientRect().left)"

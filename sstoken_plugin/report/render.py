@@ -20,7 +20,8 @@ MAX_BYTES = 5_000_000
 MAX_WARNINGS = 20
 MAX_SETTINGS = 60
 
-# In this order: a file uses what those before it define.
+# In this order: a file uses, or overrides, what those before it define.
+_STYLES = ("page.css", "samples.css", "figures.css", "screens.css")
 _SCRIPTS = ("numbers.js", "text.js", "state.js", "samples.js", "strips.js", "tokens.js", "controls.js", "curves.js",
             "tables.js", "start.js")  # fmt: skip
 
@@ -37,10 +38,10 @@ def render(report: Report) -> str:
     samples = encode(moments, report.end_tokens)
     fixed = [_json(sample.fixed) for sample in samples]
     scored = [[_json(record) for record in sample.moments] for sample in samples]
-    frame = _document(_json(_frame(report)), "[]", "[]")
+    frame = _frame(report)
     # Room for the commas between, and for labels and sentences that the choice adds.
     heads = sum(_size(_json(_moment(moment))) for moment in moments)
-    room = MAX_BYTES - _size(frame) - heads - 2000
+    room = MAX_BYTES - _size(_document(_json(frame), "[]", "[]")) - heads - 2000
     sizes = [(_size(text) + 2, [_size(entry) + 2 for entry in each]) for text, each in zip(fixed, scored, strict=True)]
     chosen, count = choose(len(moments), sizes, room)
     left_out = _left_out(len(moments) - len(chosen), len(moments), len(samples) - count, len(samples))
@@ -49,7 +50,7 @@ def render(report: Report) -> str:
         for index in chosen
     ]
     return _document(
-        _json({**_frame(report), "left_out": left_out}),
+        _json({**frame, "left_out": left_out}),
         "[" + ",".join(fixed[:count]) + "]",
         "[" + ",".join(shown) + "]",
     )
@@ -123,7 +124,7 @@ def _document(frame: str, samples: str, moments: str) -> str:
 
 @cache
 def _style() -> str:
-    return _file("page.css")
+    return "".join(map(_file, _STYLES))
 
 
 @cache

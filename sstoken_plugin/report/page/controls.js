@@ -52,17 +52,20 @@ function describeMoment() {
   const label = visibleLine(moment.label);
   find("moment-label").textContent = label;
   find("moment").setAttribute("aria-valuetext", label);
-  const where = moments.length > 1 ? "At this moment" : `Scored ${label}:`;
-  find("rule").textContent = `${where} tokens were ranked by ${ruleInWords(moment)}${moment.rule === "all" ? "" : `; ${shareInWords(moment.ratio)} of each response was kept`}.`;
+  const where = moments.length > 1 ? "At this moment" : `${label}:`;
+  const share = moment.rule === "all" ? "" : `; ${figure(100 * moment.ratio)}\u00a0% of each response was kept`;
+  find("rule").textContent = `${where} tokens were ranked by ${ruleInWords(moment)}${share}.`;
 }
-
-const shareInWords = (ratio) => `${figure(100 * ratio)}\u00a0%`;
 
 function describeShade() {
   const words = {
     score: ["lowest in the sample", "highest", "What ranks a token; scaled for each sample and moment."],
     rel: ["lost", "gained", "What the model gained on a token over its history, in nats. Pale: no change."],
-    attention: ["lowest in the sample", "highest", "Attention that a token pays to the prompt; scaled for each sample."],
+    attention: [
+      "lowest in the sample",
+      "highest",
+      "Attention that a token pays to the prompt; scaled for each sample.",
+    ],
   }[state.shade];
   find("legend").className = `legend ${state.shade}`;
   [find("legend-low").textContent, find("legend-high").textContent, find("shade-note").textContent] = words;
@@ -70,15 +73,28 @@ function describeShade() {
 
 function describeWhatIf() {
   const moment = moments[state.moment];
-  for (const [name, value] of [["ratio", ratioAt(moment)], ["gamma", gammaAt(moment)]]) {
+  for (const [name, value] of [
+    ["ratio", ratioAt(moment)],
+    ["gamma", gammaAt(moment)],
+  ]) {
     // The slider has steps of 0.01; the number says what counts.
     find(name).value = value;
     find(`${name}-value`).textContent = String(Number(value.toFixed(4)));
   }
   find("reset").disabled = !isWhatIf();
-  const blended = BLENDS.includes(moment.rule) ? "" : ` The training ranked by ${ruleInWords(moment)} here; what-if ranks by gamma × REL + (1 − gamma) × attention all the same.`;
-  const missing = [moment.hasRel ? "" : " REL was not measured and counts as 0.", moment.hasAttention ? "" : " Attention was not measured and counts as 0."].join("");
-  find("what-if-note").textContent = (isWhatIf() ? wholeChange() : "Shown is the training's own selection. Move a slider to select anew from the same numbers.") + (blended || missing ? blended + missing : "");
+  const blended = BLENDS.includes(moment.rule)
+    ? ""
+    : ` The training ranked by ${ruleInWords(moment)} here; ` +
+      "what-if ranks by gamma × REL + (1 − gamma) × attention all the same.";
+  const missing = [
+    moment.hasRel ? "" : " REL was not measured and counts as 0.",
+    moment.hasAttention ? "" : " Attention was not measured and counts as 0.",
+  ].join("");
+  find("what-if-note").textContent =
+    (isWhatIf()
+      ? wholeChange()
+      : "Shown is the training's own selection. Move a slider to select anew from the same numbers.") +
+    (blended || missing ? blended + missing : "");
 }
 
 function wholeChange() {
@@ -91,5 +107,5 @@ function wholeChange() {
     responses += sample.responses;
     changed += added + removed;
   });
-  return `Keeps ${kept.toLocaleString("en")} of ${responses.toLocaleString("en")}; ${counted(changed, "token")} change${changed === 1 ? "s" : ""} against the training's selection.`;
+  return `Keeps ${grouped(kept)} of ${grouped(responses)}; ${tokensChange(changed)} against the training's selection.`;
 }

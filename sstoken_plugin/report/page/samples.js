@@ -51,8 +51,17 @@ function buildCard(sample, index) {
     element("header", {}, element("h3", {}, title), card.count, card.change, card.scale),
     text,
   );
-  if (!sample.responses) card.node.append(element("p", { class: "note" }, "This sample has no response tokens: there is nothing to rank."));
-  if (!sample.whole) card.node.append(element("p", { class: "note" }, `What-if is off for this sample: its response has ${counted(sample.responses, "token")}, the page holds numbers of ${counted(sample.numbers, "token")}.`));
+  if (!sample.responses)
+    card.node.append(element("p", { class: "note" }, "This sample has no response tokens: there is nothing to rank."));
+  if (!sample.whole)
+    card.node.append(
+      element(
+        "p",
+        { class: "note" },
+        `What-if is off for this sample: its response has ${counted(sample.responses, "token")}, ` +
+          `the page holds numbers of ${counted(sample.numbers, "token")}.`,
+      ),
+    );
   if (moments.length > 1 && sample.responses) card.node.append(buildStrips(card, sample, index));
   return card;
 }
@@ -62,7 +71,12 @@ function beginTurn(body, run) {
   if (body.label !== run.label) {
     body.turn = element("div", { class: "turn" });
     body.parent.append(
-      element("section", { class: run.tokens ? "run response" : "run prompt" }, element("h4", {}, run.label), body.turn),
+      element(
+        "section",
+        { class: run.tokens ? "run response" : "run prompt" },
+        element("h4", {}, run.label),
+        body.turn,
+      ),
     );
     body.label = run.label;
     body.last = "";
@@ -71,7 +85,9 @@ function beginTurn(body, run) {
 
 function appendCut(body, count) {
   const parent = body.turn ?? body.parent;
-  parent.append(element("span", { class: "cut" }, `Cut here: ${count.toLocaleString("en")} more token${count === 1 ? "" : "s"}`));
+  parent.append(
+    element("span", { class: "cut" }, `Cut here: ${grouped(count)} more token${count === 1 ? "" : "s"}`),
+  );
   body.place += count;
   body.last = "";
 }
@@ -104,10 +120,11 @@ function paintCard(index) {
     const kept = now.kept[place];
     const changed = before && before.kept[place] !== kept;
     const shade = shadeOf(values?.[place], range);
-    token.node.className = `${token.base} ${kept ? "kept" : "dropped"}${changed ? (kept ? " added" : " removed") : ""}${shade < 0 ? " lost" : ""}`;
+    const change = changed ? (kept ? "added" : "removed") : "";
+    token.node.className = `${token.base} ${kept ? "kept" : "dropped"} ${change} ${shade < 0 ? "lost" : ""}`;
     token.node.style.setProperty("--shade", Math.abs(shade).toFixed(3));
   });
-  card.count.textContent = `${now.total.toLocaleString("en")} of ${counted(sample.responses, "response token")} kept`;
+  card.count.textContent = `${grouped(now.total)} of ${counted(sample.responses, "response token")} kept`;
   card.change.textContent = changeInWords(index, now, before);
   card.scale.textContent = scaleInWords(sample, range);
   card.stale = false;
@@ -121,16 +138,21 @@ function changeInWords(index, now, before) {
   if (isWhatIf()) {
     const moment = moments[state.moment];
     const changed = added + removed;
-    return `What if ratio ${ratioAt(moment).toFixed(2)}, gamma ${gammaAt(moment).toFixed(2)}: keeps ${now.total} of ${sample.responses}; ${counted(changed, "token")} change${changed === 1 ? "s" : ""} in this sample`;
+    const [ratio, gamma] = [ratioAt(moment), gammaAt(moment)].map((value) => value.toFixed(2));
+    const kept = `keeps ${grouped(now.total)} of ${grouped(sample.responses)}`;
+    return `What if ratio ${ratio}, gamma ${gamma}: ${kept}; ${tokensChange(changed)} in this sample`;
   }
   const label = visibleLine(moments[state.moment - 1].label);
-  return added + removed ? `Since ${label}: ${added} newly kept, ${removed} newly dropped` : `Nothing changed since ${label}`;
+  return added + removed
+    ? `Since ${label}: ${added} newly kept, ${removed} newly dropped`
+    : `Nothing changed since ${label}`;
 }
 
 function scaleInWords(sample, range) {
   if (!sample.responses) return "";
   const name = { score: "Score", rel: "REL", attention: "Attention" }[state.shade];
   if (!range) return `${name} was not measured`;
-  if (state.shade === "rel") return range[1] > 0 ? `REL: full colour from ±${figure(range[1], 2)}` : "REL is 0 everywhere";
+  if (state.shade === "rel")
+    return range[1] > 0 ? `REL: full colour from ±${figure(range[1], 2)}` : "REL is 0 everywhere";
   return `${name}: ${figure(range[0], 2)} to ${figure(range[1], 2)}`;
 }

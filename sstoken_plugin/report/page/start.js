@@ -2,7 +2,7 @@
 
 function start() {
   find("sentence").textContent = visibleLine(DATA.sentence);
-  find("history").textContent = `REL compares with ${visibleLine(DATA.history)}.`;
+  find("history").textContent = `REL compares with ${visibleLine(DATA.history).replace(/\.$/, "")}.`;
   find("history").hidden = !DATA.history;
   find("warnings").append(...DATA.warnings.map((warning) => element("li", { class: "warning" }, visibleLine(warning))));
   find("warnings").hidden = !DATA.warnings.length;
@@ -33,7 +33,9 @@ function startSamples() {
     return;
   }
   const missing = [
-    moments.some((moment) => moment.hasRel) ? "" : "REL was not measured: there are no losses of a history to compare with.",
+    moments.some((moment) => moment.hasRel)
+      ? ""
+      : "REL was not measured: there are no losses of a history to compare with.",
     moments.some((moment) => moment.hasAttention) ? "" : "Attention on the prompt was not measured.",
   ].filter(Boolean);
   find("empty").textContent = missing.join(" ");

@@ -6,7 +6,12 @@ function buildStrips(card, sample, index) {
   card.strips = moments.map((moment, momentIndex) => {
     const canvas = element("canvas", { height: ROW_HEIGHT });
     const label = visibleLine(moment.label);
-    const row = element("button", { type: "button", class: "strip" }, element("span", { class: "strip-label" }, label), canvas);
+    const row = element(
+      "button",
+      { type: "button", class: "strip" },
+      element("span", { class: "strip-label", title: label }, label),
+      canvas,
+    );
     row.addEventListener("click", (event) => {
       showMoment(momentIndex);
       const place = placeIn(canvas, event, sample.numbers);
@@ -18,7 +23,11 @@ function buildStrips(card, sample, index) {
     "section",
     { class: "strips" },
     element("h4", {}, "All moments"),
-    element("p", { class: "note" }, "A column is a response token; tall: kept, low: dropped. Choose a row to see its moment above."),
+    element(
+      "p",
+      { class: "note" },
+      "A column is a response token; tall: kept, low: dropped. Choose a row to see its moment above.",
+    ),
     ...card.strips.map((strip) => strip.row),
   );
 }

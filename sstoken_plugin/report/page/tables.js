@@ -9,8 +9,17 @@ function buildTable(breakdown) {
   const { title, note, rows, seen, kept } = breakdown;
   const overall = seen ? kept / seen : 0;
   const figureNode = element("section", { class: "breakdown" }, element("h3", {}, visibleLine(title)));
-  figureNode.append(element("p", { class: "note" }, `${note} Overall ${percent(overall)} were kept: the line in each bar.`.trim()));
-  if (breakdown.left_out) figureNode.append(element("p", { class: "note" }, `Of ${counted(rows.length + breakdown.left_out, "row")}, the ${rows.length} seen most often are here.`));
+  figureNode.append(
+    element("p", { class: "note" }, `${note} Overall ${percent(overall)} were kept: the line in each bar.`.trim()),
+  );
+  if (breakdown.left_out)
+    figureNode.append(
+      element(
+        "p",
+        { class: "note" },
+        `Of ${counted(rows.length + breakdown.left_out, "row")}, the ${rows.length} seen most often are here.`,
+      ),
+    );
   if (rows.length <= LONG_TABLE) figureNode.append(sortableTable(rows, overall));
   else appendEnds(figureNode, rows, overall);
   return figureNode;
@@ -29,17 +38,29 @@ function appendEnds(parent, rows, overall) {
       "div",
       { class: "ends" },
       element("div", {}, element("h4", {}, `Most kept${seen}`), plainTable(often.slice(0, END_ROWS), overall)),
-      element("div", {}, element("h4", {}, `Most dropped${seen}`), plainTable(often.slice(-END_ROWS).reverse(), overall)),
+      element(
+        "div",
+        {},
+        element("h4", {}, `Most dropped${seen}`),
+        plainTable(often.slice(-END_ROWS).reverse(), overall),
+      ),
     ),
   );
   const all = element("details", {}, element("summary", {}, `All ${rows.length} rows`));
-  all.addEventListener("toggle", () => all.querySelector("table") ?? all.append(sortableTable(rows, overall)), { once: true });
+  all.addEventListener("toggle", () => all.querySelector("table") ?? all.append(sortableTable(rows, overall)), {
+    once: true,
+  });
   parent.append(all);
 }
 
 function plainTable(rows, overall) {
   const head = ["", "seen", "kept"].map((name) => element("th", { scope: "col" }, name));
-  return element("table", { class: "shares" }, element("thead", {}, element("tr", {}, ...head)), tableBody(rows, overall));
+  return element(
+    "table",
+    { class: "shares" },
+    element("thead", {}, element("tr", {}, ...head)),
+    tableBody(rows, overall),
+  );
 }
 
 function tableBody(rows, overall) {
@@ -55,24 +76,36 @@ function tableRow(row, overall) {
     "tr",
     {},
     element("th", { scope: "row" }, element("bdi", {}, visibleLine(row[0]))),
-    element("td", {}, row[1].toLocaleString("en")),
-    element("td", { title: `${row[2].toLocaleString("en")} of ${row[1].toLocaleString("en")}` }, bar, element("span", {}, percent(share))),
+    element("td", {}, grouped(row[1])),
+    element(
+      "td",
+      { title: `${grouped(row[2])} of ${grouped(row[1])}` },
+      bar,
+      element("span", {}, percent(share)),
+    ),
   );
 }
 
 function sortableTable(rows, overall) {
   const table = element("table", { class: "shares" });
-  const columns = [["", (row) => row[0]], ["seen", (row) => -row[1]], ["kept", (row) => -shareOf(row)]];
+  const columns = [
+    ["", (row) => row[0]],
+    ["seen", (row) => -row[1]],
+    ["kept", (row) => -shareOf(row)],
+  ];
   const heads = columns.map(([name, key], column) => {
     const button = element("button", { type: "button" }, name || "name");
     const head = element("th", { scope: "col" }, button);
     button.addEventListener("click", () => {
       // Once: biggest first; twice: smallest first; three times: as given.
-      const next = { none: "descending", descending: "ascending", ascending: "none" }[head.getAttribute("aria-sort") ?? "none"];
+      const next = { none: "descending", descending: "ascending", ascending: "none" }[
+        head.getAttribute("aria-sort") ?? "none"
+      ];
       for (const other of heads) other.removeAttribute("aria-sort");
       if (next !== "none") head.setAttribute("aria-sort", next);
       const compare = (a, b) => (key(a) < key(b) ? -1 : key(a) > key(b) ? 1 : 0);
-      const sorted = next === "none" ? rows : [...rows].sort((a, b) => (next === "descending" ? compare(a, b) : compare(b, a)));
+      const sorted =
+        next === "none" ? rows : [...rows].sort((a, b) => (next === "descending" ? compare(a, b) : compare(b, a)));
       table.tBodies[0].replaceWith(tableBody(sorted, overall));
     });
     head.dataset.column = column;

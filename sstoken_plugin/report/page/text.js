@@ -58,7 +58,8 @@ function appendText(parent, text, before = "") {
 function visibleLine(text) {
   if (!text) return "(empty)";
   let line = "";
-  for (const character of text) line += { "\n": "↵", "\t": "⇥" }[character] ?? markOf(character, line.slice(-1)) ?? character;
+  for (const character of text)
+    line += { "\n": "↵", "\t": "⇥" }[character] ?? markOf(character, line.slice(-1)) ?? character;
   return line.replace(/^ +| +$| {2,}/g, (spaces) => "␣".repeat(spaces.length));
 }
 
@@ -68,7 +69,12 @@ function figure(value, digits = 4) {
   if (value === 0) return "0";
   const size = Math.abs(value);
   if (size >= 1e6 || size < 1e-4) return value.toExponential(2);
-  return value.toLocaleString("en", { maximumFractionDigits: Math.max(0, digits - 1 - Math.floor(Math.log10(size))), useGrouping: size >= 1e5 });
+  return value.toLocaleString("en", {
+    maximumFractionDigits: Math.max(0, digits - 1 - Math.floor(Math.log10(size))),
+    useGrouping: size >= 1e5,
+  });
 }
 
-const counted = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
+const grouped = (count) => count.toLocaleString("en");
+const counted = (count, noun) => `${grouped(count)} ${noun}${count === 1 ? "" : "s"}`;
+const tokensChange = (count) => `${counted(count, "token")} change${count === 1 ? "s" : ""}`;

@@ -1,4 +1,4 @@
-// A token's numbers: on hover, tap and keyboard focus. One token of a sample is in the tab order, arrows reach the rest.
+// A token's numbers: on hover, tap and keyboard focus. One token of a sample is in the tab order; arrows reach others.
 
 let shown = null;
 let pinned = null;
@@ -71,7 +71,8 @@ function showReadout(place) {
   token.node.classList.add("shown");
   const facts = factsOf(place);
   const list = element("dl");
-  for (const [name, value] of facts.numbers) list.append(element("div", {}, element("dt", {}, name), element("dd", {}, value)));
+  for (const [name, value] of facts.numbers)
+    list.append(element("div", {}, element("dt", {}, name), element("dd", {}, value)));
   const text = element("p", { class: "token-text", dir: "auto" });
   if (token.text) appendText(text, token.text);
   else text.append(element("span", { class: "note" }, "(inside the character before)"));
@@ -84,7 +85,10 @@ function showReadout(place) {
   find("readout-body").hidden = false;
   find("readout-hint").hidden = true;
   find("readout").classList.add("open");
-  token.node.setAttribute("aria-label", [token.text || "part of a character", facts.verdict, ...facts.numbers.map((pair) => pair.join(" "))].join(", "));
+  token.node.setAttribute(
+    "aria-label",
+    [token.text || "part of a character", facts.verdict, ...facts.numbers.map((pair) => pair.join(" "))].join(", "),
+  );
 }
 
 // On a phone the numbers rise over the text: bring the token out from below them.
@@ -113,7 +117,8 @@ function factsOf({ sample: sampleIndex, index }) {
   const word = kept ? "kept" : "dropped";
   const rel = measured.rel?.[index];
   const lines = [
-    `Token ${(token.at + 1).toLocaleString("en")} of ${sample.length.toLocaleString("en")}, response token ${(index + 1).toLocaleString("en")} of ${sample.responses.toLocaleString("en")}, id ${token.id}`,
+    `Token ${grouped(token.at + 1)} of ${grouped(sample.length)}, ` +
+      `response token ${grouped(index + 1)} of ${grouped(sample.responses)}, id ${token.id}`,
   ];
   if (sample.endMarks[index]) lines.push("Ends a turn: such tokens rank first.");
   if (before && Boolean(before.kept[index]) !== kept) {
@@ -123,11 +128,16 @@ function factsOf({ sample: sampleIndex, index }) {
   if (moments.length > 1) {
     const history = moments.map((_, momentIndex) => selectionAt(momentIndex, sampleIndex).kept[index]);
     const times = history.filter(Boolean).length;
-    lines.push(`Kept at ${times} of ${counted(moments.length, "moment")}: ${history.map((there) => (there ? "■" : "□")).join("")}`);
+    lines.push(
+      `Kept at ${times} of ${counted(moments.length, "moment")}: ` +
+        history.map((there) => (there ? "■" : "□")).join(""),
+    );
   }
   return {
     kept,
-    verdict: now.rank ? `rank ${now.rank[index].toLocaleString("en")} of ${sample.responses.toLocaleString("en")}, ${word}` : word,
+    verdict: now.rank
+      ? `rank ${grouped(now.rank[index])} of ${grouped(sample.responses)}, ${word}`
+      : word,
     numbers: [
       ["current loss", figure(measured.current?.[index])],
       ["history loss", figure(measured.history?.[index])],
