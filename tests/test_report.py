@@ -17,14 +17,9 @@ from sstoken_plugin.report.render import MAX_BYTES
 from sstoken_plugin.report.window import MAX_TOKENS, window
 
 HOSTILE = [
-    "hi",
-    "<script>alert(1)</script>",
-    "</script><img src=x onerror=alert(1)>",
-    "<!--",
-    "]]>",
-    "\u2028",
-    "\ud800",
-]
+    "hi", "<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "</script x", "<!--<script ", "]]>",
+    "\u2028", "\ud800",
+]  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -49,11 +44,12 @@ def numbers(text):
 
 def test_texts_travel_exactly_and_add_no_markup():
     plain = Page(render(report(record(["p", "a"]))))
-    settings = {"<b>": "</script>"}
-    page = Page(
-        render(report(record(HOSTILE), sentence="</script><b>", settings=settings, history="<i>", warnings=["<u>"]))
-    )
+    fields = {"settings": {"<b>": "</script>"}, "history": "<i>", "warnings": ["<u>"]}
+    text = render(report(record(HOSTILE), sentence="</script><b>", **fields))
+    page = Page(text)
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
+    # Whatever a parser takes for the end of a script.
+    assert "<" not in text.partition('id="data">')[2].partition("</script>")[0]
     prompt, response = page.data["samples"][0]["runs"]
     assert prompt["text"] + response["tokens"] == HOSTILE
     assert page.data["sentence"] == "</script><b>"
@@ -195,7 +191,9 @@ def test_the_page_stays_small_with_hostile_text_everywhere():
 def test_logs_are_thinned_out_evenly_and_lines_may_lack_names():
     log = [{"step": step, "loss": 1 / (1 + step)} for step in range(2000)]
     log += [{"step": 1000, "eval_loss": 0.5}, {"eval_loss": 1.0}, {"step": 2000, "eval_loss": math.nan, "note": "text"}]
-    series = Page(render(report(record(["p", "a"]), log=log))).data["series"]
+    data = Page(render(report(record(["p", "a"]), log=log))).data
+    series = data["series"]
+    assert data["thinned"].startswith("Of 2003 log lines")
     assert series.keys() == {"loss", "eval_loss"}
     assert len(series["loss"][0]) == MAX_POINTS
     assert (series["loss"][0][0], series["loss"][0][-1]) == (0, 1999)

@@ -6,14 +6,14 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from sstoken_plugin.report.content import Report
+from sstoken_plugin.report.content import Moment, Report
 from sstoken_plugin.report.encoding import cut, encode
-from sstoken_plugin.report.fit import MAX_TABLES, choose, is_number, series, table
+from sstoken_plugin.report.fit import MAX_POINTS, MAX_TABLES, choose, is_number, series, table
 
 # The whole document, so that it opens on a phone and can be mailed.
 MAX_BYTES = 5_000_000
@@ -66,14 +66,24 @@ def _frame(report: Report) -> dict[str, Any]:
         **{name: report.settings[name] for name in ("ratio", "gamma") if is_number(report.settings.get(name))},
         "settings": _lines(report.settings),
         "versions": _lines(report.versions),
-        "warnings": [cut(str(warning)) for warning in report.warnings[:MAX_WARNINGS]],
+        "warnings": _warnings(report.warnings),
         "notes": {name: cut(report.notes[name]) for name in drawn if name in report.notes},
         "series": drawn,
+        "thinned": _thinned(len(report.log)),
         "tables": [table(breakdown) for breakdown in report.breakdowns[:MAX_TABLES] if breakdown.rows],
     }
 
 
-def _moment(moment: Any) -> dict[str, Any]:
+def _warnings(warnings: Sequence[str]) -> list[str]:
+    more = len(warnings) - MAX_WARNINGS
+    return [cut(warning) for warning in warnings[:MAX_WARNINGS]] + ([f"There are {more} more."] if more > 0 else [])
+
+
+def _thinned(lines: int) -> str:
+    return f"Of {lines} log lines, curves show up to {MAX_POINTS}, evenly chosen." if lines > MAX_POINTS else ""
+
+
+def _moment(moment: Moment) -> dict[str, Any]:
     return {
         "label": cut(moment.label, 200),
         "rule": moment.rule,

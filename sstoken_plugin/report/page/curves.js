@@ -43,6 +43,7 @@ function startTraining() {
     .map(alone)
     .map(buildChart)
     .filter(Boolean);
+  find("thinned").textContent = DATA.thinned;
   find("charts").append(...main);
   find("more-charts")
     .querySelector(".charts")

@@ -85,9 +85,7 @@ function beginTurn(body, run) {
 
 function appendCut(body, count) {
   const parent = body.turn ?? body.parent;
-  parent.append(
-    element("span", { class: "cut" }, `Cut here: ${grouped(count)} more token${count === 1 ? "" : "s"}`),
-  );
+  parent.append(element("span", { class: "cut" }, `Cut here: ${grouped(count)} more token${count === 1 ? "" : "s"}`));
   body.place += count;
   body.last = "";
 }
@@ -124,6 +122,7 @@ function paintCard(index) {
     token.node.className = `${token.base} ${kept ? "kept" : "dropped"} ${change} ${shade < 0 ? "lost" : ""}`;
     token.node.style.setProperty("--shade", Math.abs(shade).toFixed(3));
   });
+  if (shown?.sample === index) card.tokens[shown.index].node.classList.add("shown");
   card.count.textContent = `${grouped(now.total)} of ${counted(sample.responses, "response token")} kept`;
   card.change.textContent = changeInWords(index, now, before);
   card.scale.textContent = scaleInWords(sample, range);

@@ -44,6 +44,9 @@ function startSamples() {
   listenToTokens(find("cards"));
   startControls();
   showAll();
+  // An example of what a token tells; on a phone it would cover the text.
+  const first = cards.findIndex((card) => card.tokens.length);
+  if (first >= 0 && !isPhone()) showReadout({ sample: first, index: 0 });
   const theme = matchMedia("(prefers-color-scheme: dark)");
   theme.addEventListener("change", refreshSoon);
   // The strips are drawn in pixels.

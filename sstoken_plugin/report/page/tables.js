@@ -77,12 +77,7 @@ function tableRow(row, overall) {
     {},
     element("th", { scope: "row" }, element("bdi", {}, visibleLine(row[0]))),
     element("td", {}, grouped(row[1])),
-    element(
-      "td",
-      { title: `${grouped(row[2])} of ${grouped(row[1])}` },
-      bar,
-      element("span", {}, percent(share)),
-    ),
+    element("td", { title: `${grouped(row[2])} of ${grouped(row[1])}` }, bar, element("span", {}, percent(share))),
   );
 }
 

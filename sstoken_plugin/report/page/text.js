@@ -18,6 +18,9 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
+// As screens.css has it.
+const isPhone = () => matchMedia("(max-width: 60rem)").matches;
+
 const codePoint = (character) => `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
 
 // null for a character that can stand as it is.

@@ -93,9 +93,8 @@ function showReadout(place) {
 
 // On a phone the numbers rise over the text: bring the token out from below them.
 function uncover(node) {
-  const sheet = find("readout");
-  if (getComputedStyle(sheet).position !== "fixed") return;
-  const hidden = node.getBoundingClientRect().bottom + 12 - sheet.getBoundingClientRect().top;
+  if (!isPhone()) return;
+  const hidden = node.getBoundingClientRect().bottom + 12 - find("readout").getBoundingClientRect().top;
   if (hidden > 0) window.scrollBy({ top: hidden, behavior: "instant" });
 }
 
@@ -135,9 +134,7 @@ function factsOf({ sample: sampleIndex, index }) {
   }
   return {
     kept,
-    verdict: now.rank
-      ? `rank ${grouped(now.rank[index])} of ${grouped(sample.responses)}, ${word}`
-      : word,
+    verdict: now.rank ? `rank ${grouped(now.rank[index])} of ${grouped(sample.responses)}, ${word}` : word,
     numbers: [
       ["current loss", figure(measured.current?.[index])],
       ["history loss", figure(measured.history?.[index])],
