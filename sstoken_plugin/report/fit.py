@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from sstoken_plugin.report.content import Breakdown
@@ -37,20 +38,15 @@ def choose(moments: int, sizes: Sequence[tuple[int, Sequence[int]]], room: int) 
     Returns:
         Indices of the moments that stay, and how many samples do.
     """
-    whole = sum(fixed for fixed, _ in sizes)
-    for wanted in range(moments, 0, -1):
-        chosen = spread(moments, wanted)
-        if whole + sum(each[index] for _, each in sizes for index in chosen) <= room or wanted <= 2:
-            break
-    else:
-        return [], len(sizes)
-    used = samples = 0
-    for fixed, each in sizes:
-        used += fixed + sum(each[index] for index in chosen)
-        if used > room:
-            break
-        samples += 1
-    return chosen, samples
+
+    def used(chosen: Sequence[int]) -> list[int]:
+        """Bytes up to and with each sample."""
+        return list(accumulate(fixed + sum(each[index] for index in chosen) for fixed, each in sizes))
+
+    chosen = list(range(moments))
+    while len(chosen) > 2 and sizes and used(chosen)[-1] > room:
+        chosen = spread(moments, len(chosen) - 1)
+    return chosen, sum(total <= room for total in used(chosen))
 
 
 def series(log: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:

@@ -32,14 +32,12 @@ function startSamples() {
     find("empty").hidden = false;
     return;
   }
-  const missing = [
-    moments.some((moment) => moment.hasRel)
-      ? ""
-      : "REL was not measured: there are no losses of a history to compare with.",
-    moments.some((moment) => moment.hasAttention) ? "" : "Attention on the prompt was not measured.",
-  ].filter(Boolean);
+  const missing = [];
+  if (!moments.some((moment) => moment.hasRel)) missing.push("REL was not measured: no losses of a history are here.");
+  if (!moments.some((moment) => moment.hasAttention)) missing.push("Attention on the prompt was not measured.");
   find("empty").textContent = missing.join(" ");
-  find("empty").hidden = !missing.length;
+  // Where nothing could be ranked, each sample says so.
+  find("empty").hidden = !missing.length || !samples.some((sample) => sample.responses);
   buildCards(find("cards"));
   listenToTokens(find("cards"));
   startControls();
