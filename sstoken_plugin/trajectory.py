@@ -33,6 +33,7 @@ class Trajectory:
 
     Attributes:
         moments: those taken so far.
+        seconds: spent on them in this process.
     """
 
     def __init__(self, trainer: TokenSelectionTrainer):
@@ -40,7 +41,8 @@ class Trajectory:
         self._trainer = trainer
         self._samples: list[Any] = []
         self._first_step = 0
-        self._began = self._spent = self._last = 0.0
+        self._began = self._last = 0.0
+        self.seconds = 0.0
 
     def after_step(self, step: int, steps: int) -> None:
         """Score the samples if this moment is planned and the run can afford it.
@@ -57,7 +59,7 @@ class Trajectory:
             if not self._samples:
                 self._choose(allowed / MOST_MOMENTS)
             # Room is left for the end of the run, which is always scored.
-            if self._agreed(self._spent + 2 * self._last) <= allowed:
+            if self._agreed(self.seconds + 2 * self._last) <= allowed:
                 self._take(step, steps, self._trainer.selection_phase)
 
     def finish(self, step: int, steps: int) -> None:
@@ -80,7 +82,7 @@ class Trajectory:
 
     def _allowed(self, step: int, steps: int) -> float:
         """Return the seconds that scoring may take in this run."""
-        each = (time.perf_counter() - self._began - self._spent) / (step - self._first_step)
+        each = (time.perf_counter() - self._began - self.seconds) / (step - self._first_step)
         return max(LEAST_SECONDS, SHARE * each * steps)
 
     def _choose(self, seconds: float) -> None:
@@ -95,14 +97,14 @@ class Trajectory:
                     break
             self._samples.append(sample)
             self._score(sample, self._trainer.selection_phase)
-        self._spent += time.perf_counter() - start
+        self.seconds += time.perf_counter() - start
 
     def _take(self, step: int, steps: int, phase: Phase) -> None:
         start = time.perf_counter()
         records = [record for sample in self._samples for record in self._score(sample, phase)]
         self.moments.append(Moment(f"step {step} of {steps}", phase.rule, phase.gamma, phase.ratio, records))
         self._last = time.perf_counter() - start
-        self._spent += self._last
+        self.seconds += self._last
 
     def _score(self, sample: Any, phase: Phase) -> list[Record]:
         tokenizer = self._trainer.processing_class

@@ -13,8 +13,8 @@ from sstoken_plugin.report.encoding import cut
 # Series of numbers, points of each, tables and rows of each.
 MAX_SERIES = 60
 MAX_POINTS = 500
-MAX_TABLES = 8
-MAX_ROWS = 600
+MAX_TABLES = 12
+MAX_ROWS = 400
 MAX_LABEL = 60
 
 
