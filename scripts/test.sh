@@ -4,6 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh
+scripts/browser.sh
 export PATH="$PWD/.venv/bin:$PATH"
 
 ruff format --check .

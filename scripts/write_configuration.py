@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from sstoken_plugin.config import SSTokenConfig  # noqa: E402
+from sstoken_plugin.metrics import MEANINGS  # noqa: E402
 
 HEAD = """# Configuration
 
@@ -37,15 +38,7 @@ the last line, over all ranks. A metric that has nothing to measure (no token wa
 
 | name | meaning |
 | --- | --- |
-| `sstoken/selected_ratio` | kept tokens per response token |
-| `sstoken/rel_mean` | mean REL over response tokens, in nats |
-| `sstoken/attention_mean` | mean share of attention on the prompt over response tokens |
-| `sstoken/loss_selected`, `sstoken/loss_unselected` | mean loss of kept and of dropped tokens, in nats |
-| `sstoken/signal_overlap` | Jaccard index of the top k by REL alone and by attention alone |
-| `sstoken/position_overlap` | Jaccard index of the kept tokens and the first k tokens |
-| `sstoken/eos_selected` | share of the tokens that end a turn which were kept |
-| `sstoken/gamma` | weight of REL in the score: 0 during the warm-up |
-| `sstoken/history_cache_hits` | share of samples whose history losses came from the cache |
+{metrics}
 
 ## `axolotl sstoken-score CONFIG [--batch-tokens N] [--sstoken.KEY=VALUE ...]`
 
@@ -53,16 +46,18 @@ Computes the losses of the history for the whole data set, in batches of N token
 `history_cache`. It shows its progress and the tokens a second, can be interrupted at any time, and goes on where it
 stopped. See [histories.md](histories.md).
 
-## `axolotl sstoken-inspect CONFIG [--adapter DIR] [--samples N] [--out DIR] [--sstoken.KEY=VALUE ...]`
+## `axolotl sstoken-inspect CONFIG [--adapter DIR ...] [--samples N] [--show N] [--out DIR] [--sstoken.KEY=VALUE ...]`
 
 Scores the first N samples (default 20) of the prepared data set without training, with the settings after
-the warm-up, and writes `report.html` and `selections.jsonl` to DIR (default `OUTPUT_DIR/sstoken`). Without
-`--adapter` it shows the untrained model, whose REL is zero. A line of `selections.jsonl` is one sample:
+the warm-up. Prints the first of them in colour (`--show`, default 3) and writes `report.html` and `selections.jsonl` to
+DIR (default `OUTPUT_DIR/sstoken`). Without `--adapter` it shows the untrained model, whose REL is zero. With two, it
+compares them: the page has a slider from one to the other, the terminal shows the second and how far they agree, and
+the second's samples are in `selections-2.jsonl`. A line of `selections.jsonl` is one sample:
 
 | field | content |
 | --- | --- |
 | `sample` | index in the prepared data set |
-| `input_ids`, `tokens` | ids, and the text of each token |
+| `input_ids`, `tokens` | ids, and the text of each token (a character that several make up is that of the first) |
 | `response` | whether the token is a response token |
 | `current_nll`, `history_nll` | loss of the token in nats, now and under the history |
 | `rel`, `attention`, `score` | the signals; null off the response |
@@ -93,7 +88,8 @@ def page() -> str:
         f"| `{name}` | {type_name(field.annotation)} | `{yaml_value(field.default)}` | {field.description} |"
         for name, field in fields
     )
-    return HEAD.format(block=block, rows=rows)
+    metrics = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in MEANINGS.items())
+    return HEAD.format(block=block, rows=rows, metrics=metrics)
 
 
 if __name__ == "__main__":

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from sstoken_plugin.inspection import inspect_samples
-from sstoken_plugin.report import render
-from sstoken_plugin.setup import describe
-from sstoken_plugin.step import Phase
+from sstoken_plugin import token_table
+from sstoken_plugin.page import report_of, write_page
 from sstoken_plugin.trainer import TokenSelectionTrainer
+from sstoken_plugin.trajectory import Trajectory
 
 LOG = logging.getLogger(__name__)
-
-# Samples on the page, from the first of the data set.
-REPORT_SAMPLES = 8
 
 
 class HistoryCallback(TrainerCallback):
@@ -54,32 +51,58 @@ class HistoryCallback(TrainerCallback):
 
 
 class ReportCallback(TrainerCallback):
-    """Writes OUTPUT_DIR/sstoken/report.html when training ends."""
+    """Scores samples during the training and writes OUTPUT_DIR/sstoken/report.html when it ends.
 
-    def __init__(self, trainer: TokenSelectionTrainer):
+    Every rank takes part. The trained weights are not saved yet at any of these moments: no picture is worth losing
+    them, so that what fails here is said and left out.
+    """
+
+    def __init__(self, trainer: TokenSelectionTrainer, trajectory: Trajectory):
         self._trainer = trainer
+        self._trajectory = trajectory
+        self._failed = False
+        self._finished = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Score samples at planned moments, and after the last step while trackers still listen."""
+        if state.global_step >= state.max_steps:
+            self._finish(state)
+        elif not self._failed:
+            self._attempt(
+                "samples were not scored", lambda: self._trajectory.after_step(state.global_step, state.max_steps)
+            )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Score a few samples with the trained model and draw the page; every rank takes part."""
-        trainer = self._trainer
-        assert trainer.selection is not None
+        """Draw the page."""
+        self._finish(state)
         file = Path(args.output_dir) / "sstoken" / "report.html"
-        try:
-            data: Any = trainer.train_dataset
-            samples = data.select(range(min(REPORT_SAMPLES, len(data))))
-            model = trainer.model
-            phase = Phase.of(trainer.selection.config)
-            records = list(inspect_samples(trainer.selection, model, samples, phase, trainer.processing_class))
+        self._attempt(f"{file} was not written", lambda: self._draw(file, state))
+
+    def _finish(self, state: Any) -> None:
+        if self._finished:
+            return
+        self._finished = True
+
+        def work() -> None:
+            self._trajectory.finish(state.global_step, state.max_steps)
             if state.is_world_process_zero:
-                page = render(
-                    records,
-                    describe(trainer.selection, trainer.processing_class),
-                    trainer.selection.config.model_dump(),
-                    [line for line in state.log_history if "loss" in line],
-                    trainer.selection_warnings,
-                )
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(page, encoding="utf-8")
+                callbacks = self._trainer.callback_handler.callbacks
+                token_table.send(callbacks, self._trajectory.moments[-1].records, state.global_step)
+
+        self._attempt("the last samples were not scored", work)
+
+    def _draw(self, file: Path, state: Any) -> None:
+        trainer = self._trainer
+        tables = trainer.tables_of_kept()
+        if state.is_world_process_zero:
+            assert trainer.selection is not None
+            moments, tokenizer = self._trajectory.moments, trainer.processing_class
+            log = [line for line in state.log_history if "loss" in line or "eval_loss" in line]
+            write_page(file, report_of(trainer.selection, tokenizer, moments, tables, log, trainer.selection_warnings))
+
+    def _attempt(self, what: str, work: Callable[[], None]) -> None:
+        try:
+            work()
         except Exception as error:
-            # The trained weights are not saved yet: no picture is worth losing them.
-            LOG.warning("ssToken: %s was not written: %s: %s", file, type(error).__name__, error)
+            self._failed = True
+            LOG.warning("ssToken: %s: %s: %s", what, type(error).__name__, error)

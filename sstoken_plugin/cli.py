@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
 
 from sstoken_plugin.config import SSTokenConfig
+
+if TYPE_CHECKING:
+    from sstoken_plugin.report import Report
 
 
 @click.command(
@@ -20,8 +24,10 @@ from sstoken_plugin.config import SSTokenConfig
 @click.argument("config", type=click.Path(exists=True, dir_okay=False))
 @click.option(
     "--adapter",
+    "adapters",
+    multiple=True,
     type=click.Path(exists=True, file_okay=False),
-    help="A trained adapter; without one, the untrained model.",
+    help="A trained adapter; without one, the untrained model. Given twice, two are compared.",
 )
 @click.option(
     "--samples",
@@ -30,46 +36,91 @@ from sstoken_plugin.config import SSTokenConfig
     type=click.IntRange(min=1),
     help="How many samples of the prepared data set, from the first.",
 )
+@click.option(
+    "--show",
+    default=3,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="How many of them to print.",
+)
 @click.option("--out", type=click.Path(file_okay=False), help="Folder for the results  [default: OUTPUT_DIR/sstoken]")
 @click.pass_context
-def inspect_command(context: click.Context, config: str, adapter: str | None, samples: int, out: str | None) -> None:
+def inspect_command(
+    context: click.Context, config: str, adapters: tuple[str, ...], samples: int, show: int, out: str | None
+) -> None:
     """Score samples of the data set of CONFIG without training.
 
-    Writes selections.jsonl and report.html. Settings can be overridden as in `--sstoken.ratio=0.4`. CONFIG
-    need not name the plugin yet.
+    Prints some of them and writes selections.jsonl and report.html. Settings can be overridden as in
+    `--sstoken.ratio=0.4`. CONFIG need not name the plugin yet.
     """
     try:
-        inspect(config, _overrides(context.args), adapter, samples, out)
+        inspect(config, _overrides(context.args), adapters, samples, show, out)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
 
 
-def inspect(config: str, overrides: dict[str, str], adapter: str | None, samples: int, out: str | None) -> None:
+def inspect(
+    config: str, overrides: dict[str, str], adapters: Sequence[str], samples: int, show: int, out: str | None
+) -> None:
     """See `inspect_command`.
 
     Raises:
         ValueError: the configuration does not fit; one sentence with key and mend.
     """
     # Here, so that `axolotl --help` stays quick.
-    from axolotl.cli.utils import load_model_and_tokenizer
     from axolotl.common.datasets import load_datasets
-    from axolotl.utils.dict import DictDefault
 
-    from sstoken_plugin.history.build import build_history
-    from sstoken_plugin.inspection import inspect_samples, write_records
-    from sstoken_plugin.report import render
-    from sstoken_plugin.setup import build_selection, describe
-    from sstoken_plugin.step import Phase
+    from sstoken_plugin import terminal
+    from sstoken_plugin.page import write_page
 
     cfg, settings = _load(config, overrides)
-    if adapter is not None and cfg.adapter not in ("lora", "qlora"):
+    if adapters and cfg.adapter not in ("lora", "qlora"):
         raise ValueError(f"--adapter needs `adapter: lora` or `adapter: qlora` in {config}.")
+    if len(adapters) > 2:
+        raise ValueError(f"--adapter is given {len(adapters)} times; at most two can be compared.")
     data = load_datasets(cfg=cfg).train_dataset
+    chosen = data.select(range(min(samples, len(data))))
+    folder = Path(out or Path(cfg.output_dir) / "sstoken")
+    reports, files = [], []
+    for number, adapter in enumerate(adapters or [None], start=1):
+        files.append(folder / ("selections.jsonl" if number == 1 else f"selections-{number}.jsonl"))
+        reports.append(_inspect(cfg, settings, adapter, chosen, files[-1]))
+        (moment,) = reports[-1].moments
+        click.echo(f"{moment.label}: {terminal.total(moment.records)}")
+        for record in moment.records[:show]:
+            click.echo("\n".join(terminal.view(record)))
+    if show:
+        click.echo(terminal.legend())
+    moments = [moment for report in reports for moment in report.moments]
+    if len(moments) == 2:
+        click.echo(terminal.agreement(*(moment.records for moment in moments)))
+    tables = [
+        replace(table, title=table.title if len(moments) == 1 else f"{moment.label}: {table.title}")
+        for report in reports
+        for moment in report.moments
+        for table in report.breakdowns
+    ]
+    page = folder / "report.html"
+    write_page(page, replace(reports[-1], moments=moments, breakdowns=tables))
+    click.echo(f"Written: {', '.join(map(str, [*files, page]))}")
+
+
+def _inspect(cfg: Any, settings: SSTokenConfig, adapter: str | None, chosen: Any, file: Path) -> Report:
+    """Score samples with the untrained model or an adapter; the model is dropped after."""
+    from axolotl.cli.utils import load_model_and_tokenizer
+    from axolotl.utils.dict import DictDefault
+
+    from sstoken_plugin.breakdown import KeptCounts
+    from sstoken_plugin.history.build import build_history
+    from sstoken_plugin.inspection import inspect_samples, write_records
+    from sstoken_plugin.page import report_of
+    from sstoken_plugin.report import Moment
+    from sstoken_plugin.setup import build_selection, describe, vocabulary_size
+    from sstoken_plugin.step import Phase
+
     model, tokenizer, _ = load_model_and_tokenizer(
         cfg=DictDefault({**cfg, "lora_model_dir": adapter}) if adapter else cfg
     )
-    folder = Path(out or Path(cfg.output_dir) / "sstoken")
-    chosen = data.select(range(min(samples, len(data))))
     precision = _precision(cfg, model)
     history = build_history(
         settings,
@@ -80,17 +131,14 @@ def inspect(config: str, overrides: dict[str, str], adapter: str | None, samples
         trained_adapter=Path(adapter) if adapter else None,
         precision=precision,
     )
+    counts, phase = KeptCounts(tokenizer, vocabulary_size(model, tokenizer)), Phase.of(settings)
     with precision():
         selection = build_selection(settings, cfg, model, tokenizer, history)
-        sentence = describe(selection, tokenizer)
-        scored = inspect_samples(selection, model, chosen, Phase.of(settings), tokenizer)
-        records = write_records(scored, folder / "selections.jsonl")
-    (folder / "report.html").write_text(render(records, sentence, settings.model_dump()), encoding="utf-8")
-    response = sum(sum(record["response"]) for record in records)
-    kept = sum(sum(record["selected"]) for record in records)
-    click.echo(sentence)
-    click.echo(f"{len(records)} samples: {kept} of {response} response tokens kept.")
-    click.echo(f"Written: {folder / 'selections.jsonl'}, {folder / 'report.html'}")
+        click.echo(describe(selection, tokenizer))
+        records = write_records(inspect_samples(selection, model, chosen, phase, tokenizer, counts.add), file)
+    label = f"adapter {adapter}" if adapter else "untrained model"
+    moment = Moment(label, phase.rule, phase.gamma, phase.ratio, records)
+    return report_of(selection, tokenizer, [moment], counts.tables(counts.peek(lambda counted: counted)))
 
 
 @click.command(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,18 @@ from torch import Tensor
 from sstoken_plugin.modes import without_trace
 from sstoken_plugin.samples import as_batch
 from sstoken_plugin.step import Phase, ScoredStep, TokenSelection
+from sstoken_plugin.token_text import token_texts
 
 Record = dict[str, Any]
 
 
 def inspect_samples(
-    selection: TokenSelection, model: Any, samples: Iterable[Mapping[str, Any]], phase: Phase, tokenizer: Any
+    selection: TokenSelection,
+    model: Any,
+    samples: Iterable[Mapping[str, Any]],
+    phase: Phase,
+    tokenizer: Any,
+    count: Callable[[ScoredStep], None] = lambda step: None,
 ) -> Iterator[Record]:
     """Score samples as a training step would, each on its own, in evaluation mode.
 
@@ -28,6 +34,7 @@ def inspect_samples(
         samples: rows of a prepared data set, with lists `input_ids` and `labels`.
         phase: what ranks.
         tokenizer: for the text of the tokens.
+        count: is shown every scored sample.
 
     Yields:
         The fields of a line of selections.jsonl, see docs/configuration.md.
@@ -39,6 +46,7 @@ def inspect_samples(
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         with without_trace(model), step.observed():
             step.loss(model(**inputs, use_cache=False))
+        count(step)
         yield {"sample": index, **_fields(step, batch["input_ids"][0].tolist(), tokenizer)}
 
 
@@ -57,7 +65,7 @@ def _fields(step: ScoredStep, ids: list[int], tokenizer: Any) -> Record:
 
     return {
         "input_ids": ids,
-        "tokens": [tokenizer.decode([token]) for token in ids],
+        "tokens": token_texts(tokenizer, ids),
         "response": _marks(places, len(ids)),
         "current_nll": spread(scores.current),
         "history_nll": spread(scores.history),

@@ -11,7 +11,7 @@ from torch import Tensor
 from sstoken_plugin import selection
 from sstoken_plugin.step import ScoredStep
 
-# Logged name: (numerator, denominator). What each means is in docs/configuration.md.
+# Logged name: (numerator, denominator).
 METRICS = {
     "sstoken/selected_ratio": ("kept", "response"),
     "sstoken/rel_mean": ("rel", "rel_tokens"),
@@ -23,6 +23,18 @@ METRICS = {
     "sstoken/eos_selected": ("eos_kept", "eos"),
     "sstoken/gamma": ("gamma", "steps"),
     "sstoken/history_cache_hits": ("cached_samples", "samples"),
+}
+MEANINGS = {
+    "sstoken/selected_ratio": "kept tokens per response token",
+    "sstoken/rel_mean": "mean REL over response tokens, in nats",
+    "sstoken/attention_mean": "mean share of attention on the prompt over response tokens",
+    "sstoken/loss_selected": "mean loss of kept tokens, in nats",
+    "sstoken/loss_unselected": "mean loss of dropped tokens, in nats",
+    "sstoken/signal_overlap": "Jaccard index of the top k by REL alone and by attention alone",
+    "sstoken/position_overlap": "Jaccard index of the kept tokens and the first k tokens",
+    "sstoken/eos_selected": "share of the tokens that end a turn which were kept",
+    "sstoken/gamma": "weight of REL in the score: 0 during the warm-up",
+    "sstoken/history_cache_hits": "share of samples whose history losses came from the cache",
 }
 # Not logged; the monitor reads it.
 INTERNAL = {"leading": ("leading_kept", "free_kept")}

@@ -67,11 +67,13 @@ class SSTokenPlugin(BasePlugin):
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         """Let the trainer build the selection for the loaded model, and say what it will do."""
+        from sstoken_plugin.breakdown import KeptCounts
         from sstoken_plugin.callbacks import HistoryCallback, ReportCallback
         from sstoken_plugin.fused import KERNELS
         from sstoken_plugin.history.build import build_history
-        from sstoken_plugin.setup import build_selection, describe
+        from sstoken_plugin.setup import build_selection, describe, vocabulary_size
         from sstoken_plugin.step import TokenSelection
+        from sstoken_plugin.trajectory import Trajectory
 
         config = compatibility.check(cfg)
         for sentence in config.keys_without_effect():
@@ -97,4 +99,7 @@ class SSTokenPlugin(BasePlugin):
         trainer.make_selection = make_selection
         trainer.add_callback(HistoryCallback(trainer))
         if config.report:
-            trainer.add_callback(ReportCallback(trainer))
+            tokenizer = trainer.processing_class
+            trainer.kept_counts = KeptCounts(tokenizer, vocabulary_size(trainer.model, tokenizer))
+            trainer.trajectory = Trajectory(trainer)
+            trainer.add_callback(ReportCallback(trainer, trainer.trajectory))

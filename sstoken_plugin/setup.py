@@ -87,6 +87,16 @@ def describe(selection: TokenSelection, tokenizer: Any) -> str:
     return "; ".join(parts) + "."
 
 
+def vocabulary_size(model: Any, tokenizer: Any) -> int:
+    """Return a bound above every token id."""
+    return max(len(tokenizer), model.config.get_text_config().vocab_size)
+
+
+def describe_history(losses: HistoryLosses | None) -> str:
+    """Return what REL compares with; empty if there is no REL."""
+    return "" if losses is None else _history(losses)
+
+
 def _history(losses: HistoryLosses) -> str:
     """Name the history and what it costs."""
     kept = "" if losses.store is None else f"losses are kept in {losses.store.file}, {len(losses.store)} samples so far"

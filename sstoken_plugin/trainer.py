@@ -14,12 +14,15 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from sstoken_plugin import checkpoint
-from sstoken_plugin.checkpoint import SelectionState
+from sstoken_plugin.breakdown import KeptCounts, Table
+from sstoken_plugin.checkpoint import ReportState, SelectionState
 from sstoken_plugin.metrics import Totals, counts, ratios
 from sstoken_plugin.monitor import SelectionMonitor
+from sstoken_plugin.report import Moment
 from sstoken_plugin.samples import IGNORE_INDEX
 from sstoken_plugin.selection import kept_per_sample
 from sstoken_plugin.step import Phase, TokenSelection
+from sstoken_plugin.trajectory import Trajectory
 
 LOG = logging.getLogger(__name__)
 
@@ -34,10 +37,14 @@ class TokenSelectionTrainer(Trainer):
         selection: what selects; None trains on everything. Set it before `train`, or set
         make_selection: builds it when training begins.
         selection_warnings: every warning raised about the selection, in order.
+        kept_counts: counts what is kept over the data; None if nobody asks.
+        trajectory: scores samples at moments of the run; None if nobody asks.
     """
 
     selection: TokenSelection | None = None
     make_selection: Callable[[], TokenSelection] | None = None
+    kept_counts: KeptCounts | None = None
+    trajectory: Trajectory | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -73,6 +80,8 @@ class TokenSelectionTrainer(Trainer):
         finally:
             self.compute_loss_func = None
         self._totals.add(counts(step))
+        if self.kept_counts is not None:
+            self.kept_counts.add(step)
         return loss
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
@@ -132,7 +141,14 @@ class TokenSelectionTrainer(Trainer):
             warnings=self.selection_warnings,
             digest=None if history is None else history.digest(self.model),
             tensors=tensors,
+            report=self._report_state(),
         )
+
+    def _report_state(self) -> ReportState | None:
+        if self.kept_counts is None or self.trajectory is None:
+            return None
+        counted = self.kept_counts.peek(self._sum_over_ranks)
+        return ReportState([vars(moment) for moment in self.trajectory.moments], self.kept_counts.rule, counted)
 
     def resume_selection(self) -> None:
         """Take over the state of the checkpoint that this run resumes from, once its weights are loaded."""
@@ -164,13 +180,29 @@ class TokenSelectionTrainer(Trainer):
             )  # fmt: skip
         self._monitor.restore(state.monitor)
         self.selection_warnings[:0] = state.warnings
-        if self.args.process_index == 0:
+        is_first = self.args.process_index == 0
+        if is_first:
             self._totals.restore(state.totals, self.args.device)
+        if state.report is not None and self.kept_counts is not None and self.trajectory is not None:
+            self.trajectory.moments = [Moment(**moment) for moment in state.report.moments]
+            counted = state.report.counts
+            self.kept_counts.restore(state.report.rule, counted if is_first else torch.zeros_like(counted))
 
     def _sum_over_ranks(self, vector: Tensor) -> Tensor:
         if self.args.world_size == 1:
             return vector
         return self.accelerator.reduce(vector.to(self.args.device), reduction="sum")
+
+    def of_first_rank(self, value: float) -> float:
+        """Return what the first rank gives; every rank must call this."""
+        own = value if self.args.process_index == 0 else 0.0
+        return self._sum_over_ranks(torch.tensor([own], dtype=torch.float64)).item()
+
+    def tables_of_kept(self) -> list[Table]:
+        """Return tables of what was kept over the data, see `KeptCounts.tables`; every rank must call this."""
+        if self.kept_counts is None:
+            return []
+        return self.kept_counts.tables(self.kept_counts.peek(self._sum_over_ranks))
 
     def _warn(self, warnings: list[str]) -> None:
         self.selection_warnings += warnings

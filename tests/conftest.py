@@ -93,6 +93,15 @@ def trained_adapter(tiny_llama: Path, tmp_path: Path) -> str:
     return str(tmp_path / "adapter")
 
 
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A headless browser for report pages."""
+    from browser import open_browser
+
+    with open_browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
 # For runs whose weights are compared: else Adam's first step is as long for a gradient that is nothing but rounding as
 # for any other.
 STEADY = {"adam_epsilon": 1e-3}

@@ -152,4 +152,39 @@ def test_it_is_a_command(config, tmp_path, command):
     assert "sstoken-inspect" in run_command(*command, "--help").stdout
     output = run_command(*command, "sstoken-inspect", str(write(config, tmp_path)), "--samples", "2").stdout
     assert "2 samples" in output
+    # No colours where nobody sees them.
+    assert "\x1b" not in output
     assert (tmp_path / "out" / "sstoken" / "selections.jsonl").exists()
+
+
+def test_two_adapters_are_compared(config, train, inspect, tmp_path):
+    train({**config, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 5})
+    adapters = [str(tmp_path / "out" / f"checkpoint-{step}") for step in (2, 4)]
+    result, records = inspect(config, "--samples", "4", "--adapter", adapters[0], "--adapter", adapters[1])
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "inspection"
+    others = [json.loads(line) for line in (folder / "selections-2.jsonl").read_text().splitlines()]
+    pairs = list(zip(records, others, strict=True))
+    assert all(one["history_nll"] == other["history_nll"] for one, other in pairs)
+    assert any(one["current_nll"] != other["current_nll"] for one, other in pairs)
+    marks = [(a, b) for one, other in pairs for a, b in zip(one["selected"], other["selected"], strict=True)]
+    both, either = sum(a and b for a, b in marks), sum(a or b for a, b in marks)
+    assert f"({both} of {either}); {sum(a != b for a, b in marks)} tokens are kept by one alone" in result.output
+    page = (folder / "report.html").read_text()
+    assert all(f"adapter {adapter}" in page for adapter in adapters)
+
+
+def test_three_adapters_are_one_too_many(config, inspect, tmp_path):
+    result, _ = inspect(config, *["--adapter", str(tmp_path)] * 3)
+    assert result.exit_code == 1
+    assert "--adapter is given 3 times; at most two" in result.output
+
+
+def test_the_terminal_shows_samples(config, inspect):
+    result, records = inspect(config, "--samples", "3", "--show", "2")
+    assert "sample 1: " in result.output
+    assert "sample 2: " not in result.output
+    text = "".join(records[0]["tokens"])
+    assert text.replace("\n", "") in result.output.replace("\n", "").replace("⏎", "")
+    assert "struck out" in inspect(config, "--samples", "1")[0].output
+    assert "struck out" not in inspect(config, "--samples", "1", "--show", "0")[0].output

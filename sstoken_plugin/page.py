@@ -1,0 +1,61 @@
+"""Puts the report page of a run or an inspection together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from sstoken_plugin.breakdown import Table
+from sstoken_plugin.metrics import MEANINGS
+from sstoken_plugin.report import Breakdown, Moment, Report, render
+from sstoken_plugin.setup import describe, describe_history
+from sstoken_plugin.step import TokenSelection
+
+PACKAGES = ("sstoken-plugin", "axolotl", "torch", "transformers", "peft")
+
+
+def report_of(
+    selection: TokenSelection,
+    tokenizer: Any,
+    moments: Sequence[Moment],
+    tables: Sequence[Table],
+    log: Sequence[Mapping[str, Any]] = (),
+    warnings: Sequence[str] = (),
+) -> Report:
+    """Return what the page shows.
+
+    Args:
+        selection: what selected.
+        tokenizer: its model's.
+        moments: see `Report`.
+        tables: see `KeptCounts.tables`.
+        log: lines of the training's log.
+        warnings: those raised about the selection.
+    """
+    return Report(
+        sentence=describe(selection, tokenizer),
+        settings=selection.config.model_dump(),
+        versions={name: found for name in PACKAGES if (found := _version(name))},
+        history=describe_history(selection.history),
+        moments=moments,
+        end_tokens=selection.end_tokens if selection.config.keep_eos else (),
+        log=log,
+        warnings=warnings,
+        breakdowns=[Breakdown(*table) for table in tables],
+        notes=MEANINGS,
+    )
+
+
+def write_page(file: Path, report: Report) -> None:
+    """Write the page to a file, and its folder where there is none."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(render(report), encoding="utf-8")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

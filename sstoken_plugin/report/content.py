@@ -1,0 +1,75 @@
+"""What the report page shows: the contract between those who measure and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sstoken_plugin.inspection import Record
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The same samples scored at one moment of the training, or by one adapter.
+
+    Attributes:
+        label: names the moment: "before training", "step 40 of 100", "adapter out/a".
+        rule: what ranked the tokens then: sstoken, rel, attention, random, position, reference or all.
+        gamma: weight of REL in the score then, 0 to 1.
+        ratio: fraction of each sample's response tokens that was kept, above 0 and up to 1.
+        records: one a sample, with the fields of a line of selections.jsonl. The texts in `tokens` join to the
+            decoded sample: a token inside a character that an earlier token began has an empty text. Losses and
+            REL are in nats. Every moment has the same samples in the same order.
+    """
+
+    label: str
+    rule: str
+    gamma: float
+    ratio: float
+    records: Sequence[Record]
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """One table that says where tokens were kept.
+
+    Attributes:
+        title: "By text", "By turn", ...
+        note: one sentence that says what is counted.
+        rows: label, tokens seen, tokens kept.
+    """
+
+    title: str
+    note: str
+    rows: Sequence[tuple[str, int, int]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page shows.
+
+    Attributes:
+        sentence: what was selected and how, in words.
+        settings: the `sstoken:` block.
+        versions: package name to version.
+        history: what the history is, in words; "" if there is none.
+        moments: in the order of training.
+        end_tokens: token ids that rank before all others of their sample; empty if `keep_eos` is false.
+        log: log lines of the training: `step`, and numbers by name. A line need not have every name.
+        warnings: warnings raised about the selection.
+        breakdowns: tables.
+        notes: name of a logged number to one line that explains it.
+    """
+
+    sentence: str
+    settings: Mapping[str, Any]
+    versions: Mapping[str, str]
+    history: str
+    moments: Sequence[Moment]
+    end_tokens: Sequence[int] = ()
+    log: Sequence[Mapping[str, Any]] = ()
+    warnings: Sequence[str] = ()
+    breakdowns: Sequence[Breakdown] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)

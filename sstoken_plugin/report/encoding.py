@@ -1,0 +1,119 @@
+"""Samples and moments as the page's script reads them.
+
+Numbers travel as base64 of little-endian float32, NaN for None: exact, because selection works in float32, and small.
+An array of nothing but NaN travels as "". A sample's arrays have one entry a response token, from the first on.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sstoken_plugin.report.content import Moment
+from sstoken_plugin.report.window import Run, window
+
+if TYPE_CHECKING:
+    from sstoken_plugin.inspection import Record
+
+# Response tokens of a sample whose numbers go onto the page; a longer response cannot be selected anew there.
+MAX_NUMBERS = 8192
+# Characters of one token, or of one line of text about the run.
+MAX_TOKEN_TEXT = 300
+MAX_LINE = 1000
+
+
+class EncodedSample:
+    """One sample in the page's terms.
+
+    Attributes:
+        fixed: what is the same at every moment: text, places, history losses if they do not change.
+        moments: what is not, one entry a moment.
+    """
+
+    def __init__(self, records: Sequence[Record], end_tokens: Collection[int]):
+        """Encode a sample.
+
+        Args:
+            records: the sample's record at each moment, at least one.
+            end_tokens: see `Report`.
+        """
+        first = records[0]
+        runs = window(first["response"])
+        places = [place for place, response in enumerate(first["response"]) if response]
+        shown = sum(len(run) for run in runs if run.response and run.shown)
+        numbers, texts = places[:MAX_NUMBERS], places[:shown]
+        history = [_floats(record["history_nll"], texts) for record in records]
+        steady = len(set(history)) == 1
+        self.fixed: dict[str, Any] = {
+            "name": str(first["sample"])[:MAX_LINE],
+            "length": len(first["response"]),
+            "responses": len(places),
+            "prompt": has_prompt(first),
+            "whole": len(places) <= MAX_NUMBERS,
+            "ends": [index for index, place in enumerate(numbers) if first["input_ids"][place] in end_tokens],
+            "runs": [_run(run, first) for run in runs],
+            **({"history": history[0]} if steady else {}),
+        }
+        self.moments: list[dict[str, Any]] = [
+            {
+                "kept": sum(map(bool, record["selected"])),
+                "selected": _bits(record["selected"], numbers),
+                "current": _floats(record["current_nll"], texts),
+                "rel": _floats(record["rel"], numbers),
+                "attention": _floats(record["attention"], numbers),
+                "score": _floats(record["score"], numbers),
+                **({} if steady else {"history": losses}),
+            }
+            for record, losses in zip(records, history, strict=True)
+        ]
+
+
+def encode(moments: Sequence[Moment], end_tokens: Collection[int]) -> list[EncodedSample]:
+    """Encode the samples that every moment has; one entry a sample."""
+    columns = zip(*(moment.records for moment in moments), strict=False)
+    return [EncodedSample(records, set(end_tokens)) for records in columns]
+
+
+def has_prompt(record: Record) -> bool:
+    """Say whether a sample has any prompt token.
+
+    The first token is never a response token, even where it is labelled: it counts as a prompt only if the response
+    was seen to attend to it.
+    """
+    others = sum(not response for response in record["response"][1:])
+    if others or not record["response"] or record["response"][0]:
+        return others > 0
+    measured = [value for value in record["attention"] if value is not None]
+    return not measured or any(measured)
+
+
+def cut(text: str, limit: int = MAX_LINE) -> str:
+    """Return a text of bounded length; what is missing is said."""
+    return text if len(text) <= limit else f"{text[:limit]}[... {len(text) - limit} more characters]"
+
+
+def _run(run: Run, record: Record) -> dict[str, Any]:
+    if not run.shown:
+        return {"cut": len(run)}
+    name = "response" if run.response else "prompt"
+    kind: dict[str, Any] = {"label": name if run.number == 1 else f"{name} {run.number}", "start": run.start}
+    texts = [cut(text, MAX_TOKEN_TEXT) for text in record["tokens"][run.start : run.stop]]
+    if not run.response:
+        return {**kind, "text": texts}
+    return {**kind, "tokens": texts, "ids": [int(token) for token in record["input_ids"][run.start : run.stop]]}
+
+
+def _floats(values: Sequence[float | None], places: Sequence[int]) -> str:
+    numbers = [math.nan if values[place] is None else values[place] for place in places]
+    with np.errstate(over="ignore"):
+        array = np.array(numbers, dtype="<f4")
+    return base64.b64encode(array.tobytes()).decode() if np.isfinite(array).any() else ""
+
+
+def _bits(values: Sequence[bool], places: Sequence[int]) -> str:
+    chosen = np.array([bool(values[place]) for place in places], dtype=bool)
+    return base64.b64encode(np.packbits(chosen, bitorder="little").tobytes()).decode()

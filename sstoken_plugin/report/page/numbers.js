@@ -1,0 +1,74 @@
+// The selection, as sstoken_plugin/selection.py has it. Python works in float32, so each operation is rounded to
+// float32 here, in the same order; only the product that gives k is in doubles there too.
+
+const f32 = Math.fround;
+const EPSILON = f32(1e-8);
+
+function bytesOf(base64) {
+  return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+}
+
+// Float32Array, or null for "", which stands for an array of nothing but NaN.
+function floatsOf(base64) {
+  if (!base64) return null;
+  const view = new DataView(bytesOf(base64).buffer);
+  return Float32Array.from({ length: view.byteLength / 4 }, (_, index) => view.getFloat32(4 * index, true));
+}
+
+function bitsOf(base64, count) {
+  const bytes = bytesOf(base64);
+  return Uint8Array.from({ length: count }, (_, index) => (bytes[index >> 3] >> (index & 7)) & 1);
+}
+
+// Lowest and highest finite value, null if there is none.
+function rangeOf(values) {
+  let low = Infinity;
+  let high = -Infinity;
+  for (const value of values ?? []) {
+    if (!Number.isFinite(value)) continue;
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
+  return low <= high ? [low, high] : null;
+}
+
+function normalise(rel) {
+  const [low, high] = rangeOf(rel) ?? [0, 0];
+  const width = f32(f32(high - low) + EPSILON);
+  return rel.map((value) => f32(value - low) / width);
+}
+
+// rel and attention are null where they were not measured: then they count as 0. A single NaN ranks its token last.
+function blend(rel, attention, gamma, hasPrompt, count) {
+  const scaled = rel ? normalise(rel) : new Float32Array(count);
+  if (!hasPrompt) return scaled;
+  const mass = attention ?? new Float32Array(count);
+  const [one, other] = [f32(gamma), f32(1 - gamma)];
+  return scaled.map((value, index) => f32(one * value) + f32(other * mass[index]));
+}
+
+// Indices, best first: end tokens, then by score; among equals the earlier token. No finite score is last.
+function rankOrder(score, ends) {
+  const key = score.map((value) => (Number.isFinite(value) ? value : -Infinity));
+  return Uint32Array.from(score.keys()).sort((a, b) => {
+    if (ends[a] !== ends[b]) return ends[b] - ends[a];
+    if (key[a] !== key[b]) return key[a] > key[b] ? -1 : 1;
+    return a - b;
+  });
+}
+
+function keptCount(ratio, count) {
+  return Math.ceil(ratio * count);
+}
+
+// { score, rank: 1 for the best, kept: 1 where kept, total: how many are kept }
+function selectTop(score, ends, total) {
+  const rank = ranksOf(rankOrder(score, ends));
+  return { score, rank, kept: Uint8Array.from(rank, (place) => (place <= total ? 1 : 0)), total };
+}
+
+function ranksOf(order) {
+  const rank = new Uint32Array(order.length);
+  order.forEach((index, place) => (rank[index] = place + 1));
+  return rank;
+}

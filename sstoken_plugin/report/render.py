@@ -1,0 +1,152 @@
+"""Puts page, style, script and data together into one HTML document that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from sstoken_plugin.report.content import Moment, Report
+from sstoken_plugin.report.encoding import cut, encode
+from sstoken_plugin.report.fit import MAX_POINTS, MAX_TABLES, choose, is_number, series, table
+
+# The whole document, so that it opens on a phone and can be mailed.
+MAX_BYTES = 5_000_000
+MAX_WARNINGS = 20
+MAX_SETTINGS = 60
+
+# In this order: a file uses, or overrides, what those before it define.
+_STYLES = ("page.css", "samples.css", "figures.css", "screens.css")
+_SCRIPTS = ("numbers.js", "text.js", "state.js", "samples.js", "strips.js", "tokens.js", "controls.js", "curves.js",
+            "tables.js", "start.js")  # fmt: skip
+
+# What could end the data's element, and what an HTML parser or an editor would not leave as it is.
+_UNSAFE = re.compile("[<>&\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
+
+
+def render(report: Report) -> str:
+    """Return the page: one HTML document below `MAX_BYTES` bytes that asks the network for nothing.
+
+    What does not fit is left out, and the page says so.
+    """
+    moments = [moment for moment in report.moments if moment.records]
+    samples = encode(moments, report.end_tokens)
+    fixed = [_json(sample.fixed) for sample in samples]
+    scored = [[_json(record) for record in sample.moments] for sample in samples]
+    frame = _frame(report)
+    # Room for the commas between, and for labels and sentences that the choice adds.
+    heads = sum(_size(_json(_moment(moment))) for moment in moments)
+    room = MAX_BYTES - _size(_document(_json(frame), "[]", "[]")) - heads - 2000
+    sizes = [(_size(text) + 2, [_size(entry) + 2 for entry in each]) for text, each in zip(fixed, scored, strict=True)]
+    chosen, count = choose(len(moments), sizes, room)
+    left_out = _left_out(len(moments) - len(chosen), len(moments), len(samples) - count, len(samples))
+    shown = [
+        _json(_moment(moments[index]))[:-1] + ',"records":[' + ",".join(each[index] for each in scored[:count]) + "]}"
+        for index in chosen
+    ]
+    return _document(
+        _json({**frame, "left_out": left_out}),
+        "[" + ",".join(fixed[:count]) + "]",
+        "[" + ",".join(shown) + "]",
+    )
+
+
+def _frame(report: Report) -> dict[str, Any]:
+    """Return all but samples and moments."""
+    drawn = series(report.log)
+    return {
+        "sentence": cut(report.sentence),
+        "history": cut(report.history),
+        # Where a moment's rule has no use for them, what-if begins with those of the settings.
+        **{name: report.settings[name] for name in ("ratio", "gamma") if is_number(report.settings.get(name))},
+        "settings": _lines(report.settings),
+        "versions": _lines(report.versions),
+        "warnings": _warnings(report.warnings),
+        "notes": {name: cut(report.notes[name]) for name in drawn if name in report.notes},
+        "series": drawn,
+        "thinned": _thinned(len(report.log)),
+        "tables": [table(breakdown) for breakdown in report.breakdowns[:MAX_TABLES] if breakdown.rows],
+    }
+
+
+def _warnings(warnings: Sequence[str]) -> list[str]:
+    more = len(warnings) - MAX_WARNINGS
+    return [cut(warning) for warning in warnings[:MAX_WARNINGS]] + ([f"There are {more} more."] if more > 0 else [])
+
+
+def _thinned(lines: int) -> str:
+    return f"Of {lines} log lines, curves show up to {MAX_POINTS}, evenly chosen." if lines > MAX_POINTS else ""
+
+
+def _moment(moment: Moment) -> dict[str, Any]:
+    return {
+        "label": cut(moment.label, 200),
+        "rule": moment.rule,
+        "gamma": float(moment.gamma),
+        "ratio": float(moment.ratio),
+    }
+
+
+def _lines(values: Mapping[str, Any]) -> list[list[str]]:
+    """Return names and values as YAML would show them."""
+    words = {None: "null", True: "true", False: "false"}
+    return [
+        [cut(str(name)), words[value] if value is None or isinstance(value, bool) else cut(str(value))]
+        for name, value in list(values.items())[:MAX_SETTINGS]
+    ]
+
+
+def _left_out(moments: int, of_moments: int, samples: int, of_samples: int) -> str:
+    parts = []
+    if moments:
+        parts.append(f"{moments} of {of_moments} moments")
+    if samples:
+        parts.append(f"the last {samples} of {of_samples} samples")
+    return f"Left out to keep this page below {MAX_BYTES / 1e6:g} MB: {' and '.join(parts)}." if parts else ""
+
+
+def _json(value: Any) -> str:
+    """Return JSON that can stand inside a script element whatever texts it holds."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _size(text: str) -> int:
+    return len(text.encode())
+
+
+def _document(frame: str, samples: str, moments: str) -> str:
+    parts = {
+        "STYLE": _style(),
+        "SCRIPT": _script(),
+        "STYLE_HASH": _hash(_style()),
+        "SCRIPT_HASH": _hash(_script()),
+        "DATA": f'{frame[:-1]},"samples":{samples},"moments":{moments}}}',
+    }
+    # One pass: a part that happens to hold a placeholder is not filled in again.
+    return re.sub(r"@@(\w+)@@", lambda match: parts[match[1]], _file("page.html"))
+
+
+@cache
+def _style() -> str:
+    return "".join(map(_file, _STYLES))
+
+
+@cache
+def _script() -> str:
+    # A scope of their own; the files share it.
+    return '(() => {\n"use strict";\n' + "\n".join(map(_file, _SCRIPTS)) + "\n})();\n"
+
+
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+@cache
+def _file(name: str) -> str:
+    return (files("sstoken_plugin.report") / "page" / name).read_text(encoding="utf-8")

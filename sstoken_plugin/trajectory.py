@@ -1,0 +1,141 @@
+"""The same samples scored at several moments of a training run, at a small share of its time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from sstoken_plugin.inspection import Record, inspect_samples
+from sstoken_plugin.report import Moment
+from sstoken_plugin.step import Phase, TokenSelection
+
+if TYPE_CHECKING:
+    from sstoken_plugin.trainer import TokenSelectionTrainer
+
+# Of the run's time, but for this many seconds, which a short run may spend too.
+SHARE, LEAST_SECONDS = 0.01, 5.0
+MOST_MOMENTS = 9
+LEAST_SAMPLES, MOST_SAMPLES = 4, 12
+# Of all samples together, the longest of which are left to others where that can be.
+MOST_TOKENS = 8192
+
+
+class Trajectory:
+    """Scores samples as the model in training would select from them next.
+
+    The first moment, after a step whose time is known, decides how many samples the run can afford; later ones are
+    left out where they would cost more. What one rank decides all do, because all take part.
+
+    Args:
+        trainer: whose model and data set.
+
+    Attributes:
+        moments: those taken so far.
+        seconds: spent on them in this process.
+    """
+
+    def __init__(self, trainer: TokenSelectionTrainer):
+        self.moments: list[Moment] = []
+        self._trainer = trainer
+        self._samples: list[Any] = []
+        self._first_step = 0
+        self._began = self._last = 0.0
+        self.seconds = 0.0
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Score the samples if this moment is planned and the run can afford it.
+
+        Args:
+            step: of the run, from 1.
+            steps: of the whole run.
+        """
+        if not self._began:
+            self._began, self._first_step = time.perf_counter(), step
+            self._samples = self._of_checkpoint()
+        elif self._is_planned(step, steps):
+            allowed = self._agreed(self._allowed(step, steps))
+            if not self._samples:
+                self._choose(allowed / MOST_MOMENTS)
+            # Room is left for the end of the run, which is always scored.
+            if self._agreed(self.seconds + 2 * self._last) <= allowed:
+                self._take(step, steps, self._trainer.selection_phase)
+
+    def finish(self, step: int, steps: int) -> None:
+        """Score the samples with the trained model, by the rule that the settings name."""
+        self._samples = self._samples or self._of_checkpoint()
+        if not self._samples:
+            self._choose(LEAST_SECONDS / MOST_MOMENTS)
+        self._take(step, steps, Phase.of(self._selection.config))
+
+    @property
+    def _selection(self) -> TokenSelection:
+        assert self._trainer.selection is not None
+        return self._trainer.selection
+
+    def _is_planned(self, step: int, steps: int) -> bool:
+        if step >= steps:
+            return False
+        part = steps / (MOST_MOMENTS - 1)
+        return not self.moments or int(step / part) > int((step - 1) / part)
+
+    def _allowed(self, step: int, steps: int) -> float:
+        """Return the seconds that scoring may take in this run."""
+        each = (time.perf_counter() - self._began - self.seconds) / (step - self._first_step)
+        return max(LEAST_SECONDS, SHARE * each * steps)
+
+    def _choose(self, seconds: float) -> None:
+        """Choose samples from all over the data set, as many as can be scored in this time."""
+        start = time.perf_counter()
+        tokens = 0
+        for sample in self._candidates():
+            tokens += len(sample["input_ids"])
+            if len(self._samples) >= LEAST_SAMPLES:
+                late = self._agreed(time.perf_counter() - start) > seconds
+                if late or tokens > MOST_TOKENS:
+                    break
+            self._samples.append(sample)
+            self._score(sample, self._trainer.selection_phase)
+        self.seconds += time.perf_counter() - start
+
+    def _take(self, step: int, steps: int, phase: Phase) -> None:
+        start = time.perf_counter()
+        records = [record for sample in self._samples for record in self._score(sample, phase)]
+        self.moments.append(Moment(f"step {step} of {steps}", phase.rule, phase.gamma, phase.ratio, records))
+        self._last = time.perf_counter() - start
+        self.seconds += self._last
+
+    def _score(self, sample: Any, phase: Phase) -> list[Record]:
+        tokenizer = self._trainer.processing_class
+        found = inspect_samples(self._selection, self._trainer.model, [sample], phase, tokenizer)
+        return [{**record, "sample": sample["sample"]} for record in found]
+
+    def _candidates(self) -> Iterator[dict[str, Any]]:
+        data: Any = self._trainer.train_dataset
+        if not hasattr(data, "__len__"):
+            yield from ({**row, "sample": index} for index, row in enumerate(islice(data, MOST_SAMPLES)))
+        else:
+            yield from ({**data[index], "sample": index} for index in spread_over(len(data), MOST_SAMPLES))
+
+    def _of_checkpoint(self) -> list[dict[str, Any]]:
+        """Return the samples of the moments that a checkpoint held; without those, its moments are dropped."""
+        if not self.moments:
+            return []
+        data: Any = self._trainer.train_dataset
+        records = self.moments[0].records
+        if hasattr(data, "__len__") and max(record["sample"] for record in records) < len(data):
+            found = [{**data[record["sample"]], "sample": record["sample"]} for record in records]
+            if all(list(a["input_ids"]) == b["input_ids"] for a, b in zip(found, records, strict=True)):
+                return found
+        self.moments.clear()
+        return []
+
+    def _agreed(self, value: float) -> float:
+        return self._trainer.of_first_rank(value)
+
+
+def spread_over(total: int, most: int) -> Sequence[int]:
+    """Return up to `most` indices below `total`, as far apart as can be, the first 0."""
+    count = min(total, most)
+    return [index * total // count for index in range(count)]

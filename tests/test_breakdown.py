@@ -1,0 +1,117 @@
+"""What is counted of kept tokens over the data, against a count by hand."""
+
+from __future__ import annotations
+
+import torch
+
+from sstoken_plugin.breakdown import FENCE, KeptCounts, part_of
+from sstoken_plugin.samples import BatchLayout
+from sstoken_plugin.step import Phase, TokenScores
+
+END = "<|im_end|>"
+
+
+class Step:
+    """What is counted of a scored step, with every second response token kept."""
+
+    def __init__(self, tokenizer, samples, rule="sstoken", history=None):
+        rows = [[tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts] for texts in samples]
+        flat = [[(token, index % 2) for index, part in enumerate(row) for token in part] for row in rows]
+        ids = torch.tensor([token for row in flat for token, _ in row])[None]
+        labels = torch.tensor([token if response else -100 for row in flat for token, response in row])[None]
+        places = torch.tensor([place for row in flat for place in range(len(row))])[None]
+        self.layout = BatchLayout.of({"input_ids": ids, "labels": labels, "position_ids": places})
+        self.phase = Phase(rule, 0.5, 0.5)
+        count = len(self.layout.position)
+        self.kept = torch.arange(count) % 2 == 0
+        nll = torch.zeros(count)
+        self.scores = TokenScores(nll, history(count) if history else None, None, None, nll)
+
+
+def tables(counts):
+    found = counts.tables(counts.peek(lambda counted: counted))
+    return {title: {label: (seen, kept) for label, seen, kept in rows} for title, _, rows in found}
+
+
+def test_two_packed_samples_are_counted_by_hand(tokenizer):
+    counts = KeptCounts(tokenizer, len(tokenizer))
+    one = ["Ask", " red red red red" + END, " more", " red"]
+    two = ["Ask", f" see\n{FENCE}\nx = 12\n{FENCE}\n 7 !"]
+    step = Step(tokenizer, [one, two])
+    for _ in range(3):
+        counts.add(step)
+    found = tables(counts)
+    total = len(step.layout.position)
+    kept = int(step.kept.sum())
+    for rows in found.values():
+        assert sum(seen for seen, _ in rows.values()) == 3 * total
+        assert sum(k for _, k in rows.values()) == 3 * kept
+    reds = step.layout.target == tokenizer(" red")["input_ids"][0]
+    assert found["By text"][" red"] == (15, 3 * int((reds & step.kept).sum()))
+    assert found["By text"][END] == (3, 3)
+    assert found["By turn"]["turn 2"] == (3, 0)
+    assert found["By turn"]["turn 1"] == (3 * (total - 1), 3 * kept)
+    parts = found["By part of the text"]
+    assert parts["template tokens"] == (3, 3)
+    texts = [tokenizer.decode([token]) for token in step.layout.target[6:].tolist()]
+    first, last = (place for place, text in enumerate(texts) if FENCE in text)
+    assert parts["code"][0] == 3 * (last - first + 1)
+    assert parts["numbers"][0] == 3 * sum(text.strip() == "7" for text in texts[last:])
+    assert "By decile of the history's loss" not in found
+
+
+def test_places_are_tenths_of_a_response(tokenizer):
+    counts = KeptCounts(tokenizer, len(tokenizer))
+    counts.add(Step(tokenizer, [["Ask", " red" * 20]]))
+    assert tables(counts)["By position in the response"] == {f"tenth {place}": (2, 1) for place in range(1, 11)}
+
+
+def test_deciles_of_the_historys_loss_are_of_equal_size(tokenizer):
+    counts = KeptCounts(tokenizer, len(tokenizer))
+    counts.add(Step(tokenizer, [["Ask", " red" * 1000]], history=lambda count: torch.logspace(-6, 1, count)))
+    rows = tables(counts)["By decile of the history's loss"]
+    assert len(rows) == 10
+    assert all(80 <= seen <= 120 for seen, _ in rows.values())
+    assert next(iter(rows)).startswith("0 to ")
+
+
+def test_losses_that_are_all_the_same_or_not_finite_are_counted_too(tokenizer):
+    for value in (0.0, 3.0, float("nan"), float("inf")):
+        counts = KeptCounts(tokenizer, len(tokenizer))
+        counts.add(Step(tokenizer, [["Ask", " red" * 9]], history=lambda count, v=value: torch.full((count,), v)))
+        ((seen, kept),) = tables(counts)["By decile of the history's loss"].values()
+        assert (seen, kept) == (9, 5)
+
+
+def test_a_new_rule_starts_anew_and_a_restored_count_goes_on(tokenizer):
+    counts = KeptCounts(tokenizer, len(tokenizer))
+    counts.add(Step(tokenizer, [["Ask", " red blue"]], rule="attention"))
+    counts.add(Step(tokenizer, [["Ask", " green"]]))
+    assert tables(counts)["By text"] == {" green": (1, 1)}
+    other = KeptCounts(tokenizer, len(tokenizer))
+    other.restore(counts.rule, counts.peek(lambda counted: counted))
+    other.add(Step(tokenizer, [["Ask", " green"]]))
+    assert tables(other)["By text"] == {" green": (2, 2)}
+
+
+def test_a_batch_without_response_tokens_counts_nothing(tokenizer):
+    counts = KeptCounts(tokenizer, len(tokenizer))
+    counts.add(Step(tokenizer, [["Ask"]]))
+    assert tables(counts) == {}
+
+
+def test_parts_of_text():
+    for text, part in {
+        " word": "words",
+        "don't": "words",
+        "12": "numbers",
+        " 7": "numbers",
+        "½": "numbers",
+        "\n\n": "whitespace",
+        "  ": "whitespace",
+        ",": "punctuation",
+        " $": "punctuation",
+        "x1": "words",
+        "é": "words",
+    }.items():
+        assert part_of(text) == part, text

@@ -1,0 +1,177 @@
+"""Samples scored at moments of a run: what is taken, what it may cost, and that the run does not notice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from sstoken_plugin import trajectory
+from sstoken_plugin.trajectory import MOST_MOMENTS, MOST_SAMPLES, spread_over
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What each report page is drawn from."""
+    from sstoken_plugin import page
+
+    reports = []
+    render = page.render
+    monkeypatch.setattr(page, "render", lambda report: reports.append(report) or render(report))
+    return reports
+
+
+BLOCK = {"warmup_ratio": 0.5}
+
+
+def test_the_same_samples_are_scored_along_a_run_by_the_rule_of_the_moment(config, train, drawn):
+    train({**config, "max_steps": 12, "sstoken": BLOCK})
+    (report,) = drawn
+    assert [moment.label for moment in report.moments] == [f"step {s} of 12" for s in (2, 3, 5, 6, 8, 9, 11, 12)]
+    assert [moment.rule for moment in report.moments] == ["attention"] * 3 + ["sstoken"] * 5
+    first, *_, last = (moment.records for moment in report.moments)
+    assert len(first) == MOST_SAMPLES
+    for one, other in zip(first, last, strict=True):
+        assert one["sample"] == other["sample"]
+        assert one["input_ids"] == other["input_ids"]
+        assert one["history_nll"] == other["history_nll"]
+        assert one["current_nll"] != other["current_nll"]
+    assert [record["sample"] for record in first] == [2 * index for index in range(12)]
+
+
+def test_a_run_trains_the_same_with_and_without_the_page(config, train):
+    settings = {**config, "lora_dropout": 0.2, "max_steps": 6}
+    runs = [train({**settings, "sstoken": {**BLOCK, "report": report}}) for report in (True, False)]
+    assert runs[0].losses == runs[1].losses
+    for name, weight in runs[0].weights.items():
+        assert torch.equal(weight, runs[1].weights[name]), name
+
+
+def test_what_scoring_may_cost_is_bounded(config, train, drawn, monkeypatch):
+    """On a clock that only scoring moves, and by more than the run may spend, the least is scored."""
+    now = [0.0]
+    monkeypatch.setattr(trajectory.time, "perf_counter", lambda: now[0])
+    score = trajectory.inspect_samples
+
+    def slow(*args):
+        now[0] += trajectory.LEAST_SECONDS / 10
+        return score(*args)
+
+    monkeypatch.setattr(trajectory, "inspect_samples", slow)
+    train({**config, "max_steps": 12, "sstoken": BLOCK})
+    (report,) = drawn
+    assert [len(moment.records) for moment in report.moments] == [trajectory.LEAST_SAMPLES] * len(report.moments)
+    assert [moment.label for moment in report.moments][-1] == "step 12 of 12"
+    assert now[0] <= 1.2 * trajectory.LEAST_SECONDS
+
+
+def test_long_runs_spend_a_share_of_their_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(trajectory.time, "perf_counter", lambda: now[0])
+    steps, each = 10_000, 2.0
+
+    class Trainer:
+        train_dataset = tuple({"input_ids": [0] * 100} for _ in range(50))
+        selection_phase = None
+
+        @staticmethod
+        def of_first_rank(value):
+            return value
+
+    watched = trajectory.Trajectory(Trainer())
+    scored = []
+
+    def score(sample, phase):
+        now[0] += 1.5
+        scored.append(sample["sample"])
+        return [{"sample": sample["sample"]}]
+
+    monkeypatch.setattr(watched, "_score", score)
+    monkeypatch.setattr(trajectory, "Moment", lambda *given: given)
+    monkeypatch.setattr(Trainer, "selection_phase", trajectory.Phase("sstoken", 0.5, 0.6))
+    for step in range(1, steps):
+        now[0] += each
+        watched.after_step(step, steps)
+    spent = 1.5 * len(scored)
+    assert spent + watched._last <= trajectory.SHARE * steps * each
+    assert len(watched.moments) >= MOST_MOMENTS - 2
+    assert len(set(scored)) == MOST_SAMPLES
+
+
+def test_a_resumed_run_draws_the_whole_of_it(config, train, drawn, tmp_path):
+    settings = {**config, "max_steps": 8, "save_strategy": "steps", "save_steps": 4, "sstoken": BLOCK}
+    train(settings)
+    folder = Path(settings["output_dir"]) / "checkpoint-4"
+    shutil.copytree(folder, tmp_path / "from")
+    train({**settings, "output_dir": str(tmp_path / "again"), "resume_from_checkpoint": str(tmp_path / "from")})
+    whole, resumed = drawn
+    labels = [[moment.label for moment in report.moments] for report in drawn]
+    assert labels[0][-1] == labels[1][-1] == "step 8 of 8"
+    assert labels[1][:3] == labels[0][:3]
+    for one, other in zip(whole.moments, resumed.moments, strict=False):
+        if one.label == other.label:
+            assert json.dumps(one.records) == json.dumps(other.records)
+    assert whole.breakdowns == resumed.breakdowns
+
+
+def test_tables_count_the_tokens_that_were_trained_on(config, train, drawn, steps):
+    train({**config, "max_steps": 6, "sstoken": BLOCK})
+    (report,) = drawn
+    seen = sum(len(step.kept) for step, _ in steps if step.phase.rule == "sstoken")
+    kept = sum(int(step.kept.sum()) for step, _ in steps if step.phase.rule == "sstoken")
+    titles = [table.title for table in report.breakdowns]
+    assert titles[:3] == ["By part of the text", "By position in the response", "By turn"]
+    for table in report.breakdowns[:4]:
+        assert (sum(row[1] for row in table.rows), sum(row[2] for row in table.rows)) == (seen, kept)
+
+
+def test_a_failure_costs_the_page_and_not_the_run(config, train, monkeypatch, tmp_path, caplog):
+    def fail(*args):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(trajectory, "inspect_samples", fail)
+    run = train({**config, "sstoken": BLOCK})
+    assert run.trainer.state.global_step == 4
+    assert "samples were not scored: RuntimeError: no room" in caplog.text
+    assert (tmp_path / "out" / "sstoken" / "report.html").exists()
+
+
+def test_trackers_get_a_table_of_tokens_and_the_curves(config, train, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train({**config, "use_tensorboard": True, "sstoken": BLOCK})
+    (file,) = tmp_path.rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file), size_guidance={"tensors": 0})
+    events.Reload()
+    scalars = events.Tags()["scalars"]
+    assert "train/sstoken/selected_ratio" in scalars
+    assert "train/sstoken/rel_mean" in scalars
+    (name,) = (tag for tag in events.Tags()["tensors"] if tag.startswith("sstoken/tokens"))
+    text = events.Tensors(name)[0].tensor_proto.string_val[0].decode()
+    assert text.count("\n") > 40
+    assert "| sample | place | token | kept |" in text
+
+
+def test_wandb_gets_the_table_too(config, train, tmp_path, monkeypatch):
+    import wandb
+
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    settings = {"use_wandb": True, "wandb_project": "test", "wandb_mode": "offline"}
+    try:
+        train({**config, **settings, "sstoken": BLOCK})
+    finally:
+        wandb.finish()
+    (file,) = tmp_path.rglob("media/table/sstoken/*.table.json")
+    table = json.loads(file.read_text())
+    assert table["columns"][:4] == ["sample", "place", "token", "kept"]
+    assert any(row[3] for row in table["data"])
+    assert any(not row[3] for row in table["data"])
+
+
+def test_spread_over():
+    assert spread_over(3, 5) == [0, 1, 2]
+    assert spread_over(10, 5) == [0, 2, 4, 6, 8]
+    assert spread_over(0, 5) == []
