@@ -1,6 +1,6 @@
 """How time and memory of a step grow, against plain Axolotl: with tokens, vocabulary, ratio and share of the prompt.
 
-    python benchmarks/growth.py [--only tokens vocabulary ratio prompt] [--pairs 5]
+    python benchmarks/growth.py [--only "tokens 256" "prompt 0.5" ...] [--pairs 5]
 
 LoRA in float32 with the cache filled: SmolLM2-135M, but for the vocabulary, where a random Qwen2 of few layers stands
 in whose head is as large as that of the real one. Each point is saved when it is there, in
@@ -60,14 +60,15 @@ def write_model(vocabulary: int) -> None:
 
 def main() -> None:
     """Run the benchmark and print a table."""
-    options = asked(__doc__, CASES, 5)
-    for variable in options.only:
-        for value, case in CASES[variable].items():
-            if variable == "vocabulary":
-                in_child("growth", "write_model", value)
-            row = {"variable": variable, "value": value, **measure(case, options.pairs)}
-            file = save("growth", {f"{variable} {value}": row})
-            print(f"{variable + ' ' + str(value):24} {line(row)}", flush=True)
+    points = {f"{variable} {value}": (variable, value) for variable, cases in CASES.items() for value in cases}
+    options = asked(__doc__, points, 5)
+    for name in options.only:
+        variable, value = points[name]
+        if variable == "vocabulary":
+            in_child("growth", "write_model", value)
+        row = {"variable": variable, "value": value, **measure(CASES[variable][value], options.pairs)}
+        file = save("growth", {name: row})
+        print(f"{name:24} {line(row)}", flush=True)
     print(f"Written: {file}")
     draw("growth")
 

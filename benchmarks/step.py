@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def whole_run(config: dict[str, Any]) -> int:
 def parts(pairs: int) -> dict[str, Any]:
     """Measure what the parts of a warm step of 1 x 2048 tokens take of it."""
     with tempfile.TemporaryDirectory() as name:
-        config = STEPS["warm, 1 x 2048, packed"].yaml("plugin", Path(name))
+        config = replace(STEPS["warm, 1 x 2048, packed"], block={"report": True}).yaml("plugin", Path(name))
         in_child("harness", "fill_cache", config)
         return in_child("step", "parts_of_steps", config, pairs)
 
@@ -112,13 +113,17 @@ def parts_of_steps(config: dict[str, Any], steps: int) -> dict[str, Any]:
     from part_clock import part_shares
 
     from sstoken_plugin import trainer as trainer_module
+    from sstoken_plugin.breakdown import KeptCounts
     from sstoken_plugin.metrics import Totals
 
     trainer, batches = build(config)
     return part_shares(
         (step(trainer, next(batches)) for _ in range(WARMUP_STEPS + steps)),
         timed,
-        [(trainer_module, "counts", "bookkeeping"), (Totals, "add", "bookkeeping")],
+        [
+            (owner, name, "bookkeeping")
+            for owner, name in ((trainer_module, "counts"), (Totals, "add"), (KeptCounts, "add"))
+        ],
     )
 
 

@@ -36,6 +36,9 @@ class Recorder:
 
         def record(step: ScoredStep, *args: Any, **kwargs: Any) -> Any:
             result = loss(step, *args, **kwargs)
+            if not torch.is_grad_enabled():
+                # Scored for the report page.
+                return result
             layout = step.layout
             labels = torch.full((layout.shape[0] * layout.shape[1],), -100)
             labels[layout.position[step.kept]] = layout.target[step.kept]
@@ -75,6 +78,8 @@ def main(file: Path, out: Path) -> None:
         assert isinstance(ours.trainer, SSTokenTrainer)
         seen[f"ours, {counted}"] = {
             "losses": ours.losses, "weights": ours.weights, "steps": recorder.steps, "lines": ours.lines,
+            "tables": ours.trainer.tables_of_kept(), "moments": list(map(vars, ours.trainer.trajectory.moments)),
+            "page": (folder / "ours" / "sstoken" / "report.html").exists(),
         }  # fmt: skip
 
         def replay(self: Any, iterator: Any, count: int, device: Any) -> Any:

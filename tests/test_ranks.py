@@ -22,7 +22,7 @@ def ranks(small_run: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     config = {
         **small_run,
         "plugins": ["sstoken", "cpu_plugin.OnCpu"],
-        "sstoken": {"ratio": 0.5, "warmup_ratio": 0.34, "report": False},
+        "sstoken": {"ratio": 0.5, "warmup_ratio": 0.34},
         "micro_batch_size": 1,
         "max_steps": None,
         "num_epochs": 1,
@@ -72,3 +72,19 @@ def test_metrics_are_those_of_all_ranks_together(ranks, world):
         for name, value in alone[number].items():
             if name.startswith("sstoken/"):
                 assert together[number][name] == pytest.approx(value, abs=1e-3), name
+
+
+@pytest.mark.parametrize("world", WORLDS[1:])
+def test_the_report_is_that_of_all_ranks_together(ranks, world):
+    alone = ranks[1][0]["ours, False"]
+    for rank, seen in enumerate(ranks[world]):
+        together = seen["ours, False"]
+        assert together["page"] == (rank == 0)
+        assert together["tables"] == ranks[world][0]["ours, False"]["tables"]
+        assert [moment["label"] for moment in together["moments"]] == [moment["label"] for moment in alone["moments"]]
+        for one, other in zip(alone["moments"][-1]["records"], together["moments"][-1]["records"], strict=False):
+            assert one["sample"] == other["sample"]
+            assert one["selected"] == other["selected"]
+    if world == 2:
+        # Ten samples do not split over four ranks: two are trained on twice.
+        assert together["tables"] == alone["tables"]
