@@ -82,14 +82,14 @@ class ReportCallback(TrainerCallback):
         if self._finished:
             return
         self._finished = True
-
-        def work() -> None:
-            self._trajectory.finish(state.global_step, state.max_steps)
-            if state.is_world_process_zero:
-                callbacks = self._trainer.callback_handler.callbacks
-                token_table.send(callbacks, self._trajectory.moments[-1].records, state.global_step)
-
-        self._attempt("the last samples were not scored", work)
+        self._attempt(
+            "the last samples were not scored", lambda: self._trajectory.finish(state.global_step, state.max_steps)
+        )
+        if state.is_world_process_zero and self._trajectory.moments:
+            callbacks, records = self._trainer.callback_handler.callbacks, self._trajectory.moments[-1].records
+            self._attempt(
+                "no table of tokens was logged", lambda: token_table.send(callbacks, records, state.global_step)
+            )
 
     def _draw(self, file: Path, state: Any) -> None:
         trainer = self._trainer
