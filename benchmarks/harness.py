@@ -109,6 +109,9 @@ class Case:
             "optimizer": "adamw_torch",
             "lr_scheduler": "constant",
             "attn_implementation": "sdpa",
+            # Worker processes that start with an epoch would slow its first step down, on both sides.
+            "dataloader_num_workers": 0,
+            "dataloader_prefetch_factor": None,
             "bf16": False,
             "fp16": False,
             "tf32": False,
