@@ -13,10 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 def products_over(vocabulary: int) -> Iterator[list[int]]:
     """Collect the rows of every matrix product that has the vocabulary in one of its dimensions."""
     rows: list[int] = []
+    aten = torch.ops.aten
+    products = (aten.mm.default, aten.mm.out, aten.addmm.default, aten.addmm.out, aten.addmm_.default)
 
     class Counter(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.addmm_.default):
+            if func in products:
                 one, other = args[-2:]
                 # A gradient of the weights sums over rows: [V, n] @ [n, D].
                 shape = (*one.shape, other.shape[1])

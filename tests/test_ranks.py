@@ -76,15 +76,21 @@ def test_metrics_are_those_of_all_ranks_together(ranks, world):
 
 @pytest.mark.parametrize("world", WORLDS[1:])
 def test_the_report_is_that_of_all_ranks_together(ranks, world):
-    alone = ranks[1][0]["ours, False"]
+    first = ranks[world][0]["ours, False"]
     for rank, seen in enumerate(ranks[world]):
-        together = seen["ours, False"]
-        assert together["page"] == (rank == 0)
-        assert together["tables"] == ranks[world][0]["ours, False"]["tables"]
-        assert [moment["label"] for moment in together["moments"]] == [moment["label"] for moment in alone["moments"]]
-        for one, other in zip(alone["moments"][-1]["records"], together["moments"][-1]["records"], strict=False):
-            assert one["sample"] == other["sample"]
-            assert one["selected"] == other["selected"]
+        assert seen["ours, False"]["page"] == (rank == 0)
+        assert seen["ours, False"]["tables"] == first["tables"]
+        assert chosen(seen) == chosen(ranks[world][0])
     if world == 2:
         # Ten samples do not split over four ranks: two are trained on twice.
-        assert together["tables"] == alone["tables"]
+        assert first["tables"] == ranks[1][0]["ours, False"]["tables"]
+        alone = chosen(ranks[1][0])
+        assert all(selected == alone.get(key, selected) for key, selected in chosen(ranks[world][0]).items())
+
+
+def chosen(seen: dict[str, Any]) -> dict[tuple[str, int], list[bool]]:
+    """What a rank scored: the tokens selected, by moment and sample. How many samples there are is a matter of time."""
+    moments = seen["ours, False"]["moments"]
+    return {
+        (moment["label"], record["sample"]): record["selected"] for moment in moments for record in moment["records"]
+    }
