@@ -55,19 +55,21 @@ class Trajectory:
             self._began, self._first_step = time.perf_counter(), step
             self._samples = self._of_checkpoint()
         elif self._is_planned(step, steps):
-            allowed = self._agreed(self._allowed(step, steps))
+            allowed, phase = self._agreed(self._allowed(step, steps)), self._trainer.selection_phase
             if not self._samples:
-                self._choose(allowed / MOST_MOMENTS)
+                self._take_first(step, steps, phase, allowed / MOST_MOMENTS)
             # Room is left for the end of the run, which is always scored.
-            if self._agreed(self.seconds + 2 * self._last) <= allowed:
-                self._take(step, steps, self._trainer.selection_phase)
+            elif self._agreed(self.seconds + 2 * self._last) <= allowed:
+                self._take(step, steps, phase)
 
     def finish(self, step: int, steps: int) -> None:
         """Score the samples with the trained model, by the rule that the settings name."""
         self._samples = self._samples or self._of_checkpoint()
-        if not self._samples:
-            self._choose(LEAST_SECONDS / MOST_MOMENTS)
-        self._take(step, steps, Phase.of(self._selection.config))
+        phase = Phase.of(self._selection.config)
+        if self._samples:
+            self._take(step, steps, phase)
+        else:
+            self._take_first(step, steps, phase, LEAST_SECONDS / MOST_MOMENTS)
 
     @property
     def _selection(self) -> TokenSelection:
@@ -85,9 +87,10 @@ class Trajectory:
         each = (time.perf_counter() - self._began - self.seconds) / (step - self._first_step)
         return max(LEAST_SECONDS, SHARE * each * steps)
 
-    def _choose(self, seconds: float) -> None:
-        """Choose samples from all over the data set, as many as can be scored in this time."""
+    def _take_first(self, step: int, steps: int, phase: Phase, seconds: float) -> None:
+        """Score samples from all over the data set, as many as can be in this time."""
         start = time.perf_counter()
+        records: list[Record] = []
         tokens = 0
         for sample in self._candidates():
             tokens += len(sample["input_ids"])
@@ -96,12 +99,15 @@ class Trajectory:
                 if late or tokens > MOST_TOKENS:
                     break
             self._samples.append(sample)
-            self._score(sample, self._trainer.selection_phase)
-        self.seconds += time.perf_counter() - start
+            records += self._score(sample, phase)
+        self._add(step, steps, phase, records, start)
 
     def _take(self, step: int, steps: int, phase: Phase) -> None:
         start = time.perf_counter()
         records = [record for sample in self._samples for record in self._score(sample, phase)]
+        self._add(step, steps, phase, records, start)
+
+    def _add(self, step: int, steps: int, phase: Phase, records: list[Record], start: float) -> None:
         self.moments.append(Moment(f"step {step} of {steps}", phase.rule, phase.gamma, phase.ratio, records))
         self._last = time.perf_counter() - start
         self.seconds += self._last
