@@ -54,15 +54,12 @@ def part_of(event: Any, vocabulary: int) -> str:
 
 def profile(config: dict[str, Any], steps: int) -> dict[str, float]:
     """Return the seconds of a step by part, and under `total` its own on the clock."""
+    import part_clock
+    from step import counting
     from torch.profiler import ProfilerActivity, record_function
     from torch.profiler import profile as profiler
 
-    from sstoken_plugin import selection as selection_module
-    from sstoken_plugin import trainer as trainer_module
-    from sstoken_plugin.attention import PromptAttention
     from sstoken_plugin.history.losses import HistoryLosses
-    from sstoken_plugin.metrics import Totals
-    from sstoken_plugin.step import Phase, TokenSelection
 
     def named(owner: Any, name: str, part: str) -> Any:
         function = getattr(owner, name)
@@ -77,16 +74,8 @@ def profile(config: dict[str, Any], steps: int) -> dict[str, float]:
     for _ in range(WARMUP_STEPS):
         step(trainer, next(batches))
     with ExitStack() as stack:
-        for owner, name in (
-            (PromptAttention, "_observe"),
-            (Phase, "layout"),
-            (TokenSelection, "score"),
-            (selection_module, "keep_top"),
-            (trainer_module, "counts"),
-            (Totals, "add"),
-        ):
-            stack.enter_context(named(owner, name, SELECTION))
-        stack.enter_context(named(HistoryLosses, "of", HISTORY))
+        for owner, name in [*((owner, name) for owner, name, _ in part_clock.PARTS), *counting()]:
+            stack.enter_context(named(owner, name, HISTORY if owner is HistoryLosses else SELECTION))
         recording = stack.enter_context(profiler(activities=[ProfilerActivity.CPU], record_shapes=True))
         start = time.perf_counter()
         for _ in range(steps):

@@ -112,19 +112,18 @@ def parts_of_steps(config: dict[str, Any], steps: int) -> dict[str, Any]:
     """Return the share of the probe and of all bookkeeping in the time of each step."""
     from part_clock import part_shares
 
-    from sstoken_plugin import trainer as trainer_module
+    trainer, batches = build(config)
+    steps_taken = (step(trainer, next(batches)) for _ in range(WARMUP_STEPS + steps))
+    return part_shares(steps_taken, timed, [(*place, "bookkeeping") for place in counting()])
+
+
+def counting() -> list[tuple[Any, str]]:
+    """Return the functions of a trainer's step that count: owner and name."""
+    from sstoken_plugin import trainer
     from sstoken_plugin.breakdown import KeptCounts
     from sstoken_plugin.metrics import Totals
 
-    trainer, batches = build(config)
-    return part_shares(
-        (step(trainer, next(batches)) for _ in range(WARMUP_STEPS + steps)),
-        timed,
-        [
-            (owner, name, "bookkeeping")
-            for owner, name in ((trainer_module, "counts"), (Totals, "add"), (KeptCounts, "add"))
-        ],
-    )
+    return [(trainer, "counts"), (Totals, "add"), (KeptCounts, "add")]
 
 
 def timed(work: Callable[[], Any]) -> float:

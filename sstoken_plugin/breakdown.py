@@ -157,8 +157,7 @@ def _count_in_sample(marks: Tensor, step: ScoredStep) -> Tensor:
     """Return how many of the marks, bool [R], stand in each token's sample up to the token and with it, int64 [R]."""
     layout = step.layout
     total = torch.cumsum(marks.long(), 0)
-    first = torch.cumsum(layout.lengths, 0) - layout.lengths
-    return total - (total - marks.long())[first][layout.sample]
+    return total - (total - marks.long())[layout.first][layout.sample]
 
 
 def _loss_bin(nll: Tensor) -> Tensor:

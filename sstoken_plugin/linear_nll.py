@@ -99,9 +99,9 @@ class _FrozenHead(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
         nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        scratch = _Scratch(len(hidden), weight)
+        scratch = _Scratch(len(hidden), weight, bias)
         for rows in _chunks(len(hidden), weight):
-            log_p = scratch.log_p(scratch.logits(hidden[rows], weight, bias))
+            log_p = scratch.log_p(scratch.logits(hidden[rows]))
             nll[rows] = _nll(log_p, target[rows])
             if gradient is not None:
                 gradient[rows] = _slope(log_p, target[rows]).to(hidden.dtype) @ weight
@@ -121,7 +121,7 @@ class _TrainedHead(torch.autograd.Function):
         nll = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         held: list[Tensor] = []
         room = HELD_BYTES
-        scratch = _Scratch(len(hidden), weight)
+        scratch = _Scratch(len(hidden), weight, bias)
         for rows in _chunks(len(hidden), weight):
             logits = functional.linear(hidden[rows], weight, bias)
             nll[rows] = _nll(scratch.log_p(logits), target[rows])
@@ -139,11 +139,11 @@ class _TrainedHead(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         grad_bias = torch.zeros_like(bias) if needs_bias else None
-        scratch = _Scratch(len(hidden), weight)
+        scratch = _Scratch(len(hidden), weight, bias)
         for number, rows in enumerate(_chunks(len(hidden), weight)):
             kept = grad[rows].nonzero().squeeze(1)
             place = kept + rows.start
-            logits = held[number][kept] if number < len(held) else scratch.logits(hidden[place], weight, bias)
+            logits = held[number][kept] if number < len(held) else scratch.logits(hidden[place])
             slope = _slope(scratch.log_p(logits), target[place]).mul_(grad[place][:, None]).to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[place] = slope @ weight
@@ -160,9 +160,9 @@ class _Scratch:
     On a CPU, memory that is new costs more than the softmax that is written to it.
     """
 
-    def __init__(self, count: int, weight: Tensor):
+    def __init__(self, count: int, weight: Tensor, bias: Tensor | None):
         self._size = (min(count, _chunk_rows(weight)), len(weight))
-        self._weight = weight
+        self._weight, self._bias = weight, bias
 
     @cached_property
     def _logits(self) -> Tensor:
@@ -172,10 +172,12 @@ class _Scratch:
     def _log_p(self) -> Tensor:
         return self._weight.new_empty(self._size, dtype=torch.float32)
 
-    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits of rows, [n, V], until the next call."""
-        out = self._logits[: len(hidden)]
-        return torch.mm(hidden, weight.T, out=out) if bias is None else torch.addmm(bias, hidden, weight.T, out=out)
+        out, weight = self._logits[: len(hidden)], self._weight.T
+        if self._bias is None:
+            return torch.mm(hidden, weight, out=out)
+        return torch.addmm(self._bias, hidden, weight, out=out)
 
     def log_p(self, logits: Tensor) -> Tensor:
         """Return log probabilities, float32 [n, V], until the next call."""

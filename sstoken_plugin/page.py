@@ -38,7 +38,7 @@ def report_of(
         sentence=describe(selection, tokenizer),
         settings=selection.config.model_dump(),
         versions={name: found for name in PACKAGES if (found := _version(name))},
-        history=describe_history(selection.history),
+        history="" if selection.history is None else describe_history(selection.history),
         moments=moments,
         end_tokens=selection.end_tokens if selection.config.keep_eos else (),
         log=log,

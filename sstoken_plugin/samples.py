@@ -50,10 +50,14 @@ class BatchLayout:
         return self.position - 1
 
     @property
+    def first(self) -> Tensor:
+        """int64 [N], number of each sample's first response token among the R."""
+        return torch.cumsum(self.lengths, 0) - self.lengths
+
+    @property
     def index_in_sample(self) -> Tensor:
         """int64 [R], 0 for the first response token of its sample, 1 for the next, and so on."""
-        first = torch.cumsum(self.lengths, 0) - self.lengths
-        return torch.arange(len(self.position), device=self.position.device) - first[self.sample]
+        return torch.arange(len(self.position), device=self.position.device) - self.first[self.sample]
 
     @classmethod
     def of(cls, batch: Mapping[str, Tensor], *, with_sample_starts: bool = False) -> BatchLayout:

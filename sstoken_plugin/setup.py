@@ -78,7 +78,7 @@ def describe(selection: TokenSelection, tokenizer: Any) -> str:
         text += f" (in the first {config.warmup_ratio:.0%} of the optimizer steps {warmup[config.warmup_selector]})"
     parts = [f"ssToken is active: {text}"]
     if selection.history is not None:
-        parts.append(f"REL compares with {_history(selection.history)}")
+        parts.append(f"REL compares with {describe_history(selection.history)}")
     if selection.attention is not None:
         parts.append(f"prompt attention is that of {selection.attention.description}")
     if config.keep_eos and rule is not None:
@@ -92,13 +92,8 @@ def vocabulary_size(model: Any, tokenizer: Any) -> int:
     return max(len(tokenizer), model.config.get_text_config().vocab_size)
 
 
-def describe_history(losses: HistoryLosses | None) -> str:
-    """Return what REL compares with; empty if there is no REL."""
-    return "" if losses is None else _history(losses)
-
-
-def _history(losses: HistoryLosses) -> str:
-    """Name the history and what it costs."""
+def describe_history(losses: HistoryLosses) -> str:
+    """Name the history that REL compares with, and what it costs."""
     kept = "" if losses.store is None else f"losses are kept in {losses.store.file}, {len(losses.store)} samples so far"
     history = losses.history
     if history is None:
