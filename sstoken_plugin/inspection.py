@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from sstoken_plugin.batching import in_batches, padded
 from sstoken_plugin.modes import without_trace
 from sstoken_plugin.samples import as_batch
 from sstoken_plugin.step import Phase, ScoredStep, TokenSelection
 from sstoken_plugin.token_text import token_texts
 
 Record = dict[str, Any]
+
+# Of a batch, padding included: enough to keep a GPU busy, and less than a training step takes.
+BATCH_TOKENS = 2048
 
 
 def inspect_samples(
@@ -25,8 +29,9 @@ def inspect_samples(
     phase: Phase,
     tokenizer: Any,
     count: Callable[[ScoredStep], None] = lambda step: None,
+    known: Sequence[Record] = (),
 ) -> Iterator[Record]:
-    """Score samples as a training step would, each on its own, in evaluation mode.
+    """Score samples as a training step would, some at once, in evaluation mode.
 
     Args:
         selection: what scores.
@@ -34,46 +39,74 @@ def inspect_samples(
         samples: rows of a prepared data set, with lists `input_ids` and `labels`.
         phase: what ranks.
         tokenizer: for the text of the tokens.
-        count: is shown every scored sample.
+        count: is shown every scored batch.
+        known: records of the same samples by an earlier call: texts, and losses of a history that does not change, are
+            taken from there.
 
     Yields:
         The fields of a line of selections.jsonl, see docs/configuration.md.
     """
     device = next(model.parameters()).device
-    for index, sample in enumerate(samples):
-        batch = as_batch(sample, device)
-        step = selection.begin(model, batch, phase)
+    history = None if selection.history is None else selection.history.history
+    is_steady = history is not None and not history.changes
+    done = 0
+    for rows in in_batches(map(as_batch, samples), BATCH_TOKENS):
+        before = known[done : done + len(rows)]
+        batch = {name: column.to(device) for name, column in padded(rows).items()}
+        step = selection.begin(model, batch, phase, _history_nll(before) if is_steady else None)
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         with without_trace(model), step.observed():
             step.loss(model(**inputs, use_cache=False))
         count(step)
-        yield {"sample": index, **_fields(step, batch["input_ids"][0].tolist(), tokenizer)}
+        ids = [row["input_ids"][0].tolist() for row in rows]
+        texts = [record["tokens"] for record in before] or [token_texts(tokenizer, tokens) for tokens in ids]
+        for fields in _fields(step, ids, texts):
+            yield {"sample": done, **fields}
+            done += 1
 
 
-def _fields(step: ScoredStep, ids: list[int], tokenizer: Any) -> Record:
-    places = step.layout.position.tolist()
-    kept = step.layout.position[step.kept].tolist()
+def _history_nll(records: Sequence[Record]) -> list[float] | None:
+    """Return the losses of the history that records hold, in the order of their tokens."""
+    return [
+        math.nan if loss is None else loss
+        for record in records
+        for loss, response in zip(record["history_nll"], record["response"], strict=True)
+        if response
+    ] or None
+
+
+def _fields(step: ScoredStep, ids: Sequence[list[int]], texts: Sequence[list[str]]) -> Iterator[Record]:
     scores = step.scores
-
-    def spread(values: Tensor | None) -> list[float | None]:
-        """One entry a token; null off the response and where there is no finite number."""
-        entries: list[float | None] = [None] * len(ids)
-        if values is not None:
-            for place, value in zip(places, values.tolist(), strict=True):
-                entries[place] = value if math.isfinite(value) else None
-        return entries
-
-    return {
-        "input_ids": ids,
-        "tokens": token_texts(tokenizer, ids),
-        "response": _marks(places, len(ids)),
-        "current_nll": spread(scores.current),
-        "history_nll": spread(scores.history),
-        "rel": spread(scores.rel),
-        "attention": spread(scores.attention),
-        "score": spread(scores.score),
-        "selected": _marks(kept, len(ids)),
+    numbers = {
+        "current_nll": scores.current,
+        "history_nll": scores.history,
+        "rel": scores.rel,
+        "attention": scores.attention,
+        "score": scores.score,
     }
+    width = step.layout.shape[1]
+    position = step.layout.position
+    for number, (row_ids, row_texts) in enumerate(zip(ids, texts, strict=True)):
+        mine = position // width == number
+        places = (position[mine] - number * width).tolist()
+        kept = (position[mine & step.kept] - number * width).tolist()
+        length = len(row_ids)
+        yield {
+            "input_ids": row_ids,
+            "tokens": row_texts,
+            "response": _marks(places, length),
+            **{name: _spread(values, mine, places, length) for name, values in numbers.items()},
+            "selected": _marks(kept, length),
+        }
+
+
+def _spread(values: Tensor | None, mine: Tensor, places: list[int], length: int) -> list[float | None]:
+    """Return one entry a token; null off the response and where there is no finite number."""
+    entries: list[float | None] = [None] * length
+    if values is not None:
+        for place, value in zip(places, values[mine].tolist(), strict=True):
+            entries[place] = value if math.isfinite(value) else None
+    return entries
 
 
 def _marks(places: list[int], length: int) -> list[bool]:

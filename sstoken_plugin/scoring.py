@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from sstoken_plugin.batching import in_batches, padded
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.history.store import KEY_BYTES
-from sstoken_plugin.samples import IGNORE_INDEX, BatchLayout, as_batch, sample_keys
+from sstoken_plugin.samples import BatchLayout, as_batch, sample_keys
 
 
 @dataclass(frozen=True)
@@ -65,26 +64,9 @@ def score(losses: HistoryLosses, model: Any, work: Work, batch_tokens: int) -> I
     assert losses.store is not None
     device = next(model.parameters()).device
     try:
-        for samples in _batches(work.missing, batch_tokens):
-            batch = {key: tensor.to(device) for key, tensor in _padded(samples).items()}
+        for samples in in_batches(work.missing, batch_tokens):
+            batch = {key: tensor.to(device) for key, tensor in padded(samples).items()}
             losses.of(model, batch, BatchLayout.of(batch))
             yield sum(sample["input_ids"].shape[1] for sample in samples)
     finally:
         losses.store.flush()
-
-
-def _batches(samples: list[dict[str, Tensor]], batch_tokens: int) -> Iterator[list[dict[str, Tensor]]]:
-    start = 0
-    while start < len(samples):
-        # They get shorter, so that the first is as long as the batch is wide.
-        rows = max(1, batch_tokens // samples[start]["input_ids"].shape[1])
-        yield samples[start : start + rows]
-        start += rows
-
-
-def _padded(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    def column(name: str, fill: int) -> Tensor:
-        return pad_sequence([sample[name][0] for sample in samples], batch_first=True, padding_value=fill)
-
-    mask = pad_sequence([torch.ones_like(sample["labels"][0]) for sample in samples], batch_first=True)
-    return {"input_ids": column("input_ids", 0), "labels": column("labels", IGNORE_INDEX), "attention_mask": mask}

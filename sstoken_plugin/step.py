@@ -10,7 +10,7 @@ The trainer, the inspector and the benchmarks run these same lines.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -117,17 +117,23 @@ class TokenSelection:
         self.seed = seed if config.seed is None else config.seed
         self.kernel = kernel
 
-    def begin(self, model: Any, batch: Mapping[str, Tensor], phase: Phase) -> ScoredStep:
+    def begin(
+        self, model: Any, batch: Mapping[str, Tensor], phase: Phase, history_nll: Sequence[float] | None = None
+    ) -> ScoredStep:
         """Start a step: read the batch's layout and compute the history's losses.
 
         Args:
             model: the unwrapped model. It is not changed.
             batch: `input_ids`, `labels`, both int64 [B, S], and whatever else the model takes.
             phase: what ranks now.
+            history_nll: the losses, one a response token, where they are known.
         """
         layout = phase.layout(batch)
-        history_nll, cached = (None, 0) if self.history is None else self.history.of(model, batch, layout)
-        return ScoredStep(self, model, layout, phase, history_nll, cached)
+        if history_nll is not None:
+            known = torch.tensor(history_nll, dtype=torch.float32, device=layout.position.device)
+            return ScoredStep(self, model, layout, phase, known)
+        losses, cached = (None, 0) if self.history is None else self.history.of(model, batch, layout)
+        return ScoredStep(self, model, layout, phase, losses, cached)
 
     def score(
         self,

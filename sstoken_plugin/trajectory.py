@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 # Of the run's time, but for this many seconds, which a short run may spend too.
 SHARE, LEAST_SECONDS = 0.01, 5.0
 MOST_MOMENTS = 9
-LEAST_SAMPLES, MOST_SAMPLES = 4, 12
-# Of all samples together, the longest of which are left to others where that can be.
+# Of samples that are scored at once, and of all.
+GROUP, MOST_SAMPLES = 4, 12
+# Of all samples together, unless the first group alone has more.
 MOST_TOKENS = 8192
 
 
@@ -91,20 +92,22 @@ class Trajectory:
         """Score samples from all over the data set, as many as can be in this time."""
         start = time.perf_counter()
         records: list[Record] = []
+        candidates = list(self._candidates())
         tokens = 0
-        for sample in self._candidates():
-            tokens += len(sample["input_ids"])
-            if len(self._samples) >= LEAST_SAMPLES:
-                late = self._agreed(time.perf_counter() - start) > seconds
-                if late or tokens > MOST_TOKENS:
-                    break
-            self._samples.append(sample)
-            records += self._score(sample, phase)
+        for group in _groups(candidates):
+            tokens += sum(len(sample["input_ids"]) for sample in group)
+            if records and (tokens > MOST_TOKENS or self._agreed(time.perf_counter() - start) > seconds):
+                break
+            self._samples += group
+            records += self._score(group, phase, ())
         self._add(step, steps, phase, records, start)
 
     def _take(self, step: int, steps: int, phase: Phase) -> None:
         start = time.perf_counter()
-        records = [record for sample in self._samples for record in self._score(sample, phase)]
+        before = self.moments[0].records
+        # In the batches of the first moment: numbers that do not change are the same to the last bit.
+        groups = zip(_groups(self._samples), _groups(before), strict=True)
+        records = [record for group, known in groups for record in self._score(group, phase, known)]
         self._add(step, steps, phase, records, start)
 
     def _add(self, step: int, steps: int, phase: Phase, records: list[Record], start: float) -> None:
@@ -112,10 +115,10 @@ class Trajectory:
         self._last = time.perf_counter() - start
         self.seconds += self._last
 
-    def _score(self, sample: Any, phase: Phase) -> list[Record]:
-        tokenizer = self._trainer.processing_class
-        found = inspect_samples(self._selection, self._trainer.model, [sample], phase, tokenizer)
-        return [{**record, "sample": sample["sample"]} for record in found]
+    def _score(self, samples: Sequence[Any], phase: Phase, known: Sequence[Record]) -> list[Record]:
+        selection, model, tokenizer = self._selection, self._trainer.model, self._trainer.processing_class
+        found = inspect_samples(selection, model, samples, phase, tokenizer, known=known)
+        return [{**record, "sample": sample["sample"]} for record, sample in zip(found, samples, strict=True)]
 
     def _candidates(self) -> Iterator[dict[str, Any]]:
         data: Any = self._trainer.train_dataset
@@ -139,6 +142,10 @@ class Trajectory:
 
     def _agreed(self, value: float) -> float:
         return self._trainer.of_first_rank(value)
+
+
+def _groups(samples: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    return (samples[start : start + GROUP] for start in range(0, len(samples), GROUP))
 
 
 def spread_over(total: int, most: int) -> Sequence[int]:

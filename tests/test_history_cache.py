@@ -186,7 +186,7 @@ def test_training_after_scoring_runs_no_history_model(cached, train, tmp_path, f
 
 
 def test_an_interrupted_scoring_goes_on_where_it_stopped(cached, tmp_path, forwards, capsys, monkeypatch):
-    padded, batches = scoring._padded, []
+    padded, batches = scoring.padded, []
 
     def interrupted(samples):
         batches.append(samples)
@@ -194,13 +194,13 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(cached, tmp_path, forwa
             raise KeyboardInterrupt
         return padded(samples)
 
-    monkeypatch.setattr(scoring, "_padded", interrupted)
+    monkeypatch.setattr(scoring, "padded", interrupted)
     with pytest.raises(KeyboardInterrupt):
         score(cached, tmp_path)
     done = sum(forwards)
     assert 0 < done < 24
     capsys.readouterr()
-    monkeypatch.setattr(scoring, "_padded", padded)
+    monkeypatch.setattr(scoring, "padded", padded)
     score(cached, tmp_path)
     assert f"24 samples, {done} of them in" in capsys.readouterr().out
     assert sum(forwards) == 24

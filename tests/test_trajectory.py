@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sstoken_plugin import trajectory
+from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.trajectory import MOST_MOMENTS, MOST_SAMPLES, spread_over
 
 
@@ -42,6 +43,16 @@ def test_the_same_samples_are_scored_along_a_run_by_the_rule_of_the_moment(confi
     assert [record["sample"] for record in first] == [2 * index for index in range(12)]
 
 
+@pytest.mark.parametrize(("history", "moments"), [("initial", 1), ("ema", 8)])
+def test_the_history_scores_the_samples_again_only_where_it_changes(config, train, monkeypatch, history, moments):
+    passes = []
+    computed = HistoryLosses._computed
+    monkeypatch.setattr(HistoryLosses, "_computed", lambda self, *args: passes.append(args) or computed(self, *args))
+    train({**config, "max_steps": 12, "sstoken": {**BLOCK, "history": history}})
+    micro_batches, groups = 12 * config["gradient_accumulation_steps"], MOST_SAMPLES // trajectory.GROUP
+    assert len(passes) == micro_batches + groups * moments
+
+
 def test_a_run_trains_the_same_with_and_without_the_page(config, train):
     settings = {**config, "lora_dropout": 0.2, "max_steps": 6}
     runs = [train({**settings, "sstoken": {**BLOCK, "report": report}}) for report in (True, False)]
@@ -56,14 +67,14 @@ def test_what_scoring_may_cost_is_bounded(config, train, drawn, monkeypatch):
     monkeypatch.setattr(trajectory.time, "perf_counter", lambda: now[0])
     score = trajectory.inspect_samples
 
-    def slow(*args):
-        now[0] += trajectory.LEAST_SECONDS / 10
-        return score(*args)
+    def slow(*args, **options):
+        now[0] += trajectory.LEAST_SECONDS / 5
+        return score(*args, **options)
 
     monkeypatch.setattr(trajectory, "inspect_samples", slow)
     train({**config, "max_steps": 12, "sstoken": BLOCK})
     (report,) = drawn
-    assert [len(moment.records) for moment in report.moments] == [trajectory.LEAST_SAMPLES] * len(report.moments)
+    assert [len(moment.records) for moment in report.moments] == [trajectory.GROUP] * len(report.moments)
     assert [moment.label for moment in report.moments][-1] == "step 12 of 12"
     assert now[0] <= 1.2 * trajectory.LEAST_SECONDS
 
@@ -84,13 +95,12 @@ def test_long_runs_spend_a_share_of_their_time(monkeypatch):
     watched = trajectory.Trajectory(Trainer())
     scored = []
 
-    def score(sample, phase):
-        now[0] += 1.5
-        scored.append(sample["sample"])
-        return [{"sample": sample["sample"]}]
+    def score(samples, phase, known):
+        now[0] += 1.5 * len(samples)
+        scored.extend(sample["sample"] for sample in samples)
+        return [{"sample": sample["sample"]} for sample in samples]
 
     monkeypatch.setattr(watched, "_score", score)
-    monkeypatch.setattr(trajectory, "Moment", lambda *given: given)
     monkeypatch.setattr(Trainer, "selection_phase", trajectory.Phase("sstoken", 0.5, 0.6))
     for step in range(1, steps):
         now[0] += each
@@ -129,7 +139,7 @@ def test_tables_count_the_tokens_that_were_trained_on(config, train, drawn, step
 
 
 def test_a_failure_costs_the_page_and_not_the_run(config, train, monkeypatch, tmp_path, caplog):
-    def fail(*args):
+    def fail(*args, **options):
         raise RuntimeError("no room")
 
     monkeypatch.setattr(trajectory, "inspect_samples", fail)
@@ -169,6 +179,30 @@ def test_wandb_gets_the_table_too(config, train, tmp_path, monkeypatch):
     assert table["columns"][:4] == ["sample", "place", "token", "kept"]
     assert any(row[3] for row in table["data"])
     assert any(not row[3] for row in table["data"])
+
+
+def test_mlflow_gets_the_curves(config, train, tmp_path, monkeypatch):
+    import mlflow
+
+    where = (tmp_path / "mlflow").as_uri()
+    settings = {"use_mlflow": True, "mlflow_tracking_uri": where, "mlflow_experiment_name": "test"}
+    # A folder is the one store that needs no database or server.
+    for name, value in (("MLFLOW_ALLOW_FILE_STORE", "true"), ("MLFLOW_DISABLE_TELEMETRY", "true")):
+        monkeypatch.setenv(name, value)
+    # Axolotl sets these; here, so that they are taken back.
+    for name, value in (("MLFLOW_TRACKING_URI", where), ("MLFLOW_EXPERIMENT_NAME", "test")):
+        monkeypatch.setenv(name, value)
+    run = train({**config, **settings, "sstoken": BLOCK})
+    client = mlflow.MlflowClient(where)
+    (experiment,) = client.search_experiments(filter_string="name = 'test'")
+    (logged,) = client.search_runs([experiment.experiment_id])
+    lines = [line for line in run.trainer.state.log_history if "loss" in line]
+    names = {name for line in lines for name in line if name.startswith("sstoken/")}
+    assert len(names) > 5
+    for name in names:
+        points = client.get_metric_history(logged.info.run_id, name)
+        expected = [(line["step"], pytest.approx(line[name])) for line in lines if name in line]
+        assert [(point.step, point.value) for point in points] == expected
 
 
 def test_spread_over():
