@@ -97,8 +97,8 @@ class ReportCallback(TrainerCallback):
         if state.is_world_process_zero:
             assert trainer.selection is not None
             moments, tokenizer = self._trajectory.moments, trainer.processing_class
-            log = [line for line in state.log_history if "loss" in line or "eval_loss" in line]
-            write_page(file, report_of(trainer.selection, tokenizer, moments, tables, log, trainer.selection_warnings))
+            log, warnings = state.log_history, trainer.selection_warnings
+            write_page(file, report_of(trainer.selection, tokenizer, moments, tables, log, warnings))
 
     def _attempt(self, what: str, work: Callable[[], None]) -> None:
         try:

@@ -208,6 +208,14 @@ def test_a_long_table_keeps_what_was_seen_most_and_says_so():
     assert (table["seen"], table["kept"]) == (sum(row[1] for row in rows), sum(row[2] for row in rows))
 
 
+def test_curves_and_tables_beyond_the_limits_are_counted():
+    log = [{"step": 1, **{f"number {index}": index for index in range(65)}}]
+    tables = [Breakdown(f"table {index}", "", [("row", 2, 1)]) for index in range(15)]
+    page = Page(render(report(log=log, breakdowns=tables))).data
+    assert (len(page["series"]), len(page["tables"])) == (60, 12)
+    assert page["left_out"].endswith("MB: the last 5 of 65 curves and the last 3 of 15 tables.")
+
+
 def test_spread_keeps_both_ends():
     assert spread(5, 9) == [0, 1, 2, 3, 4]
     assert spread(100, 1) == [99]

@@ -53,7 +53,7 @@ class EncodedSample:
             "length": len(first["response"]),
             "responses": len(places),
             "prompt": has_prompt(first),
-            "whole": len(places) <= MAX_NUMBERS,
+            "numbers": len(numbers),
             "ends": [index for index, place in enumerate(numbers) if first["input_ids"][place] in end_tokens],
             "runs": [_run(run, first) for run in runs],
             **({"history": history[0]} if steady else {}),

@@ -49,8 +49,8 @@ def choose(moments: int, sizes: Sequence[tuple[int, Sequence[int]]], room: int) 
     return chosen, sum(total <= room for total in used(chosen))
 
 
-def series(log: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
-    """Return the numbers of a log by name: [steps, values], thinned out evenly."""
+def series(log: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[list[float]]], int]:
+    """Return the numbers of a log by name, [steps, values], thinned out evenly, and how many names there are in all."""
     found: dict[str, list[tuple[float, float]]] = {}
     for line in log:
         if not is_number(line.get("step")):
@@ -62,7 +62,7 @@ def series(log: Sequence[Mapping[str, Any]]) -> dict[str, list[list[float]]]:
     for name, points in list(found.items())[:MAX_SERIES]:
         kept = [points[index] for index in spread(len(points), MAX_POINTS)]
         drawn[name] = [[step for step, _ in kept], [float(f"{value:.6g}") for _, value in kept]]
-    return drawn
+    return drawn, len(found)
 
 
 def table(breakdown: Breakdown) -> dict[str, Any]:

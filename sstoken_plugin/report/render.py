@@ -44,13 +44,17 @@ def render(report: Report) -> str:
     room = MAX_BYTES - _size(_document(_json(frame), "[]", "[]")) - heads - 2000
     sizes = [(_size(text) + 2, [_size(entry) + 2 for entry in each]) for text, each in zip(fixed, scored, strict=True)]
     chosen, count = choose(len(moments), sizes, room)
-    left_out = _left_out(len(moments) - len(chosen), len(moments), len(samples) - count, len(samples))
+    left_out = [
+        *([f"{len(moments) - len(chosen)} of {len(moments)} moments"] if len(chosen) < len(moments) else []),
+        *([f"the last {len(samples) - count} of {len(samples)} samples"] if count < len(samples) else []),
+        *frame["left_out"],
+    ]
     shown = [
         _json(_moment(moments[index]))[:-1] + ',"records":[' + ",".join(each[index] for each in scored[:count]) + "]}"
         for index in chosen
     ]
     return _document(
-        _json({**frame, "left_out": left_out}),
+        _json({**frame, "left_out": _left_out(left_out)}),
         "[" + ",".join(fixed[:count]) + "]",
         "[" + ",".join(shown) + "]",
     )
@@ -58,7 +62,8 @@ def render(report: Report) -> str:
 
 def _frame(report: Report) -> dict[str, Any]:
     """Return all but samples and moments."""
-    drawn = series(report.log)
+    drawn, names = series(report.log)
+    tables = [breakdown for breakdown in report.breakdowns if breakdown.rows]
     return {
         "sentence": cut(report.sentence),
         "history": cut(report.history),
@@ -70,7 +75,11 @@ def _frame(report: Report) -> dict[str, Any]:
         "notes": {name: cut(report.notes[name]) for name in drawn if name in report.notes},
         "series": drawn,
         "thinned": _thinned(len(report.log)),
-        "tables": [table(breakdown) for breakdown in report.breakdowns[:MAX_TABLES] if breakdown.rows],
+        "tables": [table(breakdown) for breakdown in tables[:MAX_TABLES]],
+        "left_out": [
+            *([f"the last {names - len(drawn)} of {names} curves"] if names > len(drawn) else []),
+            *([f"the last {len(tables) - MAX_TABLES} of {len(tables)} tables"] if len(tables) > MAX_TABLES else []),
+        ],
     }
 
 
@@ -101,12 +110,7 @@ def _lines(values: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def _left_out(moments: int, of_moments: int, samples: int, of_samples: int) -> str:
-    parts = []
-    if moments:
-        parts.append(f"{moments} of {of_moments} moments")
-    if samples:
-        parts.append(f"the last {samples} of {of_samples} samples")
+def _left_out(parts: Sequence[str]) -> str:
     return f"Left out to keep this page below {MAX_BYTES / 1e6:g} MB: {' and '.join(parts)}." if parts else ""
 
 

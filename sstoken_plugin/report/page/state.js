@@ -3,7 +3,7 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const { samples, moments } = DATA;
 for (const sample of samples) {
-  sample.numbers = Math.min(sample.responses, sample.whole ? sample.responses : 8192);
+  sample.whole = sample.numbers === sample.responses;
   sample.endMarks = new Uint8Array(sample.numbers);
   for (const index of sample.ends) sample.endMarks[index] = 1;
 }
