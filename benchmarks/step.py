@@ -45,6 +45,7 @@ STEPS = {
     "warm, 2 x 512, prompt share 0.8, checkpointing": Case(
         prompt_share=0.8, warm=True, changes={**LORA, "gradient_checkpointing": True}
     ),
+    "warm, 2 x 2048, prompt share 0.8": Case(length=2048, prompt_share=0.8, warm=True),
     "history in the step, 2 x 512": Case(),
     "ema, 2 x 512": Case(block={"history": "ema"}),
     "full, warm, 2 x 512": Case(changes=FULL, warm=True),
