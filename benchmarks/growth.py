@@ -3,16 +3,17 @@
     python benchmarks/growth.py [--only "tokens 256" "prompt 0.5" ...] [--pairs 5]
 
 LoRA in float32 with the cache filled: SmolLM2-135M, but for the vocabulary, where a random Qwen2 of few layers stands
-in whose head is as large as that of the real one. Each point is saved when it is there, in
-outputs/benchmarks/growth.json, so that a run that is interrupted keeps what it has; all are drawn at the end
-(`pip install '.[bench]'`). How it is measured: harness.py. Run nothing else meanwhile.
+in whose head is as large as that of the real one. No process gives memory back, so that small effects can be seen.
+Each point is saved when it is there, in outputs/benchmarks/growth.json, so that a run that is interrupted keeps what it
+has; all are drawn at the end (`pip install '.[bench]'`). How it is measured: harness.py. Run nothing else meanwhile.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from harness import MODEL, Case, asked, in_child, measure, save
+from harness import MODEL, NEVER_FREED, Case, asked, in_child, measure, save
 from plots import draw
 from step import line
 
@@ -22,11 +23,13 @@ def model_folder(vocabulary: int) -> Path:
     return MODEL.parent / f"random-qwen2-{vocabulary}"
 
 
+WARM = Case(warm=True, environment=NEVER_FREED)
+ROW = replace(WARM, batch=1)
 CASES: dict[str, dict[float, Case]] = {
-    "tokens": {tokens: Case(batch=1, length=tokens, warm=True) for tokens in (256, 512, 1024, 2048, 4096)},
-    "vocabulary": {size: Case(model=model_folder(size), warm=True) for size in (49152, 151936)},
-    "ratio": {ratio: Case(batch=1, block={"ratio": ratio}, warm=True) for ratio in (0.2, 0.4, 0.6, 0.8, 1.0)},
-    "prompt": {share: Case(batch=1, prompt_share=share, warm=True) for share in (0.1, 0.3, 0.5, 0.7, 0.9)},
+    "tokens": {tokens: replace(ROW, length=tokens) for tokens in (256, 512, 1024, 2048, 4096)},
+    "vocabulary": {size: replace(WARM, model=model_folder(size)) for size in (49152, 151936)},
+    "ratio": {ratio: replace(ROW, block={"ratio": ratio}) for ratio in (0.2, 0.4, 0.6, 0.8, 1.0)},
+    "prompt": {share: replace(ROW, prompt_share=share) for share in (0.1, 0.3, 0.5, 0.7, 0.9)},
 }
 
 

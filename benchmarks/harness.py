@@ -5,7 +5,8 @@ nothing else. What is timed is `Trainer.training_step` (forward, loss, backward)
 alternate, plain then plugin, and the ratio is taken pair by pair, so that a machine whose speed drifts does no harm.
 Peak memory is that of a process of its own for each side, because a process never gives its peak back. There, large
 tensors are returned to the system as soon as they are freed: else what is measured is how the C library's heap breaks
-into pieces, which moves a peak by several percent from run to run, on both sides.
+into pieces, which moves a peak by several percent from run to run, on both sides. Time is that under the C library as
+it comes, unless a case says otherwise.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ sys.path.insert(0, str(ROOT))
 MODEL = ROOT / ".cache" / "models" / "smollm2-135m-instruct"
 RESULTS = ROOT / "outputs" / "benchmarks"
 WARMUP_STEPS = 2
-# For glibc: a fixed size from which on memory is the system's own.
+# For glibc: a fixed size from which on memory is the system's own; and no memory given back to it at all, as in torch's
+# allocator for GPUs. How much time goes into memory that is new each time is else the luck of a process.
 FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+NEVER_FREED = {"MALLOC_MMAP_THRESHOLD_": str(2**40), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 # Different batches of a case; then they come again.
 BATCHES = 8
 SIDES = ("plain", "plugin")
@@ -63,6 +66,7 @@ class Case:
         block: of `sstoken:`; REL counts from the first step, and a warm case has its history losses on disk.
         warm: whether it has.
         model: folder of the base model.
+        environment: variables of the process whose steps are timed.
     """
 
     batch: int = 2
@@ -73,6 +77,7 @@ class Case:
     block: dict[str, Any] = field(default_factory=dict)
     warm: bool = False
     model: Path = MODEL
+    environment: dict[str, str] = field(default_factory=dict)
 
     def data(self, folder: Path, samples: int) -> Path:
         """Write samples that fill the rows, words of our own, and return the file."""
@@ -237,7 +242,7 @@ def measure(case: Case, pairs: int) -> dict[str, Any]:
         if case.warm:
             in_child("harness", "fill_cache", configs["plugin"])
         memory = peaks(configs)
-        return ratios(in_child("harness", "time_pairs", configs, pairs), memory)
+        return ratios(in_child("harness", "time_pairs", configs, pairs, **case.environment), memory)
 
 
 def ratios(seconds: dict[str, list[float]], memory: dict[str, int], side: str = "plugin") -> dict[str, Any]:

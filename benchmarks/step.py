@@ -21,6 +21,7 @@ from typing import Any
 from harness import (
     FREED_AT_ONCE,
     LORA,
+    NEVER_FREED,
     SIDES,
     WARMUP_STEPS,
     Case,
@@ -49,6 +50,8 @@ STEPS = {
     "history in the step, 2 x 512": Case(),
     "ema, 2 x 512": Case(block={"history": "ema"}),
     "full, warm, 2 x 512": Case(changes=FULL, warm=True),
+    "warm, 2 x 512, memory kept": Case(warm=True, environment=NEVER_FREED),
+    "history in the step, 2 x 512, memory kept": Case(environment=NEVER_FREED),
 }
 EPOCH_STEPS = 6
 EPOCHS = Case(changes={**LORA, "max_steps": 3 * EPOCH_STEPS}, warm=True)
