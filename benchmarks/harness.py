@@ -36,7 +36,7 @@ MODEL = ROOT / ".cache" / "models" / "smollm2-135m-instruct"
 RESULTS = ROOT / "outputs" / "benchmarks"
 WARMUP_STEPS = 2
 # For glibc: a fixed size from which on memory is the system's own; and no memory given back to it at all, as in torch's
-# allocator for GPUs. How much time goes into memory that is new each time is else the luck of a process.
+# allocator for GPUs. Page faults of large blocks that are asked for anew each step can outweigh what a case is to show.
 FREED_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 NEVER_FREED = {"MALLOC_MMAP_THRESHOLD_": str(2**40), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
 # Different batches of a case; then they come again.
