@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 @contextmanager
@@ -28,3 +29,18 @@ def products_over(vocabulary: int) -> Iterator[list[int]]:
 
     with Counter():
         yield rows
+
+
+@contextmanager
+def tensor_sizes() -> Iterator[list[int]]:
+    """Collect the number of elements of every tensor that an operator returns."""
+    sizes: list[int] = []
+
+    class Counter(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            sizes.extend(leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor))
+            return result
+
+    with Counter():
+        yield sizes

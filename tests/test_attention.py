@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from counting import tensor_sizes
 from families import FAMILIES, HYBRIDS, LLAMA, SINKS, SIZE, SOFT_CAPPED, build
 from transformers import AutoModelForCausalLM, BloomConfig, FalconConfig, GPTJConfig, LlamaConfig, MambaConfig
 
 from sstoken_plugin.attention import PromptAttention, softmax_layers
+from sstoken_plugin.config import SSTokenConfig
 from sstoken_plugin.samples import BatchLayout
+from sstoken_plugin.step import Phase, TokenSelection
 
 
 def random_samples(lengths=((13, 6), (9, 3))):
@@ -199,6 +202,20 @@ def test_the_output_is_unchanged():
     plain = model(**inputs_of(batch)).logits
     with PromptAttention.of(model, -1).measure(BatchLayout.of(batch).prompt):
         assert torch.equal(model(**inputs_of(batch)).logits, plain)
+
+
+@pytest.mark.parametrize(("attention", "linear"), [("sdpa", True), ("eager", False)])
+def test_no_tensor_of_a_step_is_of_tokens_by_tokens(attention, linear):
+    """Eager attention makes such matrices itself, which shows that one would be seen."""
+    model, batch = build(LLAMA, attention).train(), padded(random_samples(lengths=((512, 200),)))
+    config = SSTokenConfig(selector="attention")
+    selection = TokenSelection(config, PromptAttention.of(model, -1), history=None, end_tokens=[2])
+    with tensor_sizes() as sizes:
+        step = selection.begin(model, batch, Phase.of(config))
+        with step.observed():
+            outputs = model(**inputs_of(batch), use_cache=False)
+        step.loss(outputs).backward()
+    assert (max(sizes) < 512 * 512) == linear
 
 
 def test_dropout_of_attention_leaves_the_mass_and_the_random_numbers():
