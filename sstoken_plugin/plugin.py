@@ -35,9 +35,6 @@ class SSTokenPlugin(BasePlugin):
 
     def register(self, cfg: Any) -> None:
         """Take over overrides such as `--sstoken.ratio=0.5`, which Axolotl's launchers pass on flat."""
-        named = [name for name in cfg["plugins"] if name in compatibility.NAMES]
-        if len(named) > 1:
-            raise ValueError(f"plugins: {' and '.join(named)} are the same plugin; keep one of them.")
         for key in [key for key in cfg if str(key).startswith("sstoken.")]:
             block = cfg.get("sstoken")
             if block is not None and not isinstance(block, Mapping):
@@ -46,9 +43,9 @@ class SSTokenPlugin(BasePlugin):
                 )
             cfg["sstoken"] = {**(block or {}), key.removeprefix("sstoken."): cfg.pop(key)}
 
-    def get_input_args(self) -> str:
+    def get_input_args(self) -> str | None:
         """Name the schema that Axolotl merges into its own."""
-        return "sstoken_plugin.plugin.SSTokenArgs"
+        return "sstoken_plugin.plugin.SSTokenArgs" if self._acts() else None
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
         """Check what only the final configuration tells, before data and model are loaded."""
@@ -58,6 +55,11 @@ class SSTokenPlugin(BasePlugin):
                 raise ValueError(
                     f"plugins: {name} brings its own trainer, and so does sstoken; remove one of them from `plugins:`."
                 )
+
+    def _acts(self) -> bool:
+        """Tell whether this instance acts: named by its bare and its dotted name, the plugin is there twice."""
+        loaded = PluginManager.get_instance().plugins.values()
+        return self is next((plugin for plugin in loaded if isinstance(plugin, SSTokenPlugin)), self)
 
     def get_trainer_cls(self, cfg: Any) -> type:
         """Return Axolotl's trainer with token selection."""
@@ -75,6 +77,8 @@ class SSTokenPlugin(BasePlugin):
         from sstoken_plugin.step import TokenSelection
         from sstoken_plugin.trajectory import Trajectory
 
+        if not self._acts():
+            return
         config = compatibility.check(cfg)
         for sentence in config.keys_without_effect():
             LOG.warning(sentence)

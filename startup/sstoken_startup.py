@@ -1,4 +1,4 @@
-"""Lets `plugins: [sstoken]` work with an Axolotl that only knows dotted plugin names.
+"""Lets `plugins: [sstoken]` work: Axolotl itself loads plugins by the dotted path of a class only.
 
 The interpreter imports this module at start, through the line in `sstoken_startup.pth`. It puts one
 finder on `sys.meta_path`, which compares a name and does nothing else until somebody imports
@@ -11,25 +11,15 @@ import os
 import sys
 
 WATCHED = "axolotl.integrations.base"
-GROUP = "axolotl.plugins"
+SHORT_NAME = "sstoken"
+DOTTED_NAME = "sstoken_plugin.SSTokenPlugin"
 
 
-def resolve_short_names(load_plugin):  # type: ignore[no-untyped-def]
-    """Wrap Axolotl's `load_plugin` so that a name without a dot may be that of an entry point."""
+def resolve_short_name(load_plugin):  # type: ignore[no-untyped-def]
+    """Wrap Axolotl's `load_plugin` so that our short name stands for our dotted one; all others pass through."""
 
     def load_plugin_by_name(plugin_name):  # type: ignore[no-untyped-def]
-        try:
-            # First, so that an Axolotl that resolves short names by itself does so.
-            return load_plugin(plugin_name)
-        except ValueError:
-            if "." in plugin_name:
-                raise
-            from importlib.metadata import entry_points
-
-            found = list(entry_points(group=GROUP, name=plugin_name))
-            if not found:
-                raise
-        return load_plugin(found[0].value.replace(":", "."))
+        return load_plugin(DOTTED_NAME if plugin_name == SHORT_NAME else plugin_name)
 
     return load_plugin_by_name
 
@@ -52,7 +42,7 @@ class Watcher:
             def exec_module(module):  # type: ignore[no-untyped-def]
                 execute(module)
                 if hasattr(module, "load_plugin"):
-                    module.load_plugin = resolve_short_names(module.load_plugin)
+                    module.load_plugin = resolve_short_name(module.load_plugin)
 
             spec.loader.exec_module = exec_module  # type: ignore[union-attr, method-assign]
             return spec

@@ -4,9 +4,15 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from importlib.metadata import entry_points
 
 import pytest
-from conftest import ROOT, run_command, write
+from conftest import AXOLOTL, ROOT, run_command, write
+
+import sstoken_plugin
+from sstoken_plugin import releases
+
+pytestmark = pytest.mark.core
 
 ACTIVE = "ssToken is active"
 COMMANDS = {
@@ -78,29 +84,50 @@ def test_interpreter_start_loads_nothing_but_the_start_up_file():
     assert "importlib.metadata" not in loaded("1")
 
 
-def test_only_unknown_names_without_a_dot_are_looked_up(monkeypatch):
+def test_only_the_bare_name_stands_for_another():
     import sstoken_startup
 
-    asked = []
-
-    def stock(name):
-        asked.append(name)
-        module, _ = name.rsplit(".", 1)
-        return module
-
-    load = sstoken_startup.resolve_short_names(stock)
-    assert load("some.Plugin") == "some"
-    assert load("sstoken") == "sstoken_plugin"
-    assert asked == ["some.Plugin", "sstoken", "sstoken_plugin.SSTokenPlugin"]
-    with pytest.raises(ValueError, match="not enough values"):
-        load("nobody")
+    load = sstoken_startup.resolve_short_name(lambda name: name)
+    names = ["sstoken", "sstoken_plugin.SSTokenPlugin", "some.Plugin", "nobody", "sstoken2"]
+    assert list(map(load, names)) == ["sstoken_plugin.SSTokenPlugin", *names[1:]]
 
 
-def test_it_steps_aside_where_axolotl_knows_short_names():
-    import sstoken_startup
+NAMES = [
+    ["sstoken"],
+    ["sstoken_plugin.SSTokenPlugin"],
+    ["sstoken", "sstoken"],
+    ["sstoken", "sstoken_plugin.SSTokenPlugin"],
+    ["sstoken_plugin.SSTokenPlugin", "axolotl.integrations.grokfast.GrokfastPlugin", "sstoken"],
+    # The form of an entry point, which Axolotl itself reads since 0.21.
+    *([["sstoken_plugin:SSTokenPlugin"], ["sstoken", "sstoken_plugin:SSTokenPlugin"]] if AXOLOTL >= (0, 21) else []),
+]
 
-    load = sstoken_startup.resolve_short_names(lambda name: f"axolotl's own {name}")
-    assert load("sstoken") == "axolotl's own sstoken"
+
+@pytest.mark.parametrize("names", NAMES, ids=", ".join)
+def test_by_whatever_names_it_counts_once(names, config, train, steps, caplog):
+    run = train({**config, "max_steps": 1, "plugins": names, "sstoken": {"ratio": 0.5}})
+    assert len(steps) == run.cfg.gradient_accumulation_steps
+    assert run.lines[-1]["sstoken/selected_ratio"] == pytest.approx(0.5, abs=0.1)
+    callbacks = [type(callback).__name__ for callback in run.trainer.callback_handler.callbacks]
+    assert callbacks.count("HistoryCallback") == callbacks.count("ReportCallback") == 1
+
+
+def test_the_group_whose_members_take_part_in_every_run_does_not_have_us():
+    assert not [point for point in entry_points(group="axolotl.plugins") if "sstoken" in point.value]
+
+
+def test_an_unsupported_axolotl_is_named_with_the_range(monkeypatch):
+    monkeypatch.delenv(releases.ANY_RELEASE, raising=False)
+    for installed in ("0.16.1", "0.22.0.dev0", "1.0"):
+        monkeypatch.setattr(releases, "version", lambda package, installed=installed: installed)
+        with pytest.raises(ValueError, match=rf"^plugins: sstoken runs on Axolotl 0\.17 to 0\.21, .* {installed};"):
+            sstoken_plugin.SSTokenPlugin  # noqa: B018
+        with monkeypatch.context() as allowed:
+            allowed.setenv(releases.ANY_RELEASE, "1")
+            assert sstoken_plugin.SSTokenPlugin
+    for installed in ("0.17.0", "0.21.3", "0.20.0.post1"):
+        monkeypatch.setattr(releases, "version", lambda package, installed=installed: installed)
+        assert sstoken_plugin.SSTokenPlugin
 
 
 @pytest.mark.parametrize("source", ["raise SystemError", "load_plugins = 1", ""], ids=repr)

@@ -1,0 +1,121 @@
+"""Installed and not named: a run is the one that it would be without the package. And installing changes nothing."""
+
+import json
+import re
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_command, write
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.core
+
+PREFERENCES = [
+    {
+        "messages": [{"role": "user", "content": f"Name number {number}."}],
+        "chosen": {"role": "assistant", "content": "one two three"},
+        "rejected": {"role": "assistant", "content": "four"},
+    }
+    for number in range(8)
+]
+YAMLS = {
+    "no plugins": {},
+    "another plugin": {"plugins": ["axolotl.integrations.grokfast.GrokfastPlugin"]},
+    "preferences": {"rl": "dpo"},
+}
+
+
+@pytest.fixture(scope="session")
+def without_the_package(tmp_path_factory):
+    """The Python of an environment that has all that this one has, but for the package."""
+    folder = tmp_path_factory.mktemp("without")
+    venv.create(folder / "venv")
+    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "sstoken" not in entry.name:
+            (site / entry.name).symlink_to(entry)
+    python = str(folder / "venv" / "bin" / "python")
+    assert subprocess.run([python, "-c", "import sstoken_plugin"], capture_output=True, cwd=folder).returncode != 0
+    return python
+
+
+def outcome(python, config, folder):
+    """Run the training in a process of its own; return its log, losses and weights."""
+    folder.mkdir()
+    config = {**config, "output_dir": str(folder / "out"), "dataset_prepared_path": str(folder / "prepared")}
+    command = [python, "-m", "axolotl.cli.train", str(write(config, folder))]
+    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, timeout=900)
+    assert run.returncode == 0, run.stdout[-5000:]
+    # What a logger wrote, without times, durations and folders.
+    lines = re.findall(r"^.*\[(?:INFO|WARNING|ERROR)\].*$", run.stdout, re.MULTILINE)
+    log = [re.sub(r"\d+|/\S+", "", line) for line in lines]
+    checkpoint = folder / "out" / "checkpoint-2"
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    losses = [line["loss"] for line in state["log_history"] if "loss" in line]
+    return log, losses, load_file(checkpoint / "adapter_model.safetensors"), run.stdout
+
+
+@pytest.mark.parametrize("name", YAMLS)
+def test_a_yaml_that_does_not_name_the_plugin_trains_as_without_the_package(
+    without_the_package, config, tmp_path, name
+):
+    del config["plugins"]
+    config |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, **YAMLS[name]}
+    if "rl" in config:
+        file = tmp_path / "preferences.jsonl"
+        file.write_text("\n".join(map(json.dumps, PREFERENCES)))
+        config["datasets"] = [{"path": str(file), "type": "chat_template.default", "field_messages": "messages"}]
+        config["datasets"][0] |= {"field_chosen": "chosen", "field_rejected": "rejected"}
+    with_log, with_losses, with_weights, printed = outcome(sys.executable, config, tmp_path / "with")
+    without_log, without_losses, without_weights, _ = outcome(without_the_package, config, tmp_path / "without")
+    assert with_losses == without_losses
+    assert len(with_losses) == 2
+    assert with_weights.keys() == without_weights.keys()
+    assert all((with_weights[key] == weight).all() for key, weight in without_weights.items())
+    assert with_log == without_log
+    assert len(with_log) > 10
+    assert "sstoken" not in printed.lower()
+
+
+def test_a_yaml_with_keys_that_only_the_plugin_would_refuse_is_read_as_without_it(config, tmp_path):
+    code = f"""
+from axolotl.cli.config import load_cfg
+cfg = load_cfg({str(write({**config, "plugins": None, "trainer_cls": "my.Trainer", "ss_token": 1}, tmp_path))!r})
+print("READ", cfg.trainer_cls, "sstoken" in cfg)
+import sys
+print("LOADED", [name for name in sys.modules if name.startswith("sstoken_plugin")])
+"""
+    printed = run_command("python", "-c", code).stdout
+    assert "READ my.Trainer False" in printed
+    assert "LOADED []" in printed
+
+
+def test_installing_the_package_changes_no_version(without_the_package, tmp_path):
+    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    command = [without_the_package, "-m", "pip", "install", "--dry-run", "--no-index", str(wheel)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    (line,) = [line for line in run.stdout.splitlines() if line.startswith("Would install")]
+    assert re.fullmatch(r"Would install sstoken[-_]plugin-[\d.]+", line), line
+
+
+def test_the_bounds_are_the_oldest_and_the_newest_that_the_tests_ran_on():
+    packages = ("torch", "transformers", "peft", "accelerate", "pydantic", "numpy")
+    table = (ROOT / "docs" / "support.md").read_text().split("## Releases")[1]
+    lines = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("|")]
+    header, _, *rows = ([cell.strip() for cell in line] for line in lines)
+    named = {name: [row[header.index(name)].split(".") for row in rows] for name in ("Axolotl", "Python", *packages)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    bounds = dict(re.match(r"([a-z]+)(.*)", line).groups() for line in project["dependencies"])
+    bounds |= {"Python": project["requires-python"], "Axolotl": bounds["axolotl"]}
+    for name, versions in named.items():
+        versions = sorted(tuple(int(part) for part in version[:3]) for version in versions)
+        lowest = ".".join(map(str, versions[0][:2] if name in ("Axolotl", "Python") else versions[0]))
+        highest = ".".join(map(str, (versions[-1][0], versions[-1][1] + 1)))
+        assert bounds[name] == f">={lowest},<{highest}", name
