@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sstoken_plugin import releases
 from sstoken_plugin.config import CHANGING, SSTokenConfig, nearest
 
 NAMES = ("sstoken", "sstoken_plugin.SSTokenPlugin", "sstoken_plugin.plugin.SSTokenPlugin")
@@ -24,6 +25,10 @@ REFUSED = {
     "process_reward_model": "trains a reward model, which has no per-token loss",
     "trainer_cls": "replaces the trainer that the selection is part of",
     "use_eaft": "brings its own loss over all response tokens",
+    "use_dft": "brings its own loss over all response tokens",
+    "liger_use_token_scaling": "multiplies the loss of each token by its probability",
+    "diffusion_lm": "trains a diffusion model, whose tokens have no left-to-right loss",
+    "diffusion_decision": "trains a diffusion model, whose tokens have no left-to-right loss",
     "orpo_alpha": "brings its own loss over pairs of answers",
     "relora": "merges the adapter into the base weights, so that the history is lost",
     "pretraining_dataset": "streams text without prompts and labels, which has not been tested with selection",
@@ -32,13 +37,23 @@ REFUSED = {
     "processor_type": "trains a multimodal model, and selection reads text tokens only",
     "label_smoothing_factor": "changes the loss of a token, which selection compares with the history's",
 }
+# Keys, a nested one with a dot, that split a sample or a layer over so many ranks.
 REFUSED_ABOVE_ONE = {
     "context_parallel_size": "splits a sample over ranks, and selection ranks whole samples",
+    "context_parallel.size": "splits a sample over ranks, and selection ranks whole samples",
     "sequence_parallel_degree": "splits a sample over ranks, and selection ranks whole samples",
+    "expert_parallel_size": "splits the experts over ranks, which has not been tested with selection",
     "tensor_parallel_size": "splits the output head over ranks, which has not been tested with selection",
 }
+# Adapters that are out of force once PEFT has switched them off. Plugins of Axolotl may bring others, such as mixlora.
+ADAPTERS = ("lora", "qlora", "mora")
+# Keys that change losses and not the hash by which a cache tells one history from another.
+REFUSED_WITH_CACHE = ("scaling_softmax", "qat", "fp8")
 # Ways of training that should work and have not been run on what they are made for: docs/support.md.
-UNTESTED = ("fsdp_config", "deepspeed", "layer_offloading", "tiled_mlp")
+UNTESTED = (
+    "fsdp_config", "deepspeed", "layer_offloading", "tiled_mlp", "fp8", "qat", "nvfp4_merge_aware", "llmcompressor",
+    "dense_mixer",
+)  # fmt: skip
 # Adapter initialisations that leave the base weights as they are.
 PLAIN_INITS = (None, True, False, "gaussian")
 
@@ -56,20 +71,24 @@ def check(cfg: Mapping[str, Any]) -> SSTokenConfig:
     config = SSTokenConfig.from_block(cfg.get("sstoken"))
     for key, reason in REFUSED.items():
         if cfg.get(key):
-            raise ValueError(f"{key}: {cfg[key]} {reason}; remove `{key}` or take sstoken out of `plugins:`.")
+            shown = key if isinstance(cfg[key], (Mapping, list)) else f"{key}: {cfg[key]}"
+            raise ValueError(f"{shown} {reason}; remove `{key}` or take sstoken out of `plugins:`.")
     for key, reason in REFUSED_ABOVE_ONE.items():
-        # Axolotl has yet to check the type in a raw YAML; its validated one is asked again.
-        if isinstance(cfg.get(key), (int, float)) and cfg[key] > 1:
-            raise ValueError(f"{key}: {cfg[key]} {reason}; set `{key}: 1` or take sstoken out of `plugins:`.")
-    fsdp = cfg.get("fsdp_config") or {}
-    if cfg.get("fsdp") or (fsdp and str(cfg.get("fsdp_version") or fsdp.get("fsdp_version")) != "2"):
+        value = _nested(cfg, key)
+        if _number(value) > 1:
+            raise ValueError(f"{key}: {value} {reason}; set `{key}: 1` or take sstoken out of `plugins:`.")
+    adapter = cfg.get("adapter")
+    if isinstance(adapter, str) and adapter and adapter not in ADAPTERS:
+        raise ValueError(
+            f"adapter: {adapter} may train parts that stay in force when it is switched off, and the history would not "
+            "be the first model; set `adapter: lora` or `adapter: qlora`, or take sstoken out of `plugins:`."
+        )
+    if releases.asks_for_fsdp1(cfg):
         raise ValueError(
             "fsdp_version: 1 flattens weights, so that neither an adapter nor a layer can be reached; set "
-            "`fsdp_version: 2` and use `fsdp_config:`, or take sstoken out of `plugins:`."
+            "`fsdp_version: 2` beside `fsdp_config:`, or take sstoken out of `plugins:`."
         )
-    # Both are in the validated configuration only; Axolotl 0.17 has just the latter, and is right with it.
-    separated = cfg.get("attn_decontaminates_packing", cfg.get("attn_supports_packing"))
-    if cfg.get("sample_packing") and separated is False:
+    if cfg.get("sample_packing") and not releases.packing_separates_samples(cfg):
         raise ValueError(
             f"attn_implementation: {cfg.get('attn_implementation')} lets the samples of a packed row see each other in "
             "this release of Axolotl, and selection scores a sample as if alone; set `attn_implementation: "
@@ -78,7 +97,7 @@ def check(cfg: Mapping[str, Any]) -> SSTokenConfig:
     if config.needs_history:
         _refuse_unfit_history(cfg, config)
     if config.history_cache is not None:
-        _refuse_unfit_cache(config.history_cache)
+        _refuse_unfit_cache(cfg, config.history_cache)
     return config
 
 
@@ -99,6 +118,23 @@ def untested(cfg: Mapping[str, Any]) -> list[str]:
     return [key for key in UNTESTED if cfg.get(key)]
 
 
+def _nested(cfg: Mapping[str, Any], key: str) -> Any:
+    """Return the value of a key whose dots lead into blocks."""
+    outer, _, inner = key.partition(".")
+    value = cfg.get(outer)
+    if not inner:
+        return value
+    return _nested(value, inner) if isinstance(value, Mapping) else None
+
+
+def _number(value: Any) -> float:
+    """Return the number that Axolotl will read, 0 for what it will refuse: in a raw YAML a number may be text."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return 0
+
+
 def _refuse_misplaced_keys(cfg: Mapping[str, Any]) -> None:
     for key in cfg:
         plain = re.sub(r"[^a-z]", "", str(key).lower())
@@ -113,7 +149,13 @@ def _refuse_misplaced_keys(cfg: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} is not a key; the nearest one is `sstoken:`.")
 
 
-def _refuse_unfit_cache(path: str) -> None:
+def _refuse_unfit_cache(cfg: Mapping[str, Any], path: str) -> None:
+    for key in REFUSED_WITH_CACHE:
+        if cfg.get(key):
+            raise ValueError(
+                f"{key} changes losses, and sstoken.history_cache: {path} would give them to runs without it; remove "
+                "one of the two."
+            )
     folder = expand(path)
     there = next((part for part in (folder, *folder.parents) if part.exists()), folder)
     if "\0" in path or (there.exists() and not there.is_dir()):

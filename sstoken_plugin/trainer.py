@@ -105,8 +105,18 @@ class TokenSelectionTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def begin_selection(self) -> None:
-        """Build the selection, at most once: the weights are the first ones, and sharded if they ever will be."""
+        """Build the selection, at most once: the weights are the first ones, and sharded if they ever will be.
+
+        Raises:
+            ValueError: the trainer was given a loss of its own, which the selection would replace.
+        """
         if self.selection is None and self.make_selection is not None:
+            if self.compute_loss_func is not None:
+                name = getattr(self.compute_loss_func, "__name__", type(self.compute_loss_func).__name__)
+                raise ValueError(
+                    f"compute_loss_func: the trainer was given a loss of its own, {name}, in place of which sstoken "
+                    "would compute its own; remove the key or the plugin that sets it, or sstoken."
+                )
             self.selection = self.make_selection()
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:

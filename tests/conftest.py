@@ -23,11 +23,25 @@ import pytest
 import torch
 import yaml
 
+if not torch.cuda.is_available():
+    # With a torch for GPUs comes Triton, and with that these kernels count as usable: transformers then calls them for
+    # tensors of a CPU.
+    sys.modules.update(dict.fromkeys(("fla", "causal_conv1d")))
+
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 MODELS = ROOT / ".cache" / "models"
 AXOLOTL = tuple(int(part) for part in version("axolotl").split(".")[:2])
 sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Any:
+    """Take back what a run leaves in the environment: Axolotl tells accelerate there about engines and ranks."""
+    saved = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(saved)
 
 
 @pytest.fixture(scope="session")
@@ -196,7 +210,21 @@ def load(config: dict[str, Any], folder: Path, **overrides: Any) -> Any:
 def prepare_process() -> None:
     """Take out of every run what costs seconds and has nothing to do with it; once Axolotl is imported."""
     from datasets import Dataset
+    from transformers import AutoTokenizer
 
+    read, tokenizers = AutoTokenizer.from_pretrained, {}
+
+    def read_once(path: Any, *arguments: Any, **options: Any) -> Any:
+        if not Path(path).is_dir():
+            return read(path, *arguments, **options)
+        files = sorted((file.name, file.stat().st_mtime_ns) for file in Path(path).iterdir())
+        key = repr((path, files, arguments, options))
+        if key not in tokenizers:
+            tokenizers[key] = read(path, *arguments, **options)
+        return copy.deepcopy(tokenizers[key])
+
+    # A run reads its tokenizer twice, a third of its time.
+    AutoTokenizer.from_pretrained = read_once  # type: ignore[method-assign]
     save = Dataset.save_to_disk
     # Axolotl has a pool of one process made to write 24 rows.
     Dataset.save_to_disk = lambda self, path, num_proc=None, **kwargs: save(self, path, **kwargs)  # type: ignore[method-assign]

@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sstoken_plugin import compatibility
 from sstoken_plugin.config import SSTokenConfig
 
+pytestmark = pytest.mark.core
+
 
 @pytest.mark.parametrize(
     ("block", "words"),
@@ -63,21 +65,32 @@ def test_a_bad_block_is_refused(block, words):
         ({"ss_token_gama": 0.5}, ["ss_token_gama", "sstoken: {gamma"]),
         ({"sstokens": {"ratio": 0.5}}, ["sstokens", "sstoken"]),
         ({"ssstoken": {"ratio": 0.5}}, ["ssstoken", "sstoken"]),
-        (
-            {"plugins": ["sstoken", "sstoken_plugin.SSTokenPlugin"]},
-            ["plugins: sstoken and sstoken_plugin.SSTokenPlugin"],
-        ),
         ({"rl": "dpo"}, ["rl: dpo"]),
         ({"reward_model": True}, ["reward_model"]),
         ({"process_reward_model": True}, ["process_reward_model"]),
         ({"trainer_cls": "my.Trainer"}, ["trainer_cls"]),
         ({"use_eaft": True}, ["use_eaft"]),
+        ({"use_dft": True}, ["use_dft"]),
+        ({"liger_use_token_scaling": True}, ["liger_use_token_scaling"]),
+        ({"diffusion_lm": {"from_causal_lm": True}}, ["diffusion_lm"]),
+        ({"diffusion_decision": {"layout": "prompt_slots"}}, ["diffusion_decision"]),
+        ({"adapter": "mixlora"}, ["mixlora"]),
         ({"orpo_alpha": 0.1}, ["orpo_alpha"]),
         ({"relora": True}, ["relora"]),
         ({"processor_type": "AutoProcessor"}, ["processor_type", "multimodal"]),
         ({"label_smoothing_factor": 0.1}, ["label_smoothing_factor"]),
         ({"context_parallel_size": 2}, ["context_parallel_size"]),
+        ({"context_parallel_size": "2"}, ["context_parallel_size: 2 splits a sample"]),
+        # A release that knows the block has copied its size to the key before we are asked.
+        ({"context_parallel": {"size": 2}}, ["context_parallel", "size: 2 splits a sample"]),
+        ({"context_parallel": {"size": "2"}}, ["context_parallel", "size: 2 splits a sample"]),
         ({"tensor_parallel_size": 2}, ["tensor_parallel_size"]),
+        ({"expert_parallel_size": 2}, ["expert_parallel_size: 2 splits the experts"]),
+        (
+            {"sstoken": {"history_cache": "cache"}, "scaling_softmax": True},
+            ["scaling_softmax changes", "history_cache"],
+        ),
+        ({"sstoken": {"history_cache": "cache"}, "qat": {"weight_dtype": "int8"}}, ["qat changes", "history_cache"]),
         ({"pretraining_dataset": [{"path": "x"}]}, ["pretraining_dataset"]),
         ({"streaming": True}, ["streaming"]),
         ({"sstoken": {"history": "emma"}}, ["sstoken.history: emma", "did you mean 'ema'"]),
@@ -86,8 +99,8 @@ def test_a_bad_block_is_refused(block, words):
         ({"sstoken": {"history_cache": "\0"}}, ["sstoken.history_cache: '\\x00' cannot be a folder"]),
         ({"sstoken": {"history": "/"}}, ["sstoken.history: /", "adapter_config.json", "config.json"]),
         ({"lisa_n_layers": 2, "adapter": None}, ["lisa_n_layers", "sstoken.selector: attention"]),
-        ({"fsdp_config": {"a": 1}}, ["fsdp_version: 1", "`fsdp_version: 2`"]),
-        ({"fsdp": ["full_shard"], "fsdp_version": 2}, ["fsdp_version: 1", "`fsdp_config:`"]),
+        ({"fsdp_config": {"reshard_after_forward": True}, "fsdp_version": 1}, ["fsdp_version: 1", "fsdp_version: 2"]),
+        ({"fsdp_config": {"reshard_after_forward": True, "fsdp_version": 1}}, ["fsdp_version: 1", "fsdp_version: 2"]),
     ],
     ids=str,
 )
@@ -96,6 +109,40 @@ def test_a_yaml_that_cannot_be_combined_is_refused(config, tmp_path, changes, wo
         load({**config, **changes}, tmp_path)
     for word in words:
         assert word in str(error.value)
+
+
+def test_adapters_that_cannot_be_switched_off_are_refused():
+    for adapter in ("mixlora", "an-adapter-to-come"):
+        with pytest.raises(ValueError, match=rf"adapter: {adapter} may train.*set `adapter: lora` or `adapter: qlora`"):
+            compatibility.check({"adapter": adapter})
+    # A wrong type is left to Axolotl.
+    for adapter in (None, "", "lora", "qlora", ["lora"]):
+        compatibility.check({"adapter": adapter})
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_first_fsdp"),
+    [
+        ({}, False),
+        ({"fsdp_config": {"reshard_after_forward": True}}, AXOLOTL < (0, 20)),
+        ({"fsdp": ["full_shard"]}, AXOLOTL < (0, 20)),
+        ({"fsdp_config": {"fsdp_version": 2}}, False),
+        ({"fsdp_config": {"version": 2}}, False),
+        ({"fsdp_config": {"offload_params": False}, "fsdp_version": 2}, False),
+        ({"fsdp_config": {"offload_params": False}, "fsdp_version": "2"}, False),
+        ({"fsdp": ["full_shard"], "fsdp_config": {"fsdp_version": 2}}, False),
+        ({"fsdp_config": {"version": 1}}, True),
+        # Wrong types are left to Axolotl.
+        ({"fsdp_config": "yes"}, False),
+    ],
+    ids=str,
+)
+def test_the_release_tells_which_fsdp_is_meant(settings, is_first_fsdp):
+    if is_first_fsdp:
+        with pytest.raises(ValueError, match=r"fsdp_version: 1 flattens weights.*set `fsdp_version: 2`"):
+            compatibility.check(settings)
+    else:
+        compatibility.check(settings)
 
 
 @pytest.mark.parametrize("block", [{"history": "/a/checkpoint"}, {"history_cache": "losses"}], ids=str)
@@ -199,21 +246,15 @@ def test_command_line_overrides_reach_the_block(config, tmp_path):
         load({**config, "sstoken": "on"}, tmp_path, **{"sstoken.ratio": 0.4})
 
 
-@pytest.mark.parametrize("value", ["2", "two", [2]], ids=str)
+@pytest.mark.parametrize("value", ["two", [2]], ids=str)
 def test_a_wrong_type_of_a_key_of_axolotl_is_left_to_axolotl(config, tmp_path, value):
     with pytest.raises(ValidationError, match="context_parallel_size"):
         load({**config, "context_parallel_size": value}, tmp_path)
 
 
 def test_another_plugin_with_a_trainer_is_refused_before_data_is_loaded(config, train):
-    with pytest.raises(ValueError, match=r"plugins: .*DiffusionPlugin brings its own trainer"):
-        train(
-            {
-                **config,
-                "plugins": ["axolotl.integrations.diffusion.DiffusionPlugin", "sstoken"],
-                "diffusion": {"mask_token_id": 3},
-            }
-        )
+    with pytest.raises(ValueError, match=r"plugins: .*KDPlugin brings its own trainer"):
+        train({**config, "plugins": ["axolotl.integrations.kd.KDPlugin", "sstoken"], "kd_trainer": True})
 
 
 @pytest.mark.parametrize(

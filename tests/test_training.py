@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from sstoken_plugin.metrics import METRICS, counts
 
+pytestmark = pytest.mark.core
+
 
 def data(tmp_path, *lines) -> list[dict]:
     file = tmp_path / "lines.jsonl"
@@ -192,14 +194,14 @@ def test_another_selector_acts_during_the_warmup(config, train, steps, warmup_se
 def test_the_loss_is_divided_by_the_kept_tokens(config, train, steps, monkeypatch, counted):
     from sstoken_plugin.axolotl_trainer import SSTokenTrainer
 
-    if counted:
-        create = SSTokenTrainer.__init__
+    create = SSTokenTrainer.__init__
 
-        def init(self, *args, **kwargs):
-            create(self, *args, **kwargs)
-            self.model_accepts_loss_kwargs = True
+    def init(self, *args, **kwargs):
+        create(self, *args, **kwargs)
+        # Axolotl switches it off up to 0.19; since 0.20 the model's loss function decides.
+        self.model_accepts_loss_kwargs = counted
 
-        monkeypatch.setattr(SSTokenTrainer, "__init__", init)
+    monkeypatch.setattr(SSTokenTrainer, "__init__", init)
     run = train({**config, "max_steps": 1, "sstoken": {"ratio": 0.5}})
     sums = [step.scores.current[step.kept].sum().item() for step, _ in steps]
     kept = [int(step.kept.sum()) for step, _ in steps]
@@ -207,6 +209,22 @@ def test_the_loss_is_divided_by_the_kept_tokens(config, train, steps, monkeypatc
     means = [s / k for s, k in zip(sums, kept, strict=True)]
     expected = sum(sums) / sum(kept) if counted else sum(means) / len(means)
     assert run.losses[0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_loss_that_something_else_gave_the_trainer_is_not_replaced_in_silence(config, train, monkeypatch):
+    from sstoken_plugin.axolotl_trainer import SSTokenTrainer
+
+    def new_loss(outputs, labels, num_items_in_batch=None):
+        return outputs.logits.sum()
+
+    create = SSTokenTrainer.__init__
+
+    def init(self, *args, **kwargs):
+        create(self, *args, **kwargs, compute_loss_func=new_loss)
+
+    monkeypatch.setattr(SSTokenTrainer, "__init__", init)
+    with pytest.raises(ValueError, match="a loss of its own, new_loss, in place of which sstoken"):
+        train(config)
 
 
 def test_evaluation_reports_the_ordinary_loss(config, train):

@@ -6,6 +6,7 @@ from itertools import chain
 
 import pytest
 import torch
+from conftest import AXOLOTL
 from reference import assert_kept_by_the_rule, scored_samples, signals
 from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
@@ -71,17 +72,47 @@ ORDER = {
     "curriculum, packed": {"curriculum_sampling": True, "sample_packing": True, "sample_packing_sequentially": True},
     "by length, worker processes": {"group_by_length": True, "dataloader_num_workers": 1},
 }
-WAYS = dict(chain.from_iterable(group.items() for group in (WEIGHTS, ROWS, ENGINE, KERNELS, OPTIMIZERS, ORDER)))
+# Keys that older releases lack.
+SINCE_20 = {
+    "adapter gradients in float32": {"lora_fp32_gradients": True},
+    "activations of some modules saved": {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "selective_checkpointing": {"save_modules": ["down_proj", "o_proj"]},
+    },
+    "QLoRA by torchao": {"adapter": "qlora", "load_in_4bit": True, "nf4_backend": "torchao"},
+}
+SINCE_21 = {
+    "balanced labels": {"balance_labels": True, "label_balance_window_optim_steps": 2},
+    "balanced labels, packed": {"balance_labels": True, "sample_packing": True},
+    "compiled by layer": {"torch_compile": True, "torch_compile_backend": "eager", "torch_compile_regional": True},
+    "LoRA+, embeddings at a rate of their own": {
+        "loraplus_lr_ratio": 16, "embedding_lr": 0.001,
+        "lora_target_linear": False, "lora_target_modules": ["q_proj", "up_proj", "embed_tokens"],
+    },
+    "losses that are not finite are logged": {"logging_nan_inf_filter": False},
+    "deterministic": {"full_determinism": True},
+    "tied weights stay tied": {
+        "peft_ensure_weight_tying": True, "lora_modules_to_save": ["embed_tokens"],
+    },
+    "evaluation at the start": {"eval_on_start": True, "val_set_size": 0.25, "eval_steps": 2},
+    "profiled": {"sync_profiler_steps": 1},
+}  # fmt: skip
+GROUPS = [WEIGHTS, ROWS, ENGINE, KERNELS, OPTIMIZERS, ORDER]
+GROUPS += [SINCE_20] if AXOLOTL >= (0, 20) else []
+GROUPS += [SINCE_21] if AXOLOTL >= (0, 21) else []
+WAYS = dict(chain.from_iterable(group.items() for group in GROUPS))
 
 # How far rounding may move a loss: 8-bit layers round activations, and outliers of a row of the batch, together.
 TOLERANCE = {"LoRA over 8 bits": 1e-2, "bfloat16": 0.15}
 
 
 @pytest.fixture(autouse=True)
-def attention_as_released():
-    """Undo what Axolotl's kernels patch into the class, for the runs that follow in this process."""
+def process_as_before():
+    """Undo what Axolotl patches into classes and switches on in torch, for the runs that follow in this process."""
     saved = dict(vars(LlamaAttention))
     yield
+    torch.use_deterministic_algorithms(False)
     for name in set(vars(LlamaAttention)) - set(saved):
         delattr(LlamaAttention, name)
     LlamaAttention.forward = saved["forward"]
@@ -122,6 +153,18 @@ def test_every_step_selects_by_the_method(config, train, steps, weights, way):
         gain = max(gain, (history - current).abs().max().item())
     assert len(steps) == len(weights) > 2
     assert gain > 0.01, "the weights hardly changed, the history would say nothing"
+
+
+@pytest.mark.skipif(AXOLOTL < (0, 20), reason="data sets have no weight in this release")
+def test_part_of_a_data_set_is_ordinary_data(config, train, steps):
+    whole = train({**config, "max_steps": 1}).data
+    config["datasets"][0]["weight"] = 0.5
+    config["dataset_prepared_path"] += "-half"
+    steps.clear()
+    run = train({**config, "max_steps": 3, "sstoken": {"warmup_ratio": 0.0}})
+    assert len(run.data) == len(whole) // 2
+    for number, _, _, _, rows in scored_samples(steps):
+        assert_kept_by_the_rule(steps[number][0], rows, run.trainer.selection.config)
 
 
 def test_noise_on_embeddings_reaches_the_training_pass_alone(config, train, steps):
