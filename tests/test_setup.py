@@ -1,0 +1,84 @@
+"""Set-up finds a Python that runs, among names that are there and do not, and says what is missing."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
+BASE = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+STOPS = "echo 'pyenv: command not found' >&2; exit 127"
+RUNS = f'exec {BASE} "$@"'
+
+
+@pytest.fixture
+def machine(tmp_path):
+    """A PATH with the programs that are named, and what a script of ours prints there."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+
+    def run(script, *arguments, programs, **environment):
+        for name, body in programs.items():
+            file = tmp_path / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(f"#!/bin/sh\n{body}\n")
+            file.chmod(0o755)
+        # bash, sort and the like, but no Python and no uv.
+        for tool in ("bash", "dirname", "grep", "head", "sort", "cut", "tr", "awk", "env"):
+            (folder / tool).unlink(missing_ok=True)
+            (folder / tool).symlink_to(subprocess.check_output(["which", tool], text=True).strip())
+        path = f"{tmp_path / 'pyenv' / 'shims'}:{folder}"
+        command = [str(ROOT / "scripts" / script), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env={"PATH": path, **environment})
+
+    return run
+
+
+def test_the_first_of_the_versions_that_runs_is_taken(machine):
+    run = machine("find_python.sh", "3.99", VERSION, programs={"bin/python3.99": STOPS, f"bin/python{VERSION}": RUNS})
+    assert os.path.realpath(run.stdout.strip()) == BASE
+
+
+def test_a_name_that_lies_about_its_version_is_not_taken(machine):
+    run = machine("find_python.sh", "3.99", programs={"bin/python3.99": RUNS, "bin/python3": RUNS})
+    assert (run.returncode, run.stdout) == (1, "")
+
+
+def test_python3_serves_where_it_is_the_version(machine):
+    run = machine("find_python.sh", VERSION, programs={"bin/python3": RUNS})
+    assert os.path.realpath(run.stdout.strip()) == BASE
+
+
+SHIM = {f"pyenv/shims/python{VERSION}": STOPS, f"pyenv/versions/{VERSION}.0/bin/python": RUNS}
+
+
+def test_a_shim_that_stops_leads_to_the_version_behind_it(machine):
+    run = machine("find_python.sh", VERSION, programs=SHIM)
+    assert os.path.realpath(run.stdout.strip()) == BASE
+
+
+def test_a_version_that_somebody_switched_on_is_not_overruled(machine):
+    run = machine("find_python.sh", VERSION, programs=SHIM, PYENV_VERSION="3.98.1")
+    assert (run.returncode, run.stdout) == (1, "")
+    run = machine("find_python.sh", VERSION, programs={**SHIM, f"pyenv/shims/python{VERSION}": RUNS}, PYENV_VERSION="x")
+    assert os.path.realpath(run.stdout.strip()) == BASE
+
+
+def test_a_python_of_uv_is_found_and_none_is_downloaded(machine):
+    uv = f'[ "$1 $2 $3" = "python find --no-python-downloads" ] && echo {BASE}'
+    run = machine("find_python.sh", VERSION, programs={"bin/uv": uv})
+    assert os.path.realpath(run.stdout.strip()) == BASE
+
+
+def test_python_in_the_environment_is_the_only_one_asked(machine):
+    programs = {f"bin/python{VERSION}": RUNS, "else/where": STOPS}
+    run = machine("find_python.sh", VERSION, programs=programs, PYTHON="/no/such/python")
+    assert (run.returncode, run.stdout) == (1, "")
+
+
+def test_set_up_without_a_python_says_what_to_install(machine):
+    run = machine("setup.sh", programs={"bin/python3.12": STOPS})
+    assert run.returncode == 1
+    assert run.stderr.startswith("No Python 3.12 or 3.13 or 3.11 that runs was found: install one")
