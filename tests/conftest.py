@@ -34,6 +34,18 @@ MODELS = ROOT / ".cache" / "models"
 AXOLOTL = tuple(int(part) for part in version("axolotl").split(".")[:2])
 sys.path.insert(0, str(ROOT))
 
+# Where a release of Axolotl, transformers or torch can break something: .ci/run runs these files on a second one too.
+CORE = (
+    "attention", "axolotl_keys", "data_formats", "history", "history_cache", "losses", "not_named", "output_head",
+    "plugin_name", "refusals", "samples", "selection", "training",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem.removeprefix("test_") in CORE:
+            item.add_marker(pytest.mark.core)
+
 
 @pytest.fixture(autouse=True)
 def environment() -> Any:

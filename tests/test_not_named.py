@@ -13,8 +13,6 @@ import pytest
 from conftest import ROOT, run_command, write
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.core
-
 PREFERENCES = [
     {
         "messages": [{"role": "user", "content": f"Name number {number}."}],

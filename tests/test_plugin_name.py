@@ -12,8 +12,6 @@ from conftest import AXOLOTL, ROOT, run_command, write
 import sstoken_plugin
 from sstoken_plugin import releases
 
-pytestmark = pytest.mark.core
-
 ACTIVE = "ssToken is active"
 COMMANDS = {
     "accelerate": ("accelerate", "launch", "-m", "axolotl.cli.train"),

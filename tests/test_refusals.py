@@ -12,8 +12,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sstoken_plugin import compatibility
 from sstoken_plugin.config import SSTokenConfig
 
-pytestmark = pytest.mark.core
-
 
 @pytest.mark.parametrize(
     ("block", "words"),

@@ -12,8 +12,6 @@ from torch.nn import functional
 
 from sstoken_plugin.metrics import METRICS, counts
 
-pytestmark = pytest.mark.core
-
 
 def data(tmp_path, *lines) -> list[dict]:
     file = tmp_path / "lines.jsonl"
