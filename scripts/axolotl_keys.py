@@ -133,8 +133,8 @@ def opinions(file: Path = OPINIONS) -> list[str]:
     known = [key for groups_of_verdict in groups for group in groups_of_verdict for key in group["keys"].split()]
     # Nothing inside a block that is refused can do harm.
     refused = [pattern for key in compatibility.REFUSED for pattern in (key, f"{key}.*", f"{key}=*")]
-    warned = [pattern for key in compatibility.UNTESTED for pattern in (key, f"{key}.*")]
-    return [*known, *refused, *warned, *compatibility.REFUSED_ABOVE_ONE, *compatibility.REFUSED_WITH_CACHE]
+    tables = (compatibility.REFUSED_ABOVE_ONE, compatibility.REFUSED_WITH_CACHE, compatibility.UNTESTED)
+    return [*known, *refused, *(key for table in tables for key in table)]
 
 
 def without_opinion(keys: Keys, known: Iterable[str]) -> dict[str, list[str]]:

@@ -55,7 +55,7 @@ def outcome(python, config, folder):
     checkpoint = folder / "out" / "checkpoint-2"
     state = json.loads((checkpoint / "trainer_state.json").read_text())
     losses = [line["loss"] for line in state["log_history"] if "loss" in line]
-    return log, losses, load_file(checkpoint / "adapter_model.safetensors"), run.stdout
+    return log, losses, load_file(checkpoint / "model.safetensors"), run.stdout
 
 
 @pytest.mark.parametrize("name", YAMLS)
@@ -63,7 +63,9 @@ def test_a_yaml_that_does_not_name_the_plugin_trains_as_without_the_package(
     without_the_package, config, tmp_path, name
 ):
     del config["plugins"]
-    config |= {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, **YAMLS[name]}
+    # All weights, because up to 0.20 Axolotl draws those of an adapter before it seeds: no two runs start alike.
+    config |= {"adapter": None, "learning_rate": 0.001, "max_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    config |= YAMLS[name]
     if "rl" in config:
         file = tmp_path / "preferences.jsonl"
         file.write_text("\n".join(map(json.dumps, PREFERENCES)))
