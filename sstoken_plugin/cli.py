@@ -215,7 +215,7 @@ def _load(config: str, overrides: dict[str, str]) -> tuple[Any, SSTokenConfig]:
     from sstoken_plugin import compatibility
 
     raw = DictDefault(yaml.safe_load(Path(config).read_text(encoding="utf-8")))
-    if not any(name in compatibility.NAMES for name in raw.plugins or []):
+    if not compatibility.names_us(raw):
         raw.plugins = [*(raw.plugins or []), "sstoken_plugin.SSTokenPlugin"]
     cfg = load_cfg(raw, **overrides)
     # Axolotl writes a configuration that is no file to one, and leaves it behind.

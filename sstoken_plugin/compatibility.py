@@ -9,6 +9,7 @@ import difflib
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,16 @@ REFUSED = {
     "processor_type": "trains a multimodal model, and selection reads text tokens only",
     "label_smoothing_factor": "changes the loss of a token, which selection compares with the history's",
 }
-# Keys, a nested one with a dot, that split a sample or a layer over so many ranks.
+# Each of them sets the others, in the releases that know them.
+_SPLIT = (
+    "splits a sample over ranks, and selection ranks whole samples (it is set by context_parallel_size, by size in the "
+    "block context_parallel, and by sequence_parallel_degree)"
+)
+# Keys, one inside a block with a dot, that split a sample or a layer over so many ranks.
 REFUSED_ABOVE_ONE = {
-    "context_parallel_size": "splits a sample over ranks, and selection ranks whole samples",
-    "context_parallel.size": "splits a sample over ranks, and selection ranks whole samples",
-    "sequence_parallel_degree": "splits a sample over ranks, and selection ranks whole samples",
+    "context_parallel_size": _SPLIT,
+    "context_parallel.size": _SPLIT,
+    "sequence_parallel_degree": _SPLIT,
     "expert_parallel_size": "splits the experts over ranks, which has not been tested with selection",
     "tensor_parallel_size": "splits the output head over ranks, which has not been tested with selection",
 }
@@ -52,7 +58,7 @@ REFUSED_WITH_CACHE = ("scaling_softmax", "qat", "fp8")
 # Ways of training that should work and have not been run on what they are made for: docs/support.md.
 UNTESTED = (
     "fsdp_config", "deepspeed", "layer_offloading", "tiled_mlp", "fp8", "qat", "nvfp4_merge_aware", "llmcompressor",
-    "dense_mixer",
+    "dense_mixer", "dp_shard_size", "fa_varlen_kwargs_in_collator", "cut_cross_entropy_accum_c_fp32", "optimizer: scao",
 )  # fmt: skip
 # Adapter initialisations that leave the base weights as they are.
 PLAIN_INITS = (None, True, False, "gaussian")
@@ -76,7 +82,7 @@ def check(cfg: Mapping[str, Any]) -> SSTokenConfig:
     for key, reason in REFUSED_ABOVE_ONE.items():
         value = _nested(cfg, key)
         if _number(value) > 1:
-            raise ValueError(f"{key}: {value} {reason}; set `{key}: 1` or take sstoken out of `plugins:`.")
+            raise ValueError(f"{key}: {value} {reason}; remove it or take sstoken out of `plugins:`.")
     adapter = cfg.get("adapter")
     if isinstance(adapter, str) and adapter and adapter not in ADAPTERS:
         raise ValueError(
@@ -115,16 +121,23 @@ def fused_losses(cfg: Mapping[str, Any]) -> list[str]:
 
 def untested(cfg: Mapping[str, Any]) -> list[str]:
     """Keys of the YAML that ask for a way of training which nobody has tried with the selection."""
-    return [key for key in UNTESTED if cfg.get(key)]
+    named = (entry.partition(": ") for entry in UNTESTED)
+    return [f"{key}{colon}{value}" for key, colon, value in named if (cfg.get(key) == value if value else cfg.get(key))]
+
+
+def names_us(cfg: Mapping[str, Any]) -> bool:
+    """Tell whether a YAML names the plugin; since 0.21 Axolotl takes `module:Class` too."""
+    plugins = cfg.get("plugins")
+    return isinstance(plugins, list | tuple) and any(str(name).replace(":", ".") in NAMES for name in plugins)
 
 
 def _nested(cfg: Mapping[str, Any], key: str) -> Any:
-    """Return the value of a key whose dots lead into blocks."""
-    outer, _, inner = key.partition(".")
-    value = cfg.get(outer)
-    if not inner:
-        return value
-    return _nested(value, inner) if isinstance(value, Mapping) else None
+    """Return the value of a key, or of one inside a block."""
+    block, dot, inner = key.partition(".")
+    value = cfg.get(block)
+    if dot:
+        return value.get(inner) if isinstance(value, Mapping) else None
+    return value
 
 
 def _number(value: Any) -> float:
@@ -156,9 +169,14 @@ def _refuse_unfit_cache(cfg: Mapping[str, Any], path: str) -> None:
                 f"{key} changes losses, and sstoken.history_cache: {path} would give them to runs without it; remove "
                 "one of the two."
             )
-    folder = expand(path)
-    there = next((part for part in (folder, *folder.parents) if part.exists()), folder)
-    if "\0" in path or (there.exists() and not there.is_dir()):
+    try:
+        unfit = not stat.S_ISDIR(expand(path).stat().st_mode)
+    except FileNotFoundError:
+        # Yet to be made.
+        unfit = False
+    except (OSError, ValueError):
+        unfit = True
+    if unfit:
         raise ValueError(
             f"sstoken.history_cache: {path!r} cannot be a folder; name a folder that can be written to, or remove "
             "history_cache."
@@ -183,7 +201,7 @@ def _refuse_unfit_history(cfg: Mapping[str, Any], config: SSTokenConfig) -> None
 
 def _refuse_unfit_folder(cfg: Mapping[str, Any], config: SSTokenConfig) -> None:
     folder = expand(config.history)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         word = nearest(config.history, ("initial", *CHANGING))
         raise ValueError(
             f"sstoken.history: {config.history} is no folder, and none of initial, ema, snapshot; did you mean "
@@ -203,11 +221,11 @@ def _refuse_unfit_folder(cfg: Mapping[str, Any], config: SSTokenConfig) -> None:
 
 def _zero_stage(cfg: Mapping[str, Any]) -> int:
     """Read the stage from DeepSpeed's settings: a file in the raw YAML, its content in the validated one."""
-    settings = cfg.get("deepspeed") or {}
-    if not isinstance(settings, Mapping):
+    settings = cfg.get("deepspeed")
+    if isinstance(settings, str):
         try:
             settings = json.loads(Path(settings).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            # Axolotl refuses it in its own words.
-            return 0
-    return int((settings.get("zero_optimization") or {}).get("stage") or 0)
+            settings = None
+    # Any other type is left to Axolotl and DeepSpeed, which refuse it in their own words.
+    return int(_number(_nested(settings, "zero_optimization.stage"))) if isinstance(settings, Mapping) else 0

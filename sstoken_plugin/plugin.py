@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from axolotl.integrations.base import BasePlugin, PluginManager
-from axolotl.utils.logging import get_logger
 from pydantic import BaseModel, Field, model_validator
 
-from sstoken_plugin import compatibility
+from sstoken_plugin import compatibility, releases
 from sstoken_plugin.config import SSTokenConfig
+
+# Before anything of Axolotl is imported, which in another release may be elsewhere.
+releases.refuse_unsupported()
+
+from axolotl.integrations.base import BasePlugin, PluginManager  # noqa: E402
+from axolotl.utils.logging import get_logger  # noqa: E402
 
 # Below "axolotl", because its logging shows other loggers from warnings on only.
 LOG = get_logger("axolotl.plugins.sstoken")
@@ -19,22 +23,28 @@ LOG = get_logger("axolotl.plugins.sstoken")
 class SSTokenArgs(BaseModel):
     """What the plugin adds to Axolotl's configuration schema."""
 
-    sstoken: SSTokenConfig = Field(
-        default_factory=SSTokenConfig,
+    # None only where an earlier YAML of the process named the plugin and this one does not.
+    sstoken: SSTokenConfig | None = Field(
+        default=None,
         json_schema_extra={"description": "Token selection: see docs/configuration.md of sstoken-plugin."},
     )
 
     @model_validator(mode="before")
     @classmethod
     def _check_whole_config(cls, data: Any) -> Any:
-        return {**data, "sstoken": compatibility.check(data)}
+        return {**data, "sstoken": compatibility.check(data) if compatibility.names_us(data) else None}
 
 
 class SSTokenPlugin(BasePlugin):
-    """`plugins: [sstoken]`."""
+    """`plugins: [sstoken]`.
+
+    Axolotl keeps a plugin for the life of the process, so that each hook asks whether the YAML at hand names it.
+    """
 
     def register(self, cfg: Any) -> None:
         """Take over overrides such as `--sstoken.ratio=0.5`, which Axolotl's launchers pass on flat."""
+        if not compatibility.names_us(cfg):
+            return
         for key in [key for key in cfg if str(key).startswith("sstoken.")]:
             block = cfg.get("sstoken")
             if block is not None and not isinstance(block, Mapping):
@@ -45,10 +55,12 @@ class SSTokenPlugin(BasePlugin):
 
     def get_input_args(self) -> str | None:
         """Name the schema that Axolotl merges into its own."""
-        return "sstoken_plugin.plugin.SSTokenArgs" if self._acts() else None
+        return "sstoken_plugin.plugin.SSTokenArgs" if self._is_first() else None
 
     def load_datasets(self, cfg: Any, preprocess: bool = False) -> None:
         """Check what only the final configuration tells, before data and model are loaded."""
+        if not compatibility.names_us(cfg):
+            return
         compatibility.check(cfg)
         for name, plugin in PluginManager.get_instance().plugins.items():
             if not isinstance(plugin, SSTokenPlugin) and plugin.get_trainer_cls(cfg) is not None:
@@ -56,13 +68,10 @@ class SSTokenPlugin(BasePlugin):
                     f"plugins: {name} brings its own trainer, and so does sstoken; remove one of them from `plugins:`."
                 )
 
-    def _acts(self) -> bool:
-        """Tell whether this instance acts: named by its bare and its dotted name, the plugin is there twice."""
-        loaded = PluginManager.get_instance().plugins.values()
-        return self is next((plugin for plugin in loaded if isinstance(plugin, SSTokenPlugin)), self)
-
-    def get_trainer_cls(self, cfg: Any) -> type:
+    def get_trainer_cls(self, cfg: Any) -> type | None:
         """Return Axolotl's trainer with token selection."""
+        if not compatibility.names_us(cfg):
+            return None
         from sstoken_plugin.axolotl_trainer import SSTokenTrainer
 
         return SSTokenTrainer
@@ -77,7 +86,7 @@ class SSTokenPlugin(BasePlugin):
         from sstoken_plugin.step import TokenSelection
         from sstoken_plugin.trajectory import Trajectory
 
-        if not self._acts():
+        if not compatibility.names_us(cfg) or not self._is_first():
             return
         config = compatibility.check(cfg)
         for sentence in config.keys_without_effect():
@@ -107,3 +116,8 @@ class SSTokenPlugin(BasePlugin):
             trainer.kept_counts = KeptCounts(tokenizer, vocabulary_size(trainer.model, tokenizer))
             trainer.trajectory = Trajectory(trainer)
             trainer.add_callback(ReportCallback(trainer, trainer.trajectory))
+
+    def _is_first(self) -> bool:
+        """Tell whether this instance acts: named by its bare and its dotted name, the plugin is there twice."""
+        loaded = PluginManager.get_instance().plugins.values()
+        return self is next((plugin for plugin in loaded if isinstance(plugin, SSTokenPlugin)), self)

@@ -49,8 +49,8 @@ def outcome(python, config, folder):
     command = [python, "-m", "axolotl.cli.train", str(write(config, folder))]
     run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, timeout=900)
     assert run.returncode == 0, run.stdout[-5000:]
-    # What a logger wrote, without times, durations and folders.
-    lines = re.findall(r"^.*\[(?:INFO|WARNING|ERROR)\].*$", run.stdout, re.MULTILINE)
+    # What a logger wrote, without times, durations, folders and the progress bar that may stand on the same line.
+    lines = re.findall(r"\[(?:INFO|WARNING|ERROR)\].*$", run.stdout, re.MULTILINE)
     log = [re.sub(r"\d+|/\S+", "", line) for line in lines]
     checkpoint = folder / "out" / "checkpoint-2"
     state = json.loads((checkpoint / "trainer_state.json").read_text())

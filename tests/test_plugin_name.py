@@ -9,7 +9,6 @@ from importlib.metadata import entry_points
 import pytest
 from conftest import AXOLOTL, ROOT, run_command, write
 
-import sstoken_plugin
 from sstoken_plugin import releases
 
 ACTIVE = "ssToken is active"
@@ -51,9 +50,10 @@ def clean_environment(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clean")
     subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)], check=True)
     (wheel,) = folder.glob("*.whl")
-    venv.create(folder / "venv", with_pip=True)
+    venv.create(folder / "venv")
     python = folder / "venv" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", str(wheel)], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    subprocess.run([*pip, "install", "-q", "--no-deps", str(wheel)], check=True)
     (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
     # A line of a .pth file adds a folder whose own .pth files are not read: our editable install stays out.
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
@@ -116,16 +116,52 @@ def test_the_group_whose_members_take_part_in_every_run_does_not_have_us():
 
 def test_an_unsupported_axolotl_is_named_with_the_range(monkeypatch):
     monkeypatch.delenv(releases.ANY_RELEASE, raising=False)
-    for installed in ("0.16.1", "0.22.0.dev0", "1.0"):
+    for installed in ("0.16.1", "0.22.0.dev0", "1.0", "main"):
         monkeypatch.setattr(releases, "version", lambda package, installed=installed: installed)
         with pytest.raises(ValueError, match=rf"^plugins: sstoken runs on Axolotl 0\.17 to 0\.21, .* {installed};"):
-            sstoken_plugin.SSTokenPlugin  # noqa: B018
+            releases.refuse_unsupported()
         with monkeypatch.context() as allowed:
             allowed.setenv(releases.ANY_RELEASE, "1")
-            assert sstoken_plugin.SSTokenPlugin
-    for installed in ("0.17.0", "0.21.3", "0.20.0.post1"):
+            releases.refuse_unsupported()
+    for installed in ("0.17.0", "0.21.3", "0.20.0.post1", "0.21rc1", "0.19.0+cu130"):
         monkeypatch.setattr(releases, "version", lambda package, installed=installed: installed)
-        assert sstoken_plugin.SSTokenPlugin
+        releases.refuse_unsupported()
+
+
+@pytest.mark.parametrize("name", ["sstoken", "sstoken_plugin.SSTokenPlugin", "sstoken_plugin.plugin.SSTokenPlugin"])
+def test_an_unsupported_axolotl_stops_the_run_by_whatever_name(name, config, tmp_path):
+    """The metadata of a release to come, before the real one on the path."""
+    metadata = tmp_path / "path" / "axolotl-0.99.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: axolotl\nVersion: 0.99.0\n")
+    code = f"from axolotl.cli.config import load_cfg; load_cfg({str(write({**config, 'plugins': [name]}, tmp_path))!r})"
+    path = {"PYTHONPATH": str(metadata.parent), releases.ANY_RELEASE: ""}
+    run = run_command("python", "-c", code, check=False, **path)
+    assert run.returncode == 1
+    assert "plugins: sstoken runs on Axolotl 0.17 to 0.21, and this is 0.99.0" in run.stdout.splitlines()[-1]
+
+
+def test_a_yaml_that_follows_in_the_same_process_and_names_nothing_is_plain(config, train, tmp_path):
+    from axolotl.cli.config import load_cfg
+    from axolotl.integrations.base import PluginManager
+
+    def follow(**changes):
+        return load_cfg(str(write({**config, "plugins": [], **changes}, tmp_path)))
+
+    run = train({**config, "max_steps": 1})
+    plugins = PluginManager.get_instance()
+    assert plugins.get_trainer_cls(run.cfg) is not None
+    for changes in (
+        {"sstoken": {"rato": 1}},
+        {"trainer_cls": "my.Trainer"},
+        {"plugins": ["axolotl.integrations.grokfast.GrokfastPlugin"]},
+    ):
+        cfg = follow(**changes)
+        assert "sstoken" not in cfg
+        assert plugins.get_trainer_cls(cfg) is None
+        assert plugins.load_datasets(cfg) is None
+    # Would ask a trainer for much that None lacks.
+    plugins.post_trainer_create(cfg, None)
 
 
 @pytest.mark.parametrize("source", ["raise SystemError", "load_plugins = 1", ""], ids=repr)

@@ -78,7 +78,10 @@ def test_a_bad_block_is_refused(block, words):
         ({"processor_type": "AutoProcessor"}, ["processor_type", "multimodal"]),
         ({"label_smoothing_factor": 0.1}, ["label_smoothing_factor"]),
         ({"context_parallel_size": 2}, ["context_parallel_size"]),
-        ({"context_parallel_size": "2"}, ["context_parallel_size: 2 splits a sample"]),
+        (
+            {"context_parallel_size": "2"},
+            ["context_parallel_size: 2 splits a sample", "size in the block context_para"],
+        ),
         # A release that knows the block has copied its size to the key before we are asked.
         ({"context_parallel": {"size": 2}}, ["context_parallel", "size: 2 splits a sample"]),
         ({"context_parallel": {"size": "2"}}, ["context_parallel", "size: 2 splits a sample"]),
@@ -95,6 +98,8 @@ def test_a_bad_block_is_refused(block, words):
         ({"sstoken": {"history": "~nobody-of-that-name/x"}}, ["sstoken.history: ~nobody-of-that-name/x is no folder"]),
         ({"sstoken": {"history_cache": f"{__file__}/below"}}, ["sstoken.history_cache", "cannot be a folder"]),
         ({"sstoken": {"history_cache": "\0"}}, ["sstoken.history_cache: '\\x00' cannot be a folder"]),
+        ({"sstoken": {"history_cache": "x" * 300}}, ["sstoken.history_cache: 'xxx", "cannot be a folder"]),
+        ({"sstoken": {"history": "x" * 300}}, ["sstoken.history: xxx", "is no folder"]),
         ({"sstoken": {"history": "/"}}, ["sstoken.history: /", "adapter_config.json", "config.json"]),
         ({"lisa_n_layers": 2, "adapter": None}, ["lisa_n_layers", "sstoken.selector: attention"]),
         ({"fsdp_config": {"reshard_after_forward": True}, "fsdp_version": 1}, ["fsdp_version: 1", "fsdp_version: 2"]),
@@ -154,6 +159,8 @@ def test_zero_3_is_told_from_the_file_and_from_its_content(config, tmp_path, mon
             compatibility.check({**config, "deepspeed": deepspeed, "sstoken": block})
     settings["zero_optimization"]["stage"] = 2
     compatibility.check({**config, "deepspeed": settings, "sstoken": block})
+    for wrong in (True, [3], {"zero_optimization": True}, {"zero_optimization": {"stage": "auto"}}, "no/such.json"):
+        compatibility.check({**config, "deepspeed": wrong, "sstoken": block})
 
 
 def test_attention_that_mixes_packed_samples_is_refused(config, tmp_path):
@@ -218,6 +225,11 @@ def test_a_history_with_a_smaller_vocabulary_is_refused_before_training(config, 
     AutoModelForCausalLM.from_config(settings).save_pretrained(tmp_path / "small")
     with pytest.raises(ValueError, match=r"sstoken\.history: .*small knows 1000 tokens and the tokenizer .* 49152"):
         train({**config, "sstoken": {"history": str(tmp_path / "small")}})
+
+
+def test_what_nobody_has_run_is_warned_of():
+    assert compatibility.untested({"optimizer": "scao", "fp8": True, "qat": None}) == ["fp8", "optimizer: scao"]
+    assert compatibility.untested({"optimizer": "adamw_torch", "dp_shard_size": None, "fsdp_config": {}}) == []
 
 
 def test_full_fine_tuning_without_rel_validates(config, tmp_path):

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from conftest import ROOT
@@ -11,6 +12,7 @@ VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 BASE = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 STOPS = "echo 'pyenv: command not found' >&2; exit 127"
 RUNS = f'exec {BASE} "$@"'
+pytestmark = pytest.mark.skipif(find_spec("ensurepip") is None, reason="this Python makes no environments")
 
 
 @pytest.fixture
@@ -76,9 +78,24 @@ def test_python_in_the_environment_is_the_only_one_asked(machine):
     programs = {f"bin/python{VERSION}": RUNS, "else/where": STOPS}
     run = machine("find_python.sh", VERSION, programs=programs, PYTHON="/no/such/python")
     assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr == f"PYTHON=/no/such/python is none of {VERSION}, or does not run.\n"
 
 
 def test_set_up_without_a_python_says_what_to_install(machine):
     run = machine("setup.sh", programs={"bin/python3.12": STOPS})
     assert run.returncode == 1
-    assert run.stderr.startswith("No Python 3.12 or 3.13 or 3.11 that runs was found: install one")
+    assert run.stderr.startswith("No Python 3.12 or 3.13 or 3.11 that set-up can use was found: install one")
+    run = machine("setup.sh", "0.20.0", "somewhere", programs={"bin/python3.12": STOPS})
+    assert run.stderr.startswith("No Python 3.12 that set-up can use was found")
+    run = machine("setup.sh", "1.0", "somewhere", programs={"bin/python3.12": STOPS})
+    assert run.stderr.startswith("No Python 3.12 or 3.13 or 3.11 that")
+
+
+def test_a_python_that_cannot_make_environments_is_named_with_the_mend(machine, tmp_path):
+    (tmp_path / "ensurepip.py").write_text("raise ImportError")
+    lacks = f'export PYTHONPATH={tmp_path}; exec {BASE} "$@"'
+    run = machine("find_python.sh", VERSION, programs={"bin/python3": lacks})
+    assert (run.returncode, run.stdout) == (1, "")
+    assert f"has no ensurepip: install python{VERSION}-venv, or uv" in run.stderr
+    run = machine("find_python.sh", VERSION, programs={"bin/python3": lacks, "bin/uv": "exit 1"})
+    assert os.path.realpath(run.stdout.strip()) == BASE

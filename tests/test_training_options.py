@@ -74,6 +74,7 @@ ORDER = {
 }
 # Keys that older releases lack.
 SINCE_20 = {
+    "Muon, states in 8 bits": {"optimizer": "muon_8bit"},
     "adapter gradients in float32": {"lora_fp32_gradients": True},
     "activations of some modules saved": {
         "gradient_checkpointing": True,

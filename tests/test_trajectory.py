@@ -25,6 +25,12 @@ def drawn(monkeypatch):
     return reports
 
 
+@pytest.fixture(autouse=True)
+def time_enough(monkeypatch):
+    """What a run of seconds may spend on scoring is not to depend on what else the machine does."""
+    monkeypatch.setattr(trajectory, "LEAST_SECONDS", 600.0)
+
+
 BLOCK = {"warmup_ratio": 0.5}
 
 
