@@ -89,7 +89,8 @@ def test_what_scoring_may_cost_is_bounded(config, train, drawn, monkeypatch):
 
 @pytest.mark.parametrize(("later", "moments"), [(1.5, MOST_MOMENTS - 2), (6.0, 2)], ids=["as ever", "slower later"])
 def test_long_runs_spend_a_share_of_their_time(monkeypatch, later, moments):
-    """Samples cost 1.5 seconds each at the first moment, and `later` afterwards."""
+    """Samples cost 1.5 seconds each at the first moment, and `later` afterwards; the share is more than the least."""
+    monkeypatch.setattr(trajectory, "LEAST_SECONDS", 5.0)
     now = [0.0]
     monkeypatch.setattr(trajectory.time, "perf_counter", lambda: now[0])
     steps, each = 10_000, 2.0
