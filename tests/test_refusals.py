@@ -114,6 +114,14 @@ def test_a_yaml_that_cannot_be_combined_is_refused(config, tmp_path, changes, wo
         assert word in str(error.value)
 
 
+def test_the_size_in_the_block_is_read_where_nobody_has_copied_it():
+    for size in (2, "2"):
+        with pytest.raises(ValueError, match=r"context_parallel\.size: 2 splits a sample"):
+            compatibility.check({"context_parallel": {"size": size}})
+    for block in ({"size": 1}, {"size": None}, {}, None, True):
+        compatibility.check({"context_parallel": block})
+
+
 def test_adapters_that_cannot_be_switched_off_are_refused():
     for adapter in ("mixlora", "an-adapter-to-come"):
         with pytest.raises(ValueError, match=rf"adapter: {adapter} may train.*set `adapter: lora` or `adapter: qlora`"):
@@ -159,7 +167,9 @@ def test_zero_3_is_told_from_the_file_and_from_its_content(config, tmp_path, mon
             compatibility.check({**config, "deepspeed": deepspeed, "sstoken": block})
     settings["zero_optimization"]["stage"] = 2
     compatibility.check({**config, "deepspeed": settings, "sstoken": block})
-    for wrong in (True, [3], {"zero_optimization": True}, {"zero_optimization": {"stage": "auto"}}, "no/such.json"):
+    for stage in ("auto", float("inf"), [3], None):
+        compatibility.check({**config, "deepspeed": {"zero_optimization": {"stage": stage}}, "sstoken": block})
+    for wrong in (True, [3], {"zero_optimization": True}, "no/such.json"):
         compatibility.check({**config, "deepspeed": wrong, "sstoken": block})
 
 
