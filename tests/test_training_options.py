@@ -74,7 +74,6 @@ ORDER = {
 }
 # Keys that older releases lack.
 SINCE_20 = {
-    "Muon, states in 8 bits": {"optimizer": "muon_8bit"},
     "adapter gradients in float32": {"lora_fp32_gradients": True},
     "activations of some modules saved": {
         "gradient_checkpointing": True,
@@ -84,6 +83,7 @@ SINCE_20 = {
     "QLoRA by torchao": {"adapter": "qlora", "load_in_4bit": True, "nf4_backend": "torchao"},
 }
 SINCE_21 = {
+    "Muon, states in 8 bits": {"optimizer": "muon_8bit"},
     "balanced labels": {"balance_labels": True, "label_balance_window_optim_steps": 2},
     "balanced labels, packed": {"balance_labels": True, "sample_packing": True},
     "compiled by layer": {"torch_compile": True, "torch_compile_backend": "eager", "torch_compile_regional": True},
