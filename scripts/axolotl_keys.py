@@ -2,7 +2,7 @@
 
 A new release brings keys that nobody has tried beside the selection. Most make a run faster or log more; one that
 brings another loss, another trainer or another adapter may make it wrong in silence. Opinions are in
-sstoken_plugin/compatibility.py, and on keys that need no word to the user in tests/data/axolotl_keys.yaml.
+sstoken_plugin/refusals.py, and on keys that need no word to the user in tests/data/axolotl_keys.yaml.
 
 Values count as keys where a new one may be as dangerous: `adapter=mixlora`, and the plugins that come with Axolotl.
 """
@@ -30,7 +30,7 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sstoken_plugin import compatibility  # noqa: E402
+from sstoken_plugin import compatibility, refusals  # noqa: E402
 
 OPINIONS = ROOT / "tests" / "data" / "axolotl_keys.yaml"
 
@@ -129,8 +129,8 @@ def opinions(file: Path = OPINIONS) -> list[str]:
     groups = yaml.safe_load(file.read_text(encoding="utf-8")).values()
     known = [key for groups_of_verdict in groups for group in groups_of_verdict for key in group["keys"].split()]
     # Nothing inside a block that is refused can do harm.
-    refused = [pattern for key in compatibility.REFUSED for pattern in (key, f"{key}.*", f"{key}=*")]
-    tables = (compatibility.REFUSED_ABOVE_ONE, compatibility.REFUSED_WITH_CACHE, compatibility.UNTESTED)
+    refused = [pattern for key in refusals.REFUSED for pattern in (key, f"{key}.*", f"{key}=*")]
+    tables = (refusals.REFUSED_ABOVE_ONE, refusals.REFUSED_WITH_CACHE, refusals.UNTESTED)
     return [*known, *refused, *(key.replace(": ", "=") for table in tables for key in table)]
 
 
@@ -166,7 +166,7 @@ def complaint(unknown: Mapping[str, list[str]]) -> str | None:
         return None
     return (
         f"Axolotl {version('axolotl')} has keys that name a loss, a trainer or an adapter and that nobody has looked "
-        f"at: {', '.join(dangerous)}; refuse each in sstoken_plugin/compatibility.py or warn of it there, or enter it "
+        f"at: {', '.join(dangerous)}; refuse each in sstoken_plugin/refusals.py or warn of it there, or enter it "
         f"in {OPINIONS.relative_to(ROOT)} with what was run or read."
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, model_validator
 
-from sstoken_plugin import compatibility, releases
+from sstoken_plugin import compatibility, refusals, releases
 from sstoken_plugin.config import SSTokenConfig
 
 # Before anything of Axolotl is imported, which in another release may be elsewhere.
@@ -64,9 +64,7 @@ class SSTokenPlugin(BasePlugin):
         compatibility.check(cfg)
         for name, plugin in PluginManager.get_instance().plugins.items():
             if not isinstance(plugin, SSTokenPlugin) and plugin.get_trainer_cls(cfg) is not None:
-                raise ValueError(
-                    f"plugins: {name} brings its own trainer, and so does sstoken; remove one of them from `plugins:`."
-                )
+                refusals.OTHER_TRAINER.refuse(f"plugins: {name}")
 
     def get_trainer_cls(self, cfg: Any) -> type | None:
         """Return Axolotl's trainer with token selection."""

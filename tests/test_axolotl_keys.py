@@ -12,7 +12,7 @@ from conftest import ROOT
 from pydantic import AliasChoices, BaseModel, Field
 
 from scripts import axolotl_keys
-from sstoken_plugin import compatibility
+from sstoken_plugin import compatibility, refusals
 
 VERDICTS = yaml.safe_load(axolotl_keys.OPINIONS.read_text())
 
@@ -55,7 +55,7 @@ def test_a_dangerous_key_to_come_fails_the_check(installed, known, key, text):
     unknown = axolotl_keys.without_opinion({**installed, key: text}, known)
     sentence = axolotl_keys.complaint(unknown)
     assert f"looked at: {key}; refuse" in sentence
-    assert "compatibility.py" in sentence
+    assert "refusals.py" in sentence
     assert "tests/data/axolotl_keys.yaml" in sentence
     assert next(axolotl_keys.lines(installed, unknown)).startswith(f"! {key} (")
 
@@ -126,11 +126,11 @@ def test_each_key_has_one_opinion_and_each_opinion_a_reason():
     keys = Counter(key for group in groups for key in group["keys"].split())
     assert [key for key, count in keys.items() if count > 1] == []
     tables = {
-        *compatibility.REFUSED,
-        *compatibility.REFUSED_ABOVE_ONE,
-        *(key.replace(": ", "=") for key in compatibility.UNTESTED),
+        *refusals.REFUSED,
+        *refusals.REFUSED_ABOVE_ONE,
+        *(key.replace(": ", "=") for key in refusals.UNTESTED),
     }
-    tables |= {*compatibility.REFUSED_WITH_CACHE}
+    tables |= {*refusals.REFUSED_WITH_CACHE}
     assert keys.keys() & {*tables, *compatibility.fused_losses(dict.fromkeys(keys, True))} == set()
 
 

@@ -1,6 +1,7 @@
 """Bad input stops before a model is loaded, with one sentence that names the key and the mend."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -9,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sstoken_plugin import compatibility
+from sstoken_plugin import compatibility, refusals
 from sstoken_plugin.config import SSTokenConfig
 
 
@@ -70,12 +71,12 @@ def test_a_bad_block_is_refused(block, words):
         ({"use_eaft": True}, ["use_eaft"]),
         ({"use_dft": True}, ["use_dft"]),
         ({"liger_use_token_scaling": True}, ["liger_use_token_scaling"]),
-        ({"diffusion_lm": {"from_causal_lm": True}}, ["diffusion_lm"]),
+        ({"diffusion_lm": {"from_causal_lm": True}}, ["diffusion_lm", "sets it from `diffusion:`"]),
         ({"diffusion_decision": {"layout": "prompt_slots"}}, ["diffusion_decision"]),
         ({"adapter": "mixlora"}, ["mixlora"]),
         ({"orpo_alpha": 0.1}, ["orpo_alpha"]),
         ({"relora": True}, ["relora"]),
-        ({"processor_type": "AutoProcessor"}, ["processor_type", "multimodal"]),
+        ({"processor_type": "AutoProcessor"}, ["processor_type", "feeds images", "remove `processor_type`"]),
         ({"label_smoothing_factor": 0.1}, ["label_smoothing_factor"]),
         ({"context_parallel_size": 2}, ["context_parallel_size"]),
         (
@@ -183,9 +184,14 @@ def test_attention_that_mixes_packed_samples_is_refused(config, tmp_path):
     compatibility.check(load({**settings, "sample_packing": False}, tmp_path))
 
 
-def test_a_multimodal_model_is_refused_once_axolotl_has_found_out(config):
-    with pytest.raises(ValueError, match=r"is_multimodal.*multimodal model"):
-        compatibility.check({**config, "is_multimodal": True})
+def test_a_model_that_can_see_is_trained_on_text_and_refused_with_images(config):
+    text = {**config, "is_multimodal": True, "processor_config": config["base_model"], "processor_type": None}
+    compatibility.check(text)
+    compatibility.check({**text, "skip_prepare_dataset": True, "remove_unused_columns": False})
+    for processor in ("AutoProcessor", "Llama4Processor", "VoxtralProcessor"):
+        for packing in (False, True):
+            with pytest.raises(ValueError, match=rf"processor_type: {processor} feeds images, audio or video"):
+                compatibility.check({**text, "processor_type": processor, "sample_packing": packing})
 
 
 @pytest.fixture
@@ -240,6 +246,30 @@ def test_a_history_with_a_smaller_vocabulary_is_refused_before_training(config, 
 def test_what_nobody_has_run_is_warned_of():
     assert compatibility.untested({"optimizer": "scao", "fp8": True, "qat": None}) == ["fp8", "optimizer: scao"]
     assert compatibility.untested({"optimizer": "adamw_torch", "dp_shard_size": None, "fsdp_config": {}}) == []
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3", "kernels-community/flash-attn3"])
+def test_a_key_that_is_on_by_default_is_warned_of_where_it_acts(attention):
+    key = "fa_varlen_kwargs_in_collator"
+    acts = {key: True, "sample_packing": True, "attn_implementation": attention}
+    assert compatibility.untested(acts) == [key]
+    for changes in (
+        {key: False}, {"sample_packing": False}, {"sample_packing": None}, {"attn_implementation": "sdpa"},
+        {"attn_implementation": "flex_attention"}, {"attn_implementation": None},
+    ):  # fmt: skip
+        assert compatibility.untested({**acts, **changes}) == []
+
+
+def test_a_plain_run_warns_of_nothing(config, tmp_path):
+    for changes in ({}, {"sample_packing": True}, {"adapter": None}):
+        assert compatibility.untested(load({**config, **changes}, tmp_path)) == []
+
+
+def test_every_refusal_names_a_reason_and_a_way_out():
+    assert len({(refusal.key, refusal.reason) for refusal in refusals.REFUSALS}) == len(refusals.REFUSALS)
+    for key, reason, mend, _ in refusals.REFUSALS:
+        with pytest.raises(ValueError, match=re.escape(f"{key} {reason}; {mend}.")):
+            refusals.Refusal(key, reason, mend).refuse()
 
 
 def test_full_fine_tuning_without_rel_validates(config, tmp_path):

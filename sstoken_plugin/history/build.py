@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from sstoken_plugin import checkpoint
-from sstoken_plugin.compatibility import PLAIN_INITS, expand
+from sstoken_plugin.compatibility import expand
 from sstoken_plugin.config import SSTokenConfig
 from sstoken_plugin.history.adapter import AdapterOff
 from sstoken_plugin.history.base import History, Untrained, bytes_of
@@ -21,6 +21,7 @@ from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.history.store import KEY_BYTES, LossStore
 from sstoken_plugin.history.weights import KeptWeights, MovingAverage, Snapshot
 from sstoken_plugin.modes import trial_tokens
+from sstoken_plugin.refusals import PLAIN_INITS
 from sstoken_plugin.samples import IGNORE_INDEX, as_batch, sample_keys
 from sstoken_plugin.sharding import any_rank, is_partitioned, is_sharded
 

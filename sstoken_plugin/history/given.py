@@ -12,9 +12,9 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sstoken_plugin.compatibility import PLAIN_INITS
 from sstoken_plugin.history.adapter import trained_outside_adapter
 from sstoken_plugin.history.frozen import FrozenModel, without_adapter
+from sstoken_plugin.refusals import PLAIN_INITS
 from sstoken_plugin.sharding import is_sharded
 
 LOG = logging.getLogger(__name__)

@@ -1,0 +1,143 @@
+"""What the rest of a YAML must not ask for beside token selection, why, and the way out: each refusal is one sentence.
+
+docs/support.md lists them, written by scripts/write_examples.py. When each of them holds is in compatibility.py.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, NoReturn
+
+
+class Refusal(NamedTuple):
+    """What the rest of a YAML must not ask for: what the run is told, and what docs/support.md lists.
+
+    Attributes:
+        key: the key, with its value where only that one is refused.
+        reason: goes on where the sentence has named the key.
+        mend: the way out.
+        case: when the key is refused, if not always; for the list.
+    """
+
+    key: str
+    reason: str
+    mend: str
+    case: str = ""
+
+    def refuse(self, shown: str | None = None) -> NoReturn:
+        """Stop the run.
+
+        Args:
+            shown: the key with its value, as the YAML has it.
+        """
+        raise ValueError(f"{shown or self.key} {self.reason}; {self.mend}.")
+
+
+# Key of the YAML: why it cannot run beside the selection.
+REFUSED = {
+    "rl": "trains on preferences or rewards, not on labelled tokens",
+    "reward_model": "trains a reward model, which has no per-token loss",
+    "process_reward_model": "trains a reward model, which has no per-token loss",
+    "trainer_cls": "replaces the trainer that the selection is part of",
+    "use_eaft": "brings its own loss over all response tokens",
+    "use_dft": "brings its own loss over all response tokens",
+    "liger_use_token_scaling": "multiplies the loss of each token by its probability",
+    "diffusion_lm": "trains a diffusion model, whose tokens have no left-to-right loss (DiffusionPlugin sets it from "
+    "`diffusion:`)",
+    "diffusion_decision": "trains a diffusion model, whose tokens have no left-to-right loss",
+    "orpo_alpha": "brings its own loss over pairs of answers",
+    "relora": "merges the adapter into the base weights, so that the history is lost",
+    "pretraining_dataset": "streams text without prompts and labels, which has not been tested with selection",
+    "streaming": "streams its data, which has not been tested with selection",
+    # Without it Axolotl trains on text alone, also where the model can see.
+    "processor_type": "feeds images, audio or video to the model, and selection reads text tokens only",
+    "label_smoothing_factor": "changes the loss of a token, which selection compares with the history's",
+}
+# Each of them sets the others, in the releases that know them.
+_SPLIT = (
+    "splits a sample over ranks, and selection ranks whole samples (it is set by context_parallel_size, by size in the "
+    "block context_parallel, and by sequence_parallel_degree)"
+)
+# Keys, one inside a block with a dot, that split a sample or a layer over so many ranks.
+REFUSED_ABOVE_ONE = {
+    "context_parallel_size": _SPLIT,
+    "context_parallel.size": _SPLIT,
+    "sequence_parallel_degree": _SPLIT,
+    "expert_parallel_size": "splits the experts over ranks, which has not been tested with selection",
+    "tensor_parallel_size": "splits the output head over ranks, which has not been tested with selection",
+}
+# Adapters that are out of force once PEFT has switched them off. Plugins of Axolotl may bring others, such as mixlora.
+ADAPTERS = ("lora", "qlora", "mora")
+# Keys that change losses and not the hash by which a cache tells one history from another.
+REFUSED_WITH_CACHE = ("scaling_softmax", "qat", "fp8")
+# Ways of training that should work and have not been run on what they are made for: docs/support.md.
+UNTESTED = (
+    "fsdp_config", "deepspeed", "layer_offloading", "tiled_mlp", "fp8", "qat", "nvfp4_merge_aware", "llmcompressor",
+    "dense_mixer", "dp_shard_size", "fa_varlen_kwargs_in_collator", "cut_cross_entropy_accum_c_fp32", "optimizer: scao",
+)  # fmt: skip
+# Adapter initialisations that leave the base weights as they are.
+PLAIN_INITS = (None, True, False, "gaussian")
+_WITHOUT = "or take sstoken out of `plugins:`"
+ALWAYS = [Refusal(key, reason, f"remove `{key}` {_WITHOUT}") for key, reason in REFUSED.items()]
+ABOVE_ONE = [Refusal(key, reason, f"remove it {_WITHOUT}", "above 1") for key, reason in REFUSED_ABOVE_ONE.items()]
+ADAPTER = Refusal(
+    "adapter",
+    "may train parts that stay in force when it is switched off, and the history would not be the first model",
+    f"set `adapter: lora` or `adapter: qlora`, {_WITHOUT}",
+    f"any but {', '.join(ADAPTERS)}",
+)
+FSDP1 = Refusal(
+    "fsdp_version: 1",
+    "flattens weights, so that neither an adapter nor a layer can be reached",
+    f"set `fsdp_version: 2` beside `fsdp_config:`, {_WITHOUT}",
+    "up to Axolotl 0.19 also `fsdp_config` without a version",
+)
+PACKING = Refusal(
+    "attn_implementation",
+    "lets the samples of a packed row see each other in this release of Axolotl, and selection scores a sample as if "
+    "alone",
+    "set `attn_implementation: flash_attention_2` (from Axolotl 0.18 on also sdpa or eager), or `sample_packing: "
+    "false`",
+    "beside `sample_packing`: none named; in Axolotl 0.17 also sdpa and eager",
+)
+LISA = Refusal(
+    "lisa_n_layers",
+    "switches layers on and off while the history keeps the weights that train at the start",
+    "remove it, or use sstoken.selector: attention, which needs no history",
+    "where REL ranks",
+)
+ZERO_3 = {
+    key: Refusal(
+        f"sstoken.{key}",
+        "needs every weight of a model, which ZeRO stage 3 does not give",
+        "use stage 2 or FSDP2, or leave history_cache out and set history to initial, ema or snapshot",
+        case,
+    )
+    for key, case in (("history", "a path, under DeepSpeed ZeRO-3"), ("history_cache", "under DeepSpeed ZeRO-3"))
+}
+WITH_CACHE = [
+    Refusal(
+        key,
+        "changes losses, and sstoken.history_cache would give them to runs without it",
+        "remove one of the two",
+        "beside `sstoken.history_cache`",
+    )
+    for key in REFUSED_WITH_CACHE
+]
+BASE_CHANGING_INIT = Refusal(
+    "peft_init_lora_weights",
+    "changes the base weights that the adapter in sstoken.history needs",
+    "remove peft_init_lora_weights, or set history: initial",
+    "beside a path as `sstoken.history`",
+)
+OTHER_TRAINER = Refusal(
+    "plugins",
+    "brings its own trainer, and so does sstoken",
+    "remove one of them from `plugins:`",
+    "another plugin with a trainer",
+)
+
+# Everything outside the `sstoken:` block that is refused beside it.
+REFUSALS = (
+    *ALWAYS, *ABOVE_ONE, ADAPTER, FSDP1, PACKING, LISA, OTHER_TRAINER, *WITH_CACHE, *ZERO_3.values(),
+    BASE_CHANGING_INIT,
+)  # fmt: skip
