@@ -4,28 +4,25 @@ Attention output is probabilities times values. Called once more with values tha
 and 0 elsewhere, a layer's own attention function returns the probability mass on the prompt, for any
 kernel, mask, window, soft cap or grouping of heads, in memory linear in the tokens.
 
-The layer is reached through transformers' attention interface: a module looks its attention function up
-by the name in `module.config` at each call, so a copied config with another name diverts that one module.
+An attention module looks its function up in transformers' attention interface at each call. While the module runs, the
+interface hands out the same function, wrapped so that the call is seen. The module and its config stay as they are,
+because models read the name of their attention there, and compute something else under a name that they do not know.
 """
 
 from __future__ import annotations
 
-import copy
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import AttentionInterface
 
 from sstoken_plugin.modes import trial_tokens, without_trace
-
-_DIVERTED = "sstoken_diverted"
-_OBSERVER = "_sstoken_observer"
 
 # Rows of probabilities sum to 1; what low-precision kernels lose stays well below this.
 _MASS_TOLERANCE = 0.02
@@ -47,54 +44,99 @@ class _Call:
 _Observer = Callable[[_Call], None]
 
 
+class _Watch:
+    """Lets an observer see each attention call of one module; the call itself is not changed.
+
+    Args:
+        module: an attention module.
+        observer: is called after each of its attention calls, without gradient.
+    """
+
+    def __init__(self, module: nn.Module, observer: _Observer):
+        self._module: Any = module
+        self._observer = observer
+        # Compiled, the way to the interface would be burnt in. One object for all batches, because compiled code that
+        # meets another is compiled anew.
+        self._watched_forward = torch.compiler.disable(self._run)
+        self._forward: Callable[..., Any]
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        """Watch inside the block; nothing stays behind after it."""
+        # Engines and kernels may have put their own on the instance.
+        own = vars(self._module).get("forward")
+        self._forward = self._module.forward
+        self._module.forward = self._watched_forward
+        try:
+            yield
+        finally:
+            if own is None:
+                del self._module.forward
+            else:
+                self._module.forward = own
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        look_up, subscribe = AttentionInterface.get_interface, AttentionInterface.__getitem__
+
+        # Named functions come from `__getitem__`, which older models call themselves; the default is given here.
+        def with_default(interface: Any, attn_implementation: Any, default: Any) -> Any:
+            return look_up(interface, attn_implementation, partial(self._call, default))
+
+        def named(interface: Any, name: Any) -> Any:
+            return partial(self._call, subscribe(interface, name))
+
+        with (
+            _replaced(AttentionInterface, "get_interface", with_default),
+            _replaced(AttentionInterface, "__getitem__", named),
+        ):
+            return self._forward(*args, **kwargs)
+
+    def _call(
+        self,
+        function: Callable[..., tuple[Tensor, Any]],
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Any]:
+        result = function(module, query, key, value, attention_mask, **kwargs)
+        if module is self._module:
+            with torch.no_grad():
+                self._observer(_Call(module, function, query, key, value, attention_mask, kwargs))
+        return result
+
+
 @contextmanager
-def _divert(modules: Sequence[Any], observer: _Observer) -> Iterator[None]:
-    """Let `observer` see the next attention call of each module; the call itself is not changed."""
-    original = [(module, module.config) for module in modules]
+def _replaced(owner: type, name: str, value: Any) -> Iterator[None]:
+    own = vars(owner).get(name)
+    setattr(owner, name, value)
     try:
-        for module, config in original:
-            diverted = copy.copy(config)
-            # Not the property: its setter also writes into configs shared with other modules.
-            diverted._attn_implementation_internal = _DIVERTED
-            diverted.__dict__[_OBSERVER] = (observer, config)
-            module.config = diverted
         yield
     finally:
-        for module, config in original:
-            module.config = config
-
-
-# Compiled, it would be compiled anew for every batch: the observer is another object each time.
-@torch.compiler.disable
-def _diverted_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
-) -> tuple[Tensor, Any]:
-    observer, config = module.config.__dict__[_OBSERVER]
-    # The real function may read its own name from the module, and a recomputation must not come here again.
-    module.config = config
-    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    function = ALL_ATTENTION_FUNCTIONS.get_interface(config._attn_implementation, eager)
-    result = function(module, query, key, value, attention_mask, **kwargs)
-    with torch.no_grad():
-        observer(_Call(module, function, query, key, value, attention_mask, kwargs))
-    return result
-
-
-ALL_ATTENTION_FUNCTIONS.register(_DIVERTED, _diverted_attention)
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
 
 
 @dataclass(frozen=True)
 class SoftmaxLayer:
-    """An attention module whose calls pass through the attention interface.
+    """One attention call of a forward pass, through the attention interface.
+
+    A module that a model runs several times, as looped models do, is as many layers.
 
     Attributes:
-        module: the module.
-        name: its name in the model.
+        module: the module that calls.
+        name: the module's name in the model.
+        call: number of the call among those of the module in one forward pass, from 0.
         sees_whole_sample: False for a sliding window or chunks.
     """
 
     module: nn.Module
     name: str
+    call: int
     sees_whole_sample: bool
 
 
@@ -117,10 +159,13 @@ def softmax_layers(model: PreTrainedModel) -> list[SoftmaxLayer]:
     found: list[SoftmaxLayer] = []
 
     def observe(call: _Call) -> None:
-        found.append(SoftmaxLayer(call.module, candidates[call.module], _sees_whole_sample(call)))
+        earlier = sum(layer.module is call.module for layer in found)
+        found.append(SoftmaxLayer(call.module, candidates[call.module], earlier, _sees_whole_sample(call)))
 
     tokens = trial_tokens(model)
-    with without_trace(model), _divert(list(candidates), observe):
+    with without_trace(model), ExitStack() as stack:
+        for module in candidates:
+            stack.enter_context(_Watch(module, observe).on())
         model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
     return [layer for layer in found if layer.sees_whole_sample] or found
 
@@ -147,7 +192,9 @@ class PromptAttention:
         self.description = description
         self.mass: Tensor | None = None
         self._prompt: Tensor | None = None
+        self._calls = 0
         self._unchecked = True
+        self._watch = _Watch(layer.module, self._observe)
 
     @classmethod
     def of(cls, model: PreTrainedModel, attention_layer: int) -> PromptAttention:
@@ -170,7 +217,9 @@ class PromptAttention:
             )
         index = attention_layer % len(layers)
         layer = layers[index]
-        return cls(layer, f"attention layer {index} of {len(layers)} ({layer.name})")
+        calls = sum(other.module is layer.module for other in layers)
+        which = f", call {layer.call + 1} of {calls}" if calls > 1 else ""
+        return cls(layer, f"attention layer {index} of {len(layers)} ({layer.name}{which})")
 
     @contextmanager
     def measure(self, prompt: Tensor) -> Iterator[None]:
@@ -179,15 +228,19 @@ class PromptAttention:
         Args:
             prompt: bool [B, S], the prompt tokens of the batch that will be run.
         """
-        self.mass, self._prompt = None, prompt
+        self.mass, self._prompt, self._calls = None, prompt, 0
         try:
-            with _divert([self.layer.module], self._observe):
+            with self._watch.on():
                 yield
         finally:
             self._prompt = None
 
     def _observe(self, call: _Call) -> None:
         assert self._prompt is not None
+        self._calls += 1
+        # Gradient checkpointing calls again in the backward pass, and these calls come after all others.
+        if self._calls != self.layer.call + 1:
+            return
         # The width of the values stays, because kernels want equal head sizes; two columns are used.
         indicator = torch.zeros_like(call.value)
         indicator[..., 0] = self._prompt[:, None, :].to(call.value.dtype)

@@ -6,7 +6,18 @@ import pytest
 import torch
 from counting import tensor_sizes
 from families import FAMILIES, HYBRIDS, LLAMA, SINKS, SIZE, SOFT_CAPPED, build
-from transformers import AutoModelForCausalLM, BloomConfig, FalconConfig, GPTJConfig, LlamaConfig, MambaConfig
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    BloomConfig,
+    DiffLlamaConfig,
+    FalconConfig,
+    GPTJConfig,
+    LlamaConfig,
+    MambaConfig,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 
 from sstoken_plugin.attention import PromptAttention, softmax_layers
 from sstoken_plugin.config import SSTokenConfig
@@ -150,10 +161,10 @@ OUT_OF_REACH = {
 @pytest.mark.parametrize("config", OUT_OF_REACH.values(), ids=OUT_OF_REACH)
 def test_a_model_whose_attention_is_out_of_reach_is_told_what_to_set(config):
     model = build(config)
-    before = configs(model)
+    before = [sorted(vars(module)) for module in model.modules()]
     with pytest.raises(ValueError, match=r"set sstoken\.selector"):
         PromptAttention.of(model, -1)
-    assert same(configs(model), before)
+    assert [sorted(vars(module)) for module in model.modules()] == before
 
 
 @pytest.mark.parametrize("config", HYBRIDS.values(), ids=HYBRIDS)
@@ -170,31 +181,89 @@ def test_a_hybrid_is_measured_in_its_last_softmax_layer(config):
     assert_equal(mass, reference)
 
 
-def configs(model):
-    return [getattr(module, "config", None) for module in model.modules()]
+def looped(attention="eager"):
+    """A model that runs its layers several times, one of them last."""
+    if "hrm_text" not in CONFIG_MAPPING:
+        pytest.skip("this release of transformers does not have it")
+    loops = {"num_layers_per_stack": 1, "H_cycles": 2, "L_cycles": 2, "head_dim": 8}
+    return build(CONFIG_MAPPING["hrm_text"](**{**SIZE, "num_key_value_heads": 4, **loops}), attention)
 
 
-def same(one, other):
-    """Whether the two lists hold the very same objects."""
-    return all(a is b for a, b in zip(one, other, strict=True))
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("attention_layer", [0, 2, -2, -1])
+def test_each_call_of_a_layer_that_is_run_several_times_is_one(attention_layer, checkpointing):
+    model, batch = looped("sdpa"), padded(random_samples())
+    with torch.no_grad():
+        own = looped()(**inputs_of(batch), use_cache=False, output_attentions=True).attentions
+    probe, layout = PromptAttention.of(model, attention_layer), BatchLayout.of(batch)
+    assert probe.description.startswith(f"attention layer {attention_layer % len(own)} of {len(own)} (")
+    assert f"call {probe.layer.call + 1} of" in probe.description
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    with probe.measure(layout.prompt):
+        model(**batch, use_cache=False).loss.backward()
+    # The mass is that of the forward pass: the recomputation runs the calls in another order.
+    mass = probe.mass.flatten()[layout.position]
+    reference = (own[attention_layer].mean(1) @ layout.prompt[:, :, None].float()).flatten()[layout.position]
+    torch.testing.assert_close(mass, reference, rtol=0, atol=1e-5)
+
+
+def test_a_module_that_calls_attention_twice_is_measured_at_its_last_call():
+    config = DiffLlamaConfig(**SIZE)
+    batch = padded(random_samples())
+    model = build(config, "sdpa")
+    calls = softmax_layers(model)
+    assert [layer.call for layer in calls] == [0, 1, 0, 1]
+    mass, layer = measured(model, batch)
+    assert (layer, PromptAttention.of(model, -1).layer.call) == (1, 1)
+    assert_equal(mass, expected(build(config), batch, -1))
+
+
+class Subscribing(LlamaAttention):
+    """Takes its attention function as models did before there was `get_interface`."""
+
+    def forward(self, hidden_states, position_embeddings, attention_mask=None, **kwargs):
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query, key, value = (
+            projection(hidden_states).view(shape).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
+        output, weights = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling)
+        return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+
+
+def test_a_model_that_looks_its_attention_up_in_the_older_way_is_measured():
+    model, batch = build(LLAMA, "sdpa"), padded(random_samples())
+    for layer in model.model.layers:
+        layer.self_attn.__class__ = Subscribing
+    mass, layer = measured(model, batch)
+    assert_equal(mass, expected(build(LLAMA), batch, layer))
 
 
 def test_nothing_stays_behind():
     model, batch = build(LLAMA, "sdpa").train(), padded(random_samples())
-    before, content = configs(model), model.config.to_dict()
-    probe = PromptAttention.of(model, -1)
-    assert same(configs(model), before)
+    # As engines and fused kernels put their own forward pass on a module.
+    own = model.model.layers[0].self_attn.forward = model.model.layers[0].self_attn.forward
+
+    def state():
+        instances = [(sorted(vars(module)), vars(module).get("config")) for module in model.modules()]
+        return instances, model.config.to_dict(), dict(vars(AttentionInterface))
+
+    before = state()
+    for layer in (0, 1):
+        probe = PromptAttention.of(model, layer)
+        assert state() == before
+        with probe.measure(BatchLayout.of(batch).prompt):
+            model(**inputs_of(batch))
+        assert state() == before
+        with pytest.raises(IndexError), probe.measure(BatchLayout.of(batch).prompt):
+            model(input_ids=batch["input_ids"] + 64)
+        assert state() == before
+    assert model.model.layers[0].self_attn.forward is own
     assert all(module.training for module in model.modules())
-
-    with probe.measure(BatchLayout.of(batch).prompt):
-        model(**inputs_of(batch))
-    assert same(configs(model), before)
-
-    with pytest.raises(IndexError), probe.measure(BatchLayout.of(batch).prompt):
-        model(input_ids=batch["input_ids"] + 64)
-    assert same(configs(model), before)
-    assert model.config.to_dict() == content
-    assert model.config._attn_implementation == "sdpa"
 
 
 def test_the_output_is_unchanged():
