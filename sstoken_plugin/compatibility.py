@@ -155,8 +155,11 @@ def _refuse_unfit_folder(cfg: Mapping[str, Any], config: SSTokenConfig) -> None:
             f"sstoken.history: {config.history} holds neither adapter_config.json nor config.json; name an "
             "adapter folder or a full checkpoint."
         )
-    if cfg.get("adapter") and cfg.get("peft_init_lora_weights") not in refusals.PLAIN_INITS:
-        refusals.BASE_CHANGING_INIT.refuse(f"peft_init_lora_weights: {cfg['peft_init_lora_weights']}")
+    if cfg.get("adapter") and (folder / "adapter_config.json").exists():
+        for refusal in refusals.BASE_CHANGING:
+            value = _nested(cfg, refusal.key)
+            if value not in refusals.PLAIN_INITS if refusal.key == "peft_init_lora_weights" else value:
+                refusal.refuse(f"{refusal.key}: {value}")
 
 
 def _zero_stage(cfg: Mapping[str, Any]) -> float:

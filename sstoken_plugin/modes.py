@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sstoken_plugin.sharding import device_of, drop_gathered
+from sstoken_plugin.sharding import device_of, drop_gathered, is_sharded
 
 
 @contextmanager
@@ -21,6 +21,7 @@ def without_trace(model: nn.Module) -> Iterator[None]:
     are sharded again after the block.
     """
     modes = [(module, module.training) for module in model.modules()]
+    versions = _versions(model)
     bitsandbytes = sys.modules.get("bitsandbytes")
     try:
         model.eval()
@@ -36,6 +37,21 @@ def without_trace(model: nn.Module) -> Iterator[None]:
         for module, mode in modes:
             module.training = mode
         drop_gathered(model)
+        # Where weights are sharded, putting them together and apart counts as writing.
+        if not is_sharded(model) and _versions(model) != versions:
+            _settle(model)
+
+
+def _versions(model: nn.Module) -> list[int]:
+    """Return how often each parameter was written to in place."""
+    return [0 if parameter.is_inference() else parameter._version for parameter in model.parameters()]
+
+
+def _settle(model: nn.Module) -> None:
+    """Let a model that writes to its weights when its mode changes, as RWKV does, write back what it wrote."""
+    tokens = trial_tokens(model)
+    with torch.no_grad(), torch.random.fork_rng(devices=[tokens.device] if tokens.is_cuda else []):
+        model(input_ids=tokens, use_cache=False)
 
 
 def trial_tokens(model: Any) -> Tensor:

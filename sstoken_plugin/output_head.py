@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,6 +21,9 @@ LOG = logging.getLogger(__name__)
 
 # Tokens of the first batch that a fast way must agree on with the model's own logits.
 _PROOF_TOKENS = 8
+
+# Keys of a batch that are no arguments of a forward pass that scores.
+_NOT_FOR_SCORING = ("labels", "num_items_in_batch")
 
 # For each head and kernel that was looked at, what computes its losses; None for the model's own logits.
 _CHOSEN: MutableMapping[nn.Module, dict[RowLosses | None, RowLosses | None]] = WeakKeyDictionary()
@@ -84,6 +87,22 @@ class ResponseHead:
             return self._nll
         rows = logits[0] if self._narrowed else logits.flatten(0, 1)[self._layout.logit_position]
         return token_nll(rows, self._layout.target)
+
+
+def response_nll(model: Any, batch: Mapping[str, Tensor], layout: BatchLayout) -> Tensor:
+    """Run a model on a batch, and return the loss of each response token in nats, float32 [R].
+
+    Args:
+        model: an unwrapped model.
+        batch: see `BatchLayout.of`, and whatever else the model takes.
+        layout: its layout.
+    """
+    inputs = {key: value for key, value in batch.items() if key not in _NOT_FOR_SCORING}
+    head = ResponseHead(model, layout)
+    with head.narrowed():
+        # With a cache, transformers does not see that a row is packed, and samples leak into each other.
+        logits = model(**inputs, use_cache=False).logits
+    return head.nll(logits)
 
 
 def _choose(model: Any, head: Any, layout: BatchLayout, kernel: RowLosses | None) -> RowLosses | None:

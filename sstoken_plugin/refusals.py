@@ -123,12 +123,20 @@ WITH_CACHE = [
     )
     for key in REFUSED_WITH_CACHE
 ]
-BASE_CHANGING_INIT = Refusal(
-    "peft_init_lora_weights",
-    "changes the base weights that the adapter in sstoken.history needs",
-    "remove peft_init_lora_weights, or set history: initial",
-    "beside a path as `sstoken.history`",
-)
+# Keys that replace base weights before training.
+BASE_CHANGING = [
+    Refusal(
+        key,
+        "changes the base weights that the adapter in sstoken.history needs",
+        f"remove {key}, or set history: initial",
+        f"{case}beside an adapter folder as `sstoken.history`",
+    )
+    for key, case in (
+        ("peft_init_lora_weights", "any but a plain one, "),
+        ("peft.loftq_config", ""),
+        ("reinit_weights", ""),
+    )
+]
 OTHER_TRAINER = Refusal(
     "plugins",
     "brings its own trainer, and so does sstoken",
@@ -139,5 +147,5 @@ OTHER_TRAINER = Refusal(
 # Everything outside the `sstoken:` block that is refused beside it.
 REFUSALS = (
     *ALWAYS, *ABOVE_ONE, ADAPTER, FSDP1, PACKING, LISA, OTHER_TRAINER, *WITH_CACHE, *ZERO_3.values(),
-    BASE_CHANGING_INIT,
+    *BASE_CHANGING,
 )  # fmt: skip

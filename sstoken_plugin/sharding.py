@@ -103,8 +103,14 @@ def shape_of(model: nn.Module, name: str) -> torch.Size:
 
 def size_of(tensor: Any) -> int:
     """Return the bytes that this rank holds of a tensor."""
-    local = tensor.to_local() if isinstance(tensor, DTensor) else getattr(tensor, "ds_tensor", tensor)
+    local = held_part(tensor)
     return int(local.numel() * local.element_size())
+
+
+def held_part(tensor: Any) -> Tensor:
+    """Return what this rank holds of a tensor, without asking the others."""
+    held: Tensor = tensor.to_local() if isinstance(tensor, DTensor) else getattr(tensor, "ds_tensor", tensor)
+    return held
 
 
 def drop_gathered(model: nn.Module) -> None:

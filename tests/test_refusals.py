@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+import torch
 from conftest import AXOLOTL, load
 from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
@@ -214,9 +215,39 @@ def test_an_adapter_that_changed_its_base_weights_is_no_history(config, train, a
         train({**config, "sstoken": {"history": adapter(init_lora_weights="pissa")}})
 
 
-def test_an_adapter_over_weights_that_this_run_changes_is_no_history(config, train, adapter, tmp_path):
-    with pytest.raises(ValidationError, match="peft_init_lora_weights: pissa changes the base weights"):
-        load({**config, "peft_init_lora_weights": "pissa", "sstoken": {"history": adapter()}}, tmp_path)
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"peft_init_lora_weights": "pissa"}, "peft_init_lora_weights: pissa"),
+        ({"peft_init_lora_weights": "olora"}, "peft_init_lora_weights: olora"),
+        ({"peft": {"loftq_config": {"loftq_bits": 4}}}, r"peft\.loftq_config: .*"),
+        ({"reinit_weights": True}, "reinit_weights: True"),
+    ],
+    ids=str,
+)
+def test_an_adapter_over_weights_that_this_run_changes_is_no_history(config, adapter, tmp_path, changes, key):
+    with pytest.raises(ValidationError, match=rf"{key} changes the base weights"):
+        load({**config, **changes, "sstoken": {"history": adapter()}}, tmp_path)
+    # A history with base weights of its own, and the run's own past, do not care.
+    for block in ({"history": config["base_model"]}, {"history": "initial"}):
+        compatibility.check({**config, **changes, "sstoken": block})
+
+
+def test_an_adapter_over_weights_that_were_changed_in_a_way_to_come_is_no_history(config, train, adapter, monkeypatch):
+    from axolotl.loaders import ModelLoader
+
+    loaded = ModelLoader.load
+
+    def load_and_change(self):
+        model, adapted = loaded(self)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter)
+        return model, adapted
+
+    monkeypatch.setattr(ModelLoader, "load", load_and_change)
+    with pytest.raises(ValueError, match=r"sstoken\.history: .* and making the run's own adapter has changed them"):
+        train({**config, "sstoken": {"history": adapter()}})
 
 
 def test_an_adapter_for_other_layers_is_refused_before_training(config, train, adapter):

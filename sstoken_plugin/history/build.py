@@ -24,6 +24,7 @@ from sstoken_plugin.modes import trial_tokens
 from sstoken_plugin.refusals import PLAIN_INITS
 from sstoken_plugin.samples import IGNORE_INDEX, as_batch, sample_keys
 from sstoken_plugin.sharding import any_rank, is_partitioned, is_sharded
+from sstoken_plugin.unchanged import traces_of
 
 Sample = Mapping[str, Any]
 
@@ -72,7 +73,19 @@ def build_history(
         history.place(model, stream=device != model.device)
     elif trains and isinstance(history, Untrained):
         history = _kept(config, model)
+    with precision():
+        _refuse_traces(config, history, model)
     return HistoryLosses(history, store, precision, together=is_sharded(model))
+
+
+def _refuse_traces(config: SSTokenConfig, history: History, model: Any) -> None:
+    if changed := traces_of(history, model):
+        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+        raise ValueError(
+            f"sstoken.history: {config.history}: a pass of the history leaves {changed[0]}{more} of "
+            f"{type(model).__name__} changed, so that it would train something else; set sstoken.selector: attention, "
+            "which needs no history."
+        )
 
 
 def _before_training(
@@ -86,14 +99,14 @@ def _before_training(
     if not config.needs_history:
         return None
     if config.history_is_path:
-        return load_given(expand(config.history), cfg, model, tokenizer)
+        return load_given(expand(config.history), cfg, model, tokenizer, is_trained=is_trained)
     saved = None if trained_adapter is None else checkpoint.read(trained_adapter)
     if saved is not None and saved.tensors and saved.history == config.history:
         kept = KeptWeights(model, f"the history ({config.history}) that {trained_adapter} holds")
         kept.restore(saved.tensors, model)
         return kept
     if config.history == "initial" and cfg.get("lora_model_dir") and is_trained:
-        return load_given(Path(cfg["lora_model_dir"]), cfg, model, tokenizer)
+        return load_given(Path(cfg["lora_model_dir"]), cfg, model, tokenizer, is_trained=True)
     if is_trained:
         raise ValueError(
             f"sstoken.history: {config.history} cannot be told from {trained_adapter}; name a checkpoint folder that "

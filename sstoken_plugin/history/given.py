@@ -12,7 +12,7 @@ from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sstoken_plugin.history.adapter import trained_outside_adapter
+from sstoken_plugin.history.adapter import has_effect, trained_outside_adapter
 from sstoken_plugin.history.frozen import FrozenModel, without_adapter
 from sstoken_plugin.refusals import PLAIN_INITS
 from sstoken_plugin.sharding import is_sharded
@@ -22,7 +22,9 @@ LOG = logging.getLogger(__name__)
 ADAPTER_FILE, MODEL_FILE = "adapter_config.json", "config.json"
 
 
-def load_given(folder: Path, cfg: Mapping[str, Any], model: Any, tokenizer: Any) -> FrozenModel:
+def load_given(
+    folder: Path, cfg: Mapping[str, Any], model: Any, tokenizer: Any, *, is_trained: bool = False
+) -> FrozenModel:
     """Load a history from a folder.
 
     An adapter goes over the run's own base weights, which are shared with the model in training under LoRA
@@ -34,12 +36,13 @@ def load_given(folder: Path, cfg: Mapping[str, Any], model: Any, tokenizer: Any)
         cfg: the whole YAML.
         model: the unwrapped model in training. It is not changed.
         tokenizer: its tokenizer.
+        is_trained: whether the model was trained already.
 
     Raises:
         ValueError: the folder does not fit the run; the sentence names `sstoken.history`.
     """
     if (folder / ADAPTER_FILE).exists():
-        return _adapter(folder, cfg, model)
+        return _adapter(folder, cfg, model, is_trained)
     _refuse_other_tokenizer(folder, tokenizer)
     with _loading(folder):
         history = FrozenModel(_load(folder, cfg, model), f"the model in {folder}")
@@ -52,7 +55,7 @@ def load_given(folder: Path, cfg: Mapping[str, Any], model: Any, tokenizer: Any)
     return history
 
 
-def _adapter(folder: Path, cfg: Mapping[str, Any], model: Any) -> FrozenModel:
+def _adapter(folder: Path, cfg: Mapping[str, Any], model: Any, is_trained: bool) -> FrozenModel:
     with _loading(folder):
         adapter = PeftConfig.from_pretrained(str(folder))
     init = getattr(adapter, "init_lora_weights", None)
@@ -72,6 +75,11 @@ def _adapter(folder: Path, cfg: Mapping[str, Any], model: Any) -> FrozenModel:
         raise ValueError(
             f"sstoken.history: {folder} needs base weights that stay as they are, but {len(outside)} tensors outside "
             f"the adapter train too ({outside[0]}, ...); freeze them, or name a full checkpoint."
+        )
+    if shares and not is_trained and not cfg.get("lora_model_dir") and has_effect(model):
+        raise ValueError(
+            f"sstoken.history: {folder} goes over the base weights of this run, and making the run's own adapter has "
+            "changed them (peft_init_lora_weights, say); make a plain one, or set history: initial."
         )
     base = without_adapter(model) if shares else _load(cfg["base_model"], cfg, model)
     with _loading(folder):

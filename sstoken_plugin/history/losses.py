@@ -13,12 +13,9 @@ from torch import Tensor
 from sstoken_plugin.history.base import History
 from sstoken_plugin.history.store import KEY_BYTES, LossStore, resolution
 from sstoken_plugin.modes import without_trace
-from sstoken_plugin.output_head import ResponseHead
+from sstoken_plugin.output_head import response_nll
 from sstoken_plugin.samples import BatchLayout, sample_keys
 from sstoken_plugin.sharding import any_rank
-
-# Keys of a batch that are no arguments of a forward pass that scores.
-_NOT_FOR_SCORING = ("labels", "num_items_in_batch")
 
 
 class HistoryLosses:
@@ -92,10 +89,6 @@ class HistoryLosses:
                 "sstoken.history_cache held every loss when this run started, so no copy of the first weights was "
                 "kept, and now a loss is missing; resume from the last checkpoint."
             )
-        inputs = {key: value for key, value in batch.items() if key not in _NOT_FOR_SCORING}
-        with without_trace(model), self.history.active(model) as past, self._precision():
-            head = ResponseHead(past, layout)
-            with head.narrowed():
-                # With a cache, transformers does not see that a row is packed, and samples leak into each other.
-                logits = past(**inputs, use_cache=False).logits
-            return head.nll(logits)
+        # In this order, because a model may write to the weights that it has while it runs, and back.
+        with self.history.active(model) as past, without_trace(past), self._precision():
+            return response_nll(past, batch, layout)

@@ -1,0 +1,79 @@
+"""Shows on a model, before it is trained on, that looking at it changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sstoken_plugin.attention import PromptAttention
+from sstoken_plugin.modes import trial_tokens, without_trace
+from sstoken_plugin.output_head import response_nll
+from sstoken_plugin.samples import BatchLayout
+from sstoken_plugin.sharding import held_part
+
+if TYPE_CHECKING:
+    from sstoken_plugin.history.base import History
+
+
+def watching_changes(attention: PromptAttention, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout) -> bool:
+    """Tell whether a model computes something else while its attention is measured.
+
+    Args:
+        attention: what measures.
+        model: the unwrapped model. It is not changed.
+        batch: see `BatchLayout.of`.
+        layout: its layout.
+    """
+    with without_trace(model):
+        plain = response_nll(model, batch, layout)
+        with attention.measure(layout.prompt):
+            watched = response_nll(model, batch, layout)
+    # On GPUs the same pass may differ in the last digits from time to time.
+    return not bool((watched - plain).norm() <= 1e-3 * plain.norm())
+
+
+def traces_of(history: History, model: Any) -> list[str]:
+    """Run a history once over a few tokens, and name what is not as it was after it, of the model and of the history.
+
+    Args:
+        history: the history.
+        model: the unwrapped model in training.
+
+    Returns:
+        Names of parameters, buffers and modules (their mode).
+    """
+    before = _state(model)
+    with history.active(model) as past:
+        past_before = _state(past)
+        with without_trace(past):
+            tokens = trial_tokens(model)
+            past(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+        changed = _changed(past_before, _state(past))
+    return sorted(changed | _changed(before, _state(model)))
+
+
+def _changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    return {name for name in before | after if before.get(name) != after.get(name)}
+
+
+def _state(model: Any) -> dict[str, Any]:
+    """Return what tells a change of each tensor and mode; of sharded tensors this rank's part is read."""
+    modes = {f"{name}.training": module.training for name, module in model.named_modules()}
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return modes | {name: (tensor.requires_grad, tensor.shape, _sum_of_bits(tensor)) for name, tensor in tensors}
+
+
+def _sum_of_bits(tensor: Tensor) -> int:
+    held: Any = held_part(tensor).detach()
+    if hasattr(held, "__tensor_flatten__"):
+        # A quantised tensor that is made of others.
+        return sum(_sum_of_bits(getattr(held, name)) for name in held.__tensor_flatten__()[0])
+    if held.is_meta or not held.numel():
+        return 0
+    # Whatever the dtype, and exact: a sum of the values would lose small changes of large tensors.
+    bits = held.contiguous().flatten().view(torch.uint8)
+    wide = len(bits) // 4 * 4
+    return int(bits[:wide].view(torch.int32).sum(dtype=torch.int64) + bits[wide:].sum(dtype=torch.int64))
