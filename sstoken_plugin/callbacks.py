@@ -29,8 +29,13 @@ class HistoryCallback(TrainerCallback):
         self._trainer.resume_selection()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Show the history the new weights, unless overflow made the optimizer skip its step."""
+        """Show the history the new weights, unless overflow made the optimizer skip its step.
+
+        Raises:
+            RuntimeError: the step was not computed by the selection.
+        """
         trainer = self._trainer
+        trainer.refuse_if_bypassed()
         losses = trainer.selection.history if trainer.selection is not None else None
         history = None if losses is None else losses.history
         if history is not None and not trainer.accelerator.optimizer_step_was_skipped:

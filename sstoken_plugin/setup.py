@@ -11,6 +11,7 @@ from sstoken_plugin.compatibility import fused_losses
 from sstoken_plugin.config import SSTokenConfig
 from sstoken_plugin.fused import KERNELS
 from sstoken_plugin.history.losses import HistoryLosses
+from sstoken_plugin.own_loss import OwnLoss
 from sstoken_plugin.step import TokenSelection
 
 LOG = logging.getLogger(__name__)
@@ -45,7 +46,10 @@ def build_selection(
         LOG.warning("ssToken: REL is not logged: nothing ranks by it, and its history would cost memory.")
     ends = end_tokens(cfg, model, tokenizer)
     kernel = next((KERNELS[key] for key in fused_losses(cfg) if key in KERNELS), None)
-    return TokenSelection(config, attention, history, ends, cfg.get("seed") or 0, kernel)
+    own_loss = OwnLoss.of(model)
+    if own_loss.reads_all_logits:
+        LOG.info("ssToken: what the model adds to its loss is computed from all logits, which costs time and memory.")
+    return TokenSelection(config, attention, history, ends, cfg.get("seed") or 0, kernel, own_loss)
 
 
 def end_tokens(cfg: Mapping[str, Any], model: Any, tokenizer: Any) -> list[int]:
@@ -84,6 +88,8 @@ def describe(selection: TokenSelection, tokenizer: Any) -> str:
     if config.keep_eos and rule is not None:
         names = " ".join(tokenizer.convert_ids_to_tokens(selection.end_tokens))
         parts.append(f"the end of a turn ({names}) is always kept")
+    if selection.own_loss is not None and selection.own_loss.adds:
+        parts.append("what the model adds to its loss, such as losses of routers, is added as ever")
     return "; ".join(parts) + "."
 
 

@@ -10,6 +10,7 @@ The trainer, the inspector and the benchmarks run these same lines.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,11 @@ from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.linear_nll import RowLosses
 from sstoken_plugin.losses import mean_kept
 from sstoken_plugin.output_head import ResponseHead
+from sstoken_plugin.own_loss import OwnLoss, added_only
 from sstoken_plugin.samples import BatchLayout
+from sstoken_plugin.unchanged import watching_changes
+
+LOG = logging.getLogger(__name__)
 
 Rule = Literal["sstoken", "rel", "attention", "random", "position", "reference", "all"]
 
@@ -99,6 +104,7 @@ class TokenSelection:
         end_tokens: ids of the tokens that end a turn, for `keep_eos` and its metric.
         seed: for random selection, where the settings give none.
         kernel: per-token losses that are tried before our own, see `fused`.
+        own_loss: what the model adds to its loss; None to find it out on the first batch.
     """
 
     def __init__(
@@ -109,6 +115,7 @@ class TokenSelection:
         end_tokens: list[int],
         seed: int = 0,
         kernel: RowLosses | None = None,
+        own_loss: OwnLoss | None = None,
     ):
         self.config = config
         self.attention = attention
@@ -116,6 +123,8 @@ class TokenSelection:
         self.end_tokens = end_tokens
         self.seed = seed if config.seed is None else config.seed
         self.kernel = kernel
+        self.own_loss = own_loss
+        self._is_proven = False
 
     def begin(
         self, model: Any, batch: Mapping[str, Tensor], phase: Phase, history_nll: Sequence[float] | None = None
@@ -127,13 +136,34 @@ class TokenSelection:
             batch: `input_ids`, `labels`, both int64 [B, S], and whatever else the model takes.
             phase: what ranks now.
             history_nll: the losses, one a response token, where they are known.
+
+        Raises:
+            ValueError: on the first batch, if the model cannot be selected for; one sentence with key and mend.
         """
         layout = phase.layout(batch)
+        if not self._is_proven:
+            self._prove(model, batch, layout)
         if history_nll is not None:
             known = torch.tensor(history_nll, dtype=torch.float32, device=layout.position.device)
-            return ScoredStep(self, model, layout, phase, known)
+            return ScoredStep(self, model, batch, layout, phase, known)
         losses, cached = (None, 0) if self.history is None else self.history.of(model, batch, layout)
-        return ScoredStep(self, model, layout, phase, losses, cached)
+        return ScoredStep(self, model, batch, layout, phase, losses, cached)
+
+    def _prove(self, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout) -> None:
+        """Show on the first batch that the model computes what it would compute without us."""
+        self._is_proven = True
+        if self.own_loss is None:
+            self.own_loss = OwnLoss.of(model)
+        if self.attention is None or not watching_changes(self.attention, model, batch, layout):
+            return
+        reason = f"{type(model).__name__} computes something else while {self.attention.description} is watched"
+        if self.config.ranks_by_attention:
+            raise ValueError(
+                f"sstoken.selector: {self.config.selector} needs prompt attention, and {reason}; set sstoken.selector: "
+                "rel and sstoken.warmup_selector: all, which do without."
+            )
+        LOG.warning("ssToken: prompt attention is not logged: %s.", reason)
+        self.attention = None
 
     def score(
         self,
@@ -181,6 +211,7 @@ class ScoredStep:
         self,
         settings: TokenSelection,
         model: Any,
+        batch: Mapping[str, Tensor],
         layout: BatchLayout,
         phase: Phase,
         history_nll: Tensor | None,
@@ -194,13 +225,20 @@ class ScoredStep:
         self.ends_turn = torch.isin(layout.target, layout.target.new_tensor(settings.end_tokens))
         self.settings = settings
         self._history_nll = history_nll
+        self._model = model
+        self._labels = batch["labels"]
+        self._own_loss = settings.own_loss or OwnLoss()
         self._head = ResponseHead(model, layout, settings.kernel)
+        self._asked: list[bool] = []
 
     @contextmanager
     def observed(self) -> Iterator[None]:
         """Watch the forward pass inside the block; nothing stays behind after it."""
         with ExitStack() as stack:
-            stack.enter_context(self._head.narrowed())
+            if self._own_loss.adds:
+                self._asked = stack.enter_context(added_only(self._model, self._labels))
+            if not self._own_loss.reads_all_logits:
+                stack.enter_context(self._head.narrowed())
             if self.settings.attention is not None:
                 stack.enter_context(self.settings.attention.measure(self.layout.prompt))
             yield
@@ -228,7 +266,18 @@ class ScoredStep:
                 selection.kept_per_sample(layout.lengths, phase.ratio),
                 self.ends_turn if settings.config.keep_eos else None,
             )
-        return mean_kept(nll, self.kept, num_items_in_batch)
+        loss = mean_kept(nll, self.kept, num_items_in_batch)
+        return loss + self._added(outputs) if self._own_loss.adds else loss
+
+    def _added(self, outputs: Any) -> Tensor:
+        if not self._asked:
+            raise RuntimeError(
+                f"{type(self._model).__name__} adds to its loss (output_router_logits, say), and its forward pass was "
+                "replaced by one that computes the whole loss at once; remove keys that fuse the output head with the "
+                "loss, such as liger_fused_linear_cross_entropy or cut_cross_entropy."
+            )
+        added: Tensor = outputs["loss"]
+        return added
 
     def _attention(self) -> Tensor | None:
         probe = self.settings.attention

@@ -63,6 +63,18 @@ class TokenSelectionTrainer(Trainer):
         in_warmup = self.state.global_step < warmup_steps
         return Phase.of(config, in_warmup=in_warmup, draw=int(self.state.epoch or 0))
 
+    def refuse_if_bypassed(self) -> None:
+        """Stop a run whose steps do not come to `compute_loss`, and so train on everything.
+
+        Raises:
+            RuntimeError: no step was scored yet.
+        """
+        if self.selection is not None and self._phase is None:
+            raise RuntimeError(
+                f"plugins: {type(self).__name__} computed the loss of the first step without sstoken, so that nothing "
+                "was selected; remove the key or the plugin that brings a loss or a trainer of its own, or sstoken."
+            )
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -87,7 +99,7 @@ class TokenSelectionTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
         """Collect the batches of an optimizer step, and count kept tokens where Trainer counts labels."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if items is None or self.selection is None:
+        if items is None or self.selection is None or self.selection_phase.keeps_everything:
             return batches, items
         # k follows from the labels alone, so stand-in labels with k tokens a sample let Trainer's own
         # counting, over accumulation and ranks, do the rest.

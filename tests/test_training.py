@@ -26,6 +26,8 @@ def data(tmp_path, *lines) -> list[dict]:
         {"attn_implementation": "eager", "micro_batch_size": 3, "gradient_accumulation_steps": 1},
         {"sample_packing": True, "pad_to_sequence_len": True},
         {"sample_packing": True, "train_on_inputs": True},
+        # Releases differ in whether a row's first token, which nothing predicts, is counted.
+        {"train_on_inputs": True},
         {"lora_dropout": 0.3, "gradient_checkpointing": True},
         {"sstoken": {"selector": "all"}},
         # On a CPU, one scoring pass in evaluation mode would cut the gradient from then on: see modes.py.
@@ -44,8 +46,8 @@ def data(tmp_path, *lines) -> list[dict]:
         },
     ],
     ids=[
-        "padded", "eager", "packed", "packed, every token labelled", "dropout", "selector all", "qlora",
-        "evaluation, early stopping, best model",
+        "padded", "eager", "packed", "packed, every token labelled", "padded, every token labelled", "dropout",
+        "selector all", "qlora", "evaluation, early stopping, best model",
     ],
 )  # fmt: skip
 def test_ratio_one_trains_as_without_the_plugin(config, train, changes):
@@ -223,6 +225,20 @@ def test_a_loss_that_something_else_gave_the_trainer_is_not_replaced_in_silence(
     monkeypatch.setattr(SSTokenTrainer, "__init__", init)
     with pytest.raises(ValueError, match="a loss of its own, new_loss, in place of which sstoken"):
         train(config)
+
+
+def test_a_trainer_that_goes_round_the_selection_is_stopped_after_its_first_step(config, train, monkeypatch):
+    from sstoken_plugin.axolotl_trainer import SSTokenTrainer
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        return model(**inputs).loss
+
+    monkeypatch.setattr(SSTokenTrainer, "compute_loss", compute_loss)
+    finished = []
+    monkeypatch.setattr(SSTokenTrainer, "log", lambda self, logs, *args: finished.append(self.state.global_step))
+    with pytest.raises(RuntimeError, match="SSTokenTrainer computed the loss of the first step without sstoken"):
+        train(config)
+    assert max(finished, default=0) <= 1
 
 
 def test_evaluation_reports_the_ordinary_loss(config, train):
