@@ -35,7 +35,7 @@ def padded(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Put samples into one batch, padded on the right.
 
     Args:
-        samples: see `samples.as_batch`: `input_ids` and `labels`, int64 [1, length], no padding of their own.
+        samples: see `samples.as_batch`: `input_ids`, `labels`, and `attention_mask` if there is one, int64 [1, length].
 
     Returns:
         `input_ids`, `labels` and `attention_mask`, int64 [samples, longest].
@@ -44,5 +44,6 @@ def padded(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     def column(name: str, fill: int) -> Tensor:
         return pad_sequence([sample[name][0] for sample in samples], batch_first=True, padding_value=fill)
 
-    mask = pad_sequence([torch.ones_like(sample["labels"][0]) for sample in samples], batch_first=True)
+    marks = [sample.get("attention_mask", torch.ones_like(sample["labels"]))[0] for sample in samples]
+    mask = pad_sequence(marks, batch_first=True)
     return {"input_ids": column("input_ids", 0), "labels": column("labels", IGNORE_INDEX), "attention_mask": mask}

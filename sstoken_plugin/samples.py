@@ -1,7 +1,11 @@
 """Which positions of a batch belong to which sample, and which are prompt and which response.
 
-Terms: a batch has B rows of S positions. A *sample* is one training example: a row of a padded batch, or
-one of several in a packed row. A *flat* position is `row * S + column`.
+Terms: a batch has B rows of S positions. A *real* token is one that is no padding: its attention mask is not 0. A
+*sample* is one training example: the real tokens of a row, or of one of the samples in a packed row. Its *response* is
+what is labelled but for its first token, which nothing of it predicts, and its *prompt* what is not labelled. A *flat*
+position is `row * S + column`.
+
+Whatever reads samples, for training, inspection or a cache, reads them here.
 """
 
 from __future__ import annotations
@@ -60,22 +64,26 @@ class BatchLayout:
         return torch.arange(len(self.position), device=self.position.device) - self.first[self.sample]
 
     @classmethod
-    def of(cls, batch: Mapping[str, Tensor], *, with_sample_starts: bool = False) -> BatchLayout:
+    def of(cls, batch: Mapping[str, Tensor], *, as_plain: bool = False) -> BatchLayout:
         """Read the layout off a collated batch.
 
         Args:
             batch: `input_ids` and `labels`, int64 [B, S]; `attention_mask` [B, S] where there is padding (on
                 either side); `position_ids` [B, S] where rows are packed: a 0 starts a sample.
-            with_sample_starts: also take in a labelled token that starts a packed sample. Such a token is
-                predicted from another sample, so it is never ranked, but plain training learns from it.
+            as_plain: take in every token that plain training learns from: also one that starts a sample, which is
+                predicted from another sample or from padding, and labelled padding. These are never ranked.
         """
         input_ids, labels = batch["input_ids"], batch["labels"]
-        real, row_starts, starts = _boundaries(batch)
-        segment = torch.cumsum(starts.flatten(), 0) - 1
+        real, starts = _boundaries(batch)
+        # Padding before the first sample belongs to none, and counts nowhere.
+        segment = (torch.cumsum(starts.flatten(), 0) - 1).clamp(min=0)
 
-        response = labels != IGNORE_INDEX
-        response &= ~(row_starts if with_sample_starts else starts)
-        prompt = real & (labels == IGNORE_INDEX)
+        labelled = labels != IGNORE_INDEX
+        response = labelled & real & ~starts
+        if as_plain:
+            response = labelled.clone()
+            response[:, 0] = False
+        prompt = real & ~labelled
 
         position = response.flatten().nonzero().squeeze(1)
         segments, sample, lengths = torch.unique_consecutive(segment[position], return_inverse=True, return_counts=True)
@@ -93,13 +101,21 @@ class BatchLayout:
 
 
 def as_batch(sample: Mapping[str, Any], device: Any = None) -> dict[str, Tensor]:
-    """Turn a row of a prepared data set, lists `input_ids`, `labels`, ..., into a batch of one sample."""
+    """Turn a row of a prepared data set, lists `input_ids`, `labels`, ..., into a batch of one sample.
+
+    Padding that the row has at its ends is left out.
+    """
     columns = ("input_ids", "labels", "attention_mask", "position_ids")
-    return {key: torch.tensor(sample[key], device=device)[None] for key in columns if key in sample}
+    batch = {key: torch.tensor(sample[key], device=device)[None] for key in columns if key in sample}
+    real, _ = _boundaries(batch)
+    (places,) = real[0].nonzero(as_tuple=True)
+    if not len(places):
+        return batch
+    return {key: column[:, places[0] : places[-1] + 1] for key, column in batch.items()}
 
 
 def sample_keys(batch: Mapping[str, Tensor], size: int) -> tuple[list[bytes], list[int]]:
-    """Hash the tokens and the response mask of every sample that has response tokens, in their order.
+    """Hash all that the losses of a sample depend on, for every sample that has response tokens, in their order.
 
     A sample has the same key in every batch, padded or packed, and alone.
 
@@ -110,18 +126,30 @@ def sample_keys(batch: Mapping[str, Tensor], size: int) -> tuple[list[bytes], li
     Returns:
         The keys, and the number of response tokens of each sample.
     """
-    real, _, starts = (marks.flatten() for marks in _boundaries(batch))
-    response = (batch["labels"].flatten() != IGNORE_INDEX) & ~starts
+    real, starts = (marks.flatten() for marks in _boundaries(batch))
+    labels = batch["labels"].flatten()
+    response = (labels != IGNORE_INDEX) & real & ~starts
     # One transfer from the device for all samples.
-    table = torch.stack([batch["input_ids"].flatten(), response.long(), real.long(), starts.long()]).cpu().numpy()
+    columns = [batch["input_ids"].flatten(), labels, response.long(), real.long(), starts.long()]
+    table = torch.stack(columns).cpu().numpy()
     keys, lengths = [], []
-    for tokens, is_response, is_real, _ in np.split(table, np.flatnonzero(table[3])[1:], axis=1):
-        if is_response.any():
-            kept = is_real.astype(bool)
-            content = hashlib.blake2b(tokens[kept].astype("<u4").tobytes(), digest_size=size)
-            content.update(np.packbits(is_response[kept].astype(bool)).tobytes())
-            keys.append(content.digest())
-            lengths.append(int(is_response.sum()))
+    # What stands before the first start is padding.
+    for tokens, targets, is_response, is_real, _ in np.split(table, np.flatnonzero(table[4]), axis=1)[1:]:
+        asked = is_response.astype(bool)
+        if not asked.any():
+            continue
+        kept = is_real.astype(bool)
+        content = hashlib.blake2b(tokens[kept].astype("<u4").tobytes(), digest_size=size)
+        content.update(np.packbits(asked[kept]).tobytes())
+        if (targets[asked] != tokens[asked]).any():
+            # Labels of somebody's own, other tokens than those that are read.
+            content.update(b"labels" + targets[asked].astype("<u4").tobytes())
+        inside = kept[: np.flatnonzero(kept)[-1] + 1]
+        if not inside.all():
+            # Tokens in the midst that are not attended to.
+            content.update(b"mask" + np.packbits(inside).tobytes())
+        keys.append(content.digest())
+        lengths.append(int(asked.sum()))
     return keys, lengths
 
 
@@ -135,13 +163,13 @@ def mix(bits: Tensor) -> Tensor:
     return bits ^ ((bits >> 31) & 0x1FFFFFFFF)
 
 
-def _boundaries(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return where real tokens are, where rows start and where samples start, each bool [B, S]."""
+def _boundaries(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return where real tokens are and where samples start, each bool [B, S]."""
     labels, mask, position_ids = batch["labels"], batch.get("attention_mask"), batch.get("position_ids")
     real = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask != 0
-    row_starts = torch.zeros_like(real)
-    row_starts[:, 0] = True
-    return real, row_starts, row_starts if position_ids is None else row_starts | (position_ids == 0)
+    # Padding may stand before the first sample of a row.
+    starts = real & (torch.cumsum(real, 1) == 1)
+    return real, starts if position_ids is None else starts | (real & (position_ids == 0))
 
 
 def _sum_by(group: Tensor, values: Tensor) -> Tensor:

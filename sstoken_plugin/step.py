@@ -72,7 +72,7 @@ class Phase:
 
     def layout(self, batch: Mapping[str, Tensor]) -> BatchLayout:
         """Return the layout of a batch as this phase sees it."""
-        return BatchLayout.of(batch, with_sample_starts=self.keeps_everything)
+        return BatchLayout.of(batch, as_plain=self.keeps_everything)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sstoken_plugin.inspection import Record, inspect_samples
 from sstoken_plugin.report import Moment
+from sstoken_plugin.samples import as_batch
 from sstoken_plugin.step import Phase, TokenSelection
 
 if TYPE_CHECKING:
@@ -135,7 +136,8 @@ class Trajectory:
         records = self.moments[0].records
         if hasattr(data, "__len__") and max(record["sample"] for record in records) < len(data):
             found = [{**data[record["sample"]], "sample": record["sample"]} for record in records]
-            if all(list(a["input_ids"]) == b["input_ids"] for a, b in zip(found, records, strict=True)):
+            tokens = (as_batch(sample)["input_ids"][0].tolist() for sample in found)
+            if all(own == record["input_ids"] for own, record in zip(tokens, records, strict=True)):
                 return found
         self.moments.clear()
         return []

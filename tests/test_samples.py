@@ -7,7 +7,8 @@ from itertools import chain
 import pytest
 import torch
 
-from sstoken_plugin.samples import BatchLayout
+from sstoken_plugin import batching
+from sstoken_plugin.samples import BatchLayout, as_batch, sample_keys
 
 # Prompt and response of three samples; lower than 0 marks a prompt token.
 SAMPLES = [[-5, -6, 7, 8, 9], [-3, 4], [-5, 11, -12, -13, 14, 15]]
@@ -121,8 +122,91 @@ def test_a_labelled_sample_start_is_trained_on_only_where_everything_is():
     assert by_sample(ranked.target, ranked) == [[2, 4], [6]]
     assert ranked.has_prompt.tolist() == [True, False]
     # What plain training learns from: all labels but the row's first, which nothing predicts.
-    everything = BatchLayout.of(batch, with_sample_starts=True)
+    everything = BatchLayout.of(batch, as_plain=True)
     assert by_sample(everything.target, everything) == [[2, 4], [5, 6]]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_first_token_of_a_padded_sample_is_never_ranked(side):
+    """On the left padding stands before it, which predicts nothing of it."""
+    layout = BatchLayout.of(padded([[1, 2, 3], [4, 5, 6, 7, 8]], side))
+    assert by_sample(layout.target, layout) == [[2, 3], [5, 6, 7, 8]]
+    assert layout.fingerprint.tolist() == BatchLayout.of(packed([[1, 2, 3], [4, 5, 6, 7, 8]])).fingerprint.tolist()
+
+
+def labelled_padding(samples, side, pad=2):
+    """As data whose padding is the end-of-sequence token, and labelled as that."""
+    batch = padded(samples, side)
+    gaps = batch["attention_mask"] == 0
+    batch["input_ids"][gaps] = batch["labels"][gaps] = pad
+    return batch
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_labelled_padding_is_trained_on_only_where_everything_is(side):
+    batch = labelled_padding(SAMPLES, side)
+    layout, clean = BatchLayout.of(batch), BatchLayout.of(padded(SAMPLES, side))
+    for name in ("position", "sample", "lengths", "target", "prompt", "has_prompt", "fingerprint"):
+        assert torch.equal(getattr(layout, name), getattr(clean, name)), name
+    everything = BatchLayout.of(batch, as_plain=True)
+    assert len(everything.target) == int((batch["labels"][:, 1:] != -100).sum())
+
+
+SHAPES = {
+    **BATCHES,
+    "labelled padding right": labelled_padding(SAMPLES, "right"),
+    "labelled padding left": labelled_padding(SAMPLES, "left"),
+    "another padding token": labelled_padding(SAMPLES, "left", pad=9),
+}
+
+
+def keys_of(batch):
+    return sample_keys(batch, 16)[0]
+
+
+@pytest.mark.parametrize("batch", SHAPES.values(), ids=SHAPES)
+def test_a_sample_has_one_key_wherever_it_stands(batch):
+    keys, lengths = sample_keys(batch, 16)
+    assert lengths == [3, 1, 3]
+    assert keys == [keys_of(batch_of([sample]))[0] for sample in SAMPLES]
+    rows = [{key: column[row].tolist() for key, column in batch.items()} for row in range(len(batch["labels"]))]
+    if len(rows) == 3:
+        # A row of a prepared data set, with the padding that it has.
+        alone = [as_batch(row) for row in rows]
+        assert [row["input_ids"].tolist()[0] for row in alone] == [[abs(token) for token in one] for one in SAMPLES]
+        assert [keys_of(row)[0] for row in alone] == keys
+
+
+def changed(name, value, place=(0, 3)):
+    batch = batch_of([[-5, -6, 7, 8, 9]], attention_mask=[[1] * 5])
+    batch[name][place] = value
+    return batch
+
+
+def test_whatever_changes_a_loss_changes_the_key():
+    variants = [
+        changed("input_ids", 8),
+        changed("input_ids", 6),
+        changed("labels", 6),
+        changed("labels", -100),
+        changed("labels", 5, (0, 1)),
+        changed("labels", 6, (0, 1)),
+        changed("attention_mask", 0, (0, 1)),
+        changed("attention_mask", 0, (0, 0)),
+        packed([[-5, -6, 7], [8, 9]]),
+    ]
+    # Labels shifted by hand are other losses over the same tokens.
+    shifted = batch_of([[-5, -6, 7, 8, 9]])
+    shifted["labels"] = shifted["labels"].roll(-1, 1)
+    keys = [tuple(keys_of(batch)) for batch in (*variants, shifted)]
+    assert len(set(keys)) == len(keys)
+
+
+def test_samples_are_padded_with_the_masks_that_they_have():
+    holes = changed("attention_mask", 0, (0, 1))
+    batch = batching.padded([batch_of([[-5, 6, 7, 8, 9, 10]]), holes])
+    assert batch["attention_mask"].tolist() == [[1] * 6, [1, 0, 1, 1, 1, 0]]
+    assert keys_of(batch) == [*keys_of(batch_of([[-5, 6, 7, 8, 9, 10]])), *keys_of(holes)]
 
 
 def test_a_sample_without_response_is_passed_over():

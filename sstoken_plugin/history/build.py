@@ -149,8 +149,9 @@ def _all_there(store: LossStore, samples: Iterable[Sample], model: Any) -> bool:
 def _any_missing(store: LossStore, samples: Iterable[Sample]) -> bool:
     keys: list[bytes] = []
     for sample in samples:
-        if sample["labels"][0] != IGNORE_INDEX:
-            # In a packed row, its first token may be trained on and is never kept: see HistoryLosses.of.
+        own, lengths = sample_keys(as_batch(sample), KEY_BYTES)
+        if sum(label != IGNORE_INDEX for label in sample["labels"]) != sum(lengths):
+            # Of a sample's first token, or of padding, which may be trained on and is never kept: see HistoryLosses.of.
             return True
-        keys += sample_keys(as_batch(sample), KEY_BYTES)[0]
+        keys += own
     return not keys or bool(store.missing(keys))
