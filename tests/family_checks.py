@@ -1,0 +1,223 @@
+"""What the plugin does with a family of models, against what the family does itself.
+
+Each check gives a finding: None where it is right, else one line that says what is not. The tests assert them and
+`scripts/write_support.py` writes them into the documentation.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from all_families import SPECIAL, Family
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from sstoken_plugin.attention import PromptAttention
+from sstoken_plugin.config import SSTokenConfig
+from sstoken_plugin.history.adapter import AdapterOff
+from sstoken_plugin.history.losses import HistoryLosses
+from sstoken_plugin.losses import token_nll
+from sstoken_plugin.samples import BatchLayout
+from sstoken_plugin.step import Phase, TokenSelection
+
+TOLERANCE = 1e-5
+OUT_OF_REACH = "out of reach"
+
+
+@dataclass
+class Findings:
+    """What is not right with a family; None where it is right, or where it was not asked.
+
+    Attributes:
+        fails: why the model itself cannot be trained on text alone; nothing else is known then.
+        loss: the loss when everything is kept, against the model's own.
+        added: likewise with every loss that the model can add to it; "none" if it adds none.
+        attention: prompt attention against the model's attention matrices; `OUT_OF_REACH` if we say so ourselves.
+        adapter: history, gradient and a step of training under LoRA.
+        trace: what a forward pass left behind.
+    """
+
+    fails: str | None = None
+    loss: str | None = None
+    added: str | None = None
+    attention: str | None = None
+    adapter: str | None = None
+    trace: str | None = None
+
+
+def samples() -> dict[str, Tensor]:
+    """Two samples of random tokens with prompts, padded right."""
+    tokens = torch.randint(3, SPECIAL, (2, 13), generator=torch.Generator().manual_seed(1))
+    column, length, prompt = torch.arange(13), torch.tensor([[13], [9]]), torch.tensor([[6], [3]])
+    real = column < length
+    return {
+        "input_ids": torch.where(real, tokens, 0),
+        "attention_mask": real.long(),
+        "labels": torch.where(real & (column >= prompt), tokens, -100),
+    }
+
+
+def inputs_of(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The batch without labels."""
+    return {key: value for key, value in batch.items() if key != "labels"}
+
+
+def told(error: Exception) -> str:
+    """An exception in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200].strip()
+
+
+def examine(family: Family) -> Findings:
+    """All findings of a family."""
+    batch, found = samples(), Findings()
+    try:
+        config = family.config()
+        model = family.build(config, best_attention(family)).train()
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        plain = plain_loss(model, batch)
+        plain.backward()
+        model.zero_grad()
+    except Exception as error:
+        return Findings(fails=told(error))
+    for aspect, check in (
+        ("loss", lambda: loss_finding(model, batch)),
+        ("attention", lambda: attention_finding(family, config, model.eval(), batch)),
+        ("added", lambda: added_finding(family, config, plain.item(), batch)),
+        ("trace", lambda: trace_finding(model, state)),
+        ("adapter", lambda: adapter_finding(model.train(), batch)),
+    ):
+        try:
+            setattr(found, aspect, check())
+        except Exception as error:
+            setattr(found, aspect, told(error))
+    return found
+
+
+def best_attention(family: Family) -> str:
+    """The kind of attention that Axolotl would take on a CPU."""
+    return "sdpa" if family.model_class._supports_sdpa else "eager"
+
+
+def plain_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """The loss of plain training."""
+    torch.manual_seed(0)
+    return model(**batch, use_cache=False).loss
+
+
+def our_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """The loss of a selection that keeps everything."""
+    torch.manual_seed(0)
+    settings = SSTokenConfig(selector="all")
+    step = TokenSelection(settings, None, None, [2]).begin(model, batch, Phase.of(settings))
+    with step.observed():
+        outputs = model(**inputs_of(batch), use_cache=False)
+    return step.loss(outputs)
+
+
+def difference(ours: Tensor, own: Tensor) -> float:
+    """How far apart two tensors are, relative to the larger of the second."""
+    return float((ours - own).abs().max() / own.abs().max().clamp(min=1e-30))
+
+
+def loss_finding(model: Any, batch: Mapping[str, Tensor]) -> str | None:
+    """Compare the loss when everything is kept with the model's own."""
+    own, ours = plain_loss(model, batch), our_loss(model, batch)
+    return None if difference(ours, own) <= TOLERANCE else f"{float(ours.detach()):.4f}, its own {float(own.detach()):.4f}"
+
+
+def switch_on_added_losses(config: Any) -> None:
+    """Let a model add every loss that its configuration has a weight for."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PreTrainedConfig):
+            switch_on_added_losses(value)
+        elif name == "output_router_logits":
+            setattr(config, name, True)
+        elif re.search("loss.*(coef|weight|factor)|(coef|weight|factor).*loss", name) and isinstance(value, float):
+            setattr(config, name, 0.5)
+
+
+def added_finding(family: Family, config: Any, plain: float, batch: Mapping[str, Tensor]) -> str | None:
+    """Compare as `loss_finding` does, with every loss that the model can add."""
+    config = copy.deepcopy(config)
+    switch_on_added_losses(config)
+    model = family.build(config, best_attention(family)).train()
+    if abs(plain_loss(model, batch).item() - plain) <= TOLERANCE * abs(plain):
+        return "none"
+    return loss_finding(model, batch)
+
+
+def attention_finding(family: Family, config: Any, model: Any, batch: Mapping[str, Tensor]) -> str | None:
+    """Compare prompt attention with the model's own matrices, in the last layer that sees the whole sample."""
+    layout = BatchLayout.of(batch)
+    try:
+        probe = PromptAttention.of(model, -1)
+    except ValueError as error:
+        return OUT_OF_REACH if "sstoken.selector" in str(error) else told(error)
+    with torch.no_grad():
+        with probe.measure(layout.prompt):
+            model(**inputs_of(batch), use_cache=False)
+        outputs = family.build(config, "eager")(**inputs_of(batch), use_cache=False, output_attentions=True)
+    matrices = [m for m in getattr(outputs, "attentions", None) or () if m is not None and m.dim() == 4]
+    if not matrices:
+        return "the model returns no matrices"
+    real = batch["attention_mask"].bool()
+    visible = (real[:, :, None] & real[:, None, :]).tril()
+    whole = [m for m in matrices if m.shape[-1] == len(real[0]) and bool((m.mean(1)[visible] > 0).all())]
+    expected = (whole or matrices)[-1].mean(1)[..., : layout.shape[1]] @ layout.prompt[:, :, None].float()
+    assert probe.mass is not None, "not measured"
+    ours, own = (mass.flatten()[layout.position] for mass in (probe.mass, expected))
+    error = float((ours - own).abs().max())
+    if error > TOLERANCE:
+        return f"off by {error:.4f} in {probe.description}; {len(whole)} of {len(matrices)} matrices see the whole sample"
+    return None if own.std() > 0.01 else "says little: attention hardly differs between tokens"
+
+
+def trace_finding(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
+    """Tell which weights forward passes have changed."""
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, state[name])]
+    return f"{len(changed)} tensors changed, {changed[0]} first" if changed else None
+
+
+def adapter_finding(model: Any, batch: Mapping[str, Tensor]) -> str | None:
+    """Compare history, gradients and one step of AdamW under LoRA with the base model and with plain training."""
+    layout = BatchLayout.of(batch)
+    with torch.no_grad():
+        logits = model.eval()(**inputs_of(batch), use_cache=False).logits
+    base = token_nll(logits.flatten(0, 1)[layout.logit_position], layout.target)
+    torch.manual_seed(0)
+    adapted: Any = get_peft_model(
+        model.train(),
+        LoraConfig(r=2, target_modules="all-linear", exclude_modules=r".*(vision|visual|audio|speech|image).*"),
+    )
+    if not AdapterOff.serves(adapted):
+        return "the adapter has an effect at its start"
+    trained = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    for parameter in trained.values():
+        nn.init.normal_(parameter, std=0.1)
+    start = {name: parameter.detach().clone() for name, parameter in trained.items()}
+    history, _ = HistoryLosses(AdapterOff()).of(adapted, batch, layout)
+    if difference(history, base) > TOLERANCE:
+        return f"history off by {difference(history, base):.1e}"
+    ends = []
+    for loss_of in (our_loss, plain_loss):
+        for name, parameter in trained.items():
+            parameter.data.copy_(start[name])
+        # With a smaller epsilon the first step is as long for a gradient of rounding errors as for any other.
+        optimizer = torch.optim.AdamW(trained.values(), lr=0.1, eps=1e-3)
+        optimizer.zero_grad()
+        loss_of(adapted, batch).backward()
+        gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained.values()])
+        optimizer.step()
+        ends.append((gradient.clone(), torch.cat([p.detach().flatten() for p in trained.values()])))
+    (our_gradient, our_end), (gradient, end) = ends
+    if not gradient.any():
+        return "no gradient"
+    if difference(our_gradient, gradient) > TOLERANCE:
+        return f"gradient off by {difference(our_gradient, gradient):.1e}"
+    return None if difference(our_end, end) <= 10 * TOLERANCE else f"weights off by {difference(our_end, end):.1e}"
