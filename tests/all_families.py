@@ -31,15 +31,21 @@ SIZES: list[tuple[str, Any]] = [
     (r"initializer_range|init_std", 0.3),
     (r"is_decoder", True),
     (r".*vocab.*size.*|.*_vocab", VOCABULARY),
-    (r"hidden_size|hidden_size_global|d_model|n_embd|embed_dim|emb_dim|embedding_size|embedding_dim|word_embed_proj_dim|dim", 32),
+    (
+        r"hidden_size|hidden_size_global|d_model|n_embd|embed_dim|emb_dim|embedding_size|embedding_dim|word_embed_proj_dim|dim",
+        32,
+    ),
     (r".*(moe|expert|share).*(intermediate|hidden|ffn).*size.*|share_expert_dim", 8),
     (r"intermediate_size.*|dim_ff|.*ffn_dim|d_ff|d_inner|ffn_hidden_size|dense_intermediate_size", 48),
     (r".*head_dim|d_kv|d_head|dim_head|kv_channels|head_size|attention_head_size", 8),
     (r".*lora_rank", 16),
     (r"rotary_dim", 4),
-    (r"sliding_window|.*window_size", 4),
+    (r"sliding_window|.*window_size|local_attention", 4),
     (r"num_(dense|shared|nextn_predict|kv_shared|residual|lstm)_layers", 1),
-    (r"num_hidden_layers|n_layers?|num_layers|.*encoder_layers|.*decoder_layers|num_blocks|depth|layers|.*num_hidden_layers", 2),
+    (
+        r"num_hidden_layers|n_layers?|num_layers|.*encoder_layers|.*decoder_layers|num_blocks|depth|layers|.*num_hidden_layers",
+        2,
+    ),
     (r".*(key_value|kv|linear.*key).*heads", 2),
     (r".*num_.*heads|n_heads?|num_heads|.*attention_heads|.*_n_heads", 4),
     (r".*(n|num)_shared_experts", 1),
@@ -57,14 +63,15 @@ _KV_SHARED = {
     "num_kv_shared_layers": 2,
     "hidden_size_per_layer_input": 8,
 }
-_DEFAULT_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-_COMPASS = {"rope_parameters": {kind: {**_DEFAULT_ROPE, "mrope_section": [1, 1, 2]} for kind in ("full_attention", "sliding_attention")}}
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+_COMPASS = {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}}
 _QWEN4 = {"indexer_budget": 8, "indexer_compress_ratio": 2, "indexer_n_heads": 2, "indexer_kv_heads": 1}
-_QFORMER = {"model_type": "blip_2_qformer", "hidden_size": 32, "encoder_hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 48}
+_CODEC = {"num_filters": 4, "depths": [1, 1, 1], "downsampling_ratios": [2, 2]}
 _IMAGES = {"vocabulary_map": {"<image>": 98}}
 _SIGLIP = {"vision_config": {"model_type": "siglip_vision_model"}}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
     "chameleon": _IMAGES,
     "cohere_compass": {"text_config": _COMPASS},
     "cohere_compass_text": _COMPASS,
@@ -72,31 +79,84 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
     "emu3": _IMAGES,
     "fast_vlm": _SIGLIP,
+    "florence2": {"vision_config": {"embed_dim": [8] * 4, "num_heads": [2] * 4, "num_groups": [2] * 4}},
     "fun_asr_nano": {"adaptor_config": {"intermediate_size": 8}},
-    "gemma3n": _SIGLIP,
     "gemma3n_text": {"intermediate_size": 48},
     "gemma4": {"text_config": _KV_SHARED},
     "gemma4_text": _KV_SHARED,
     "gemma4_unified": {"text_config": _KV_SHARED},
     "gemma4_unified_text": _KV_SHARED,
-    "glm5_next": {"text_config": {"qk_rope_head_dim": 0, "qk_head_dim": 8}},
+    "glm5_next": {"text_config": {"qk_rope_head_dim": 0, "qk_head_dim": 8, "index_kpool": 2}},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
-    "granite4_vision": {"deepstack_layer_map": [[0, 0]], "downsample_rate": "1/2", "qformer_config": _QFORMER},
+    "granite4_vision": {
+        "deepstack_layer_map": [[0, 0]],
+        "downsample_rate": "1/2",
+        # The configuration gives its Q-Former a head for each 64.
+        "vision_config": {"hidden_size": 64},
+    },
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
+    "kyutai_speech_to_text": {"codec_config": {"upsample_groups": 1}},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"head_dim": 16},
     "molmo2": {"adapter_config": {"vision_feature_layer": [0, 1]}},
     "muse_spark": {"audio_config": {"hidden_sizes": [8] * 4}},
     "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
-    "perception_lm": _SIGLIP,
+    "qwen2_5_omni": {"enable_audio_output": False},
     "qwen2_5_omni_thinker": {"vision_start_token_id": SPECIAL},
+    "qwen3_omni_moe": {"enable_audio_output": False},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": SPECIAL},
     "qwen4_exp": {"text_config": _QWEN4},
     "qwen4_exp_text": _QWEN4,
+    "recurrent_gemma": {"num_hidden_layers": 3},
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "lsh"], "num_hidden_layers": 2, "is_decoder": True},
-    "vibevoice_asr": {"acoustic_tokenizer_chunk_size": 3200},
+    "unlimited_ocr": {"text_config": {"num_key_value_heads": 4}},
+    "vibevoice_asr": {
+        "acoustic_tokenizer_encoder_config": _CODEC,
+        "semantic_tokenizer_encoder_config": _CODEC,
+        "acoustic_tokenizer_chunk_size": 4,
+    },
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"attention_head_dim": 16, "num_hidden_layers": 3, "layers_block_type": ["linear_attention", "hybrid", "hybrid"]},
+    "zamba": {
+        "num_hidden_layers": 3,
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+        "attention_head_dim": 16,
+        "attention_hidden_size": 64,
+    },
     "zaya": {"num_experts_per_tok": 1},
+}
+
+
+# What cannot be trained on text alone as a causal language model, and a part of the message that says so.
+CANNOT: dict[str, dict[str, str]] = {
+    "wants images or sounds in every batch": {
+        "blip": "pixel_values",
+        "blip-2": "pixel_values",
+        "git": "Expected input batch_size",
+        "idefics": "pixel_values",
+        "instructblip": "pixel_values",
+        "instructblipvideo": "pixel_values",
+        "kosmos-2": "pixel_values",
+        "molmo2": "mm_token_type_ids",
+        "pi0": "'state'",
+        "pix2struct": "flattened_patches",
+        "pp_formulanet": "pixel_values",
+        "vision-encoder-decoder": "pixel_values",
+        "voxtral_realtime": "input_features",
+    },
+    "does not predict the next token of a text": {
+        "diffusion_gemma": "NoneType",
+        "gemma4_assistant": "hidden_size_per_layer_input",
+        "gemma4_unified_assistant": "shared_kv_states",
+        "musicgen": "is invalid for input of size",
+        "musicgen_melody": "is invalid for input of size",
+        "udop": "decoder_start_token_id",
+    },
+    "has no forward pass over all its parts": {
+        "qwen2_5_omni": "_forward_unimplemented",
+        "qwen3_omni_moe": "_forward_unimplemented",
+    },
+    "needs the package timm": {"gemma3n": "timm", "perception_lm": "timm"},
 }
 
 

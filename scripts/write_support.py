@@ -1,0 +1,83 @@
+"""Write the table of model families into docs/support.md; with --check, fail where it is out of date.
+
+It makes a tiny model of every family of the installed transformers and trains it, which takes minutes.
+"""
+
+import sys
+import warnings
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import conftest  # noqa: E402, F401 (it sets up what transformers finds)
+import transformers  # noqa: E402
+from all_families import ALL, CANNOT, Family  # noqa: E402
+from family_checks import NOT_EVEN_PLAIN, OUT_OF_REACH, REFUSED, Findings, examine  # noqa: E402
+
+START, END = "<!-- families, by scripts/write_support.py -->", "<!-- end of families -->"
+INTRODUCTION = """transformers {version} lists {number} classes of language models, with images or without; a tiny
+random model of each was trained on text alone (`tests/test_families.py`). "Right": the loss when everything is kept is the
+model's own; prompt attention is that of its own attention matrices, in the last layer that sees the whole sample; under
+LoRA the history is the base model, and gradients and a step of AdamW are those of plain training; each to 1e-5."""
+
+
+def main() -> None:
+    """Write the table, or compare."""
+    target = ROOT / "docs" / "support.md"
+    page = target.read_text()
+    before, _, rest = page.partition(START)
+    _, _, after = rest.partition(END)
+    written = f"{before}{START}\n{table()}\n{END}{after}"
+    if "--check" in sys.argv:
+        sys.exit(f"{target} is out of date: python {__file__}" if written != page else 0)
+    target.write_text(written)
+
+
+def table() -> str:
+    """Return the families, those with the same verdict in one row."""
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    rows: dict[str, list[str]] = defaultdict(list)
+    for name, family in ALL.items():
+        rows[verdict(family, examine(family))].append(f"`{name}`")
+    lines = [f"| {words} | {len(names)} | {', '.join(names)} |" for words, names in sorted(rows.items(), key=rank)]
+    introduction = INTRODUCTION.format(version=transformers.__version__, number=len(ALL))
+    return "\n".join([introduction, "", "| verdict | | families |", "| --- | --- | --- |", *lines])
+
+
+def rank(row: tuple[str, list[str]]) -> tuple[bool, bool, int]:
+    """What is right first, and large rows before small ones."""
+    words, names = row
+    return not words.startswith("right"), words.startswith("not made"), -len(names)
+
+
+def verdict(family: Family, found: Findings) -> str:
+    """Return what the findings of a family come to, in words."""
+    if found.fails is not None:
+        reasons = [reason for reason, names in CANNOT.items() if family.name in names]
+        return f"not made tiny: it {reasons[0] if reasons else 'fails: ' + found.fails}"
+    for finding in (found.loss, found.attention, found.adapter, found.trace):
+        if finding is not None and finding.startswith(REFUSED):
+            return finding
+    if found.loss is not None:
+        return "**wrong**: the loss"
+    if found.trace is not None:
+        return f"**wrong**: {found.trace}"
+    if found.adapter not in (None, NOT_EVEN_PLAIN):
+        return "**wrong** under LoRA"
+    words = ["right"]
+    if found.adapter == NOT_EVEN_PLAIN:
+        words.append("under LoRA plain training fails too")
+    if found.added not in (None, "none"):
+        words.append("losses that the model adds for its experts are left out")
+    if found.attention == OUT_OF_REACH:
+        words.append("prompt attention out of reach, so `selector: rel`")
+    elif found.attention is not None:
+        words.append("prompt attention **wrong**, so `selector: rel`")
+    return "; ".join(words)
+
+
+if __name__ == "__main__":
+    main()
