@@ -18,9 +18,9 @@ from family_checks import NOT_EVEN_PLAIN, OUT_OF_REACH, REFUSED, Findings, exami
 
 START, END = "<!-- families, by scripts/write_support.py -->", "<!-- end of families -->"
 INTRODUCTION = """transformers {version} lists {number} classes of language models, with images or without; a tiny
-random model of each was trained on text alone (`tests/test_families.py`). "Right": the loss when everything is kept is the
-model's own; prompt attention is that of its own attention matrices, in the last layer that sees the whole sample; under
-LoRA the history is the base model, and gradients and a step of AdamW are those of plain training; each to 1e-5."""
+random model of each was trained on text alone (`tests/test_families.py`). "Right": the loss when everything is kept is
+the model's own; prompt attention is that of its own attention matrices, in the last layer that sees the whole sample;
+under LoRA the history is the base model, gradients and a step of AdamW are those of plain training; all to 1e-5."""
 
 
 def main() -> None:

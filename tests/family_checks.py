@@ -105,6 +105,9 @@ def examine(family: Family) -> Findings:
 
 def best_attention(family: Family, config: Any) -> str:
     """The kind of attention that such a model is trained with on a CPU."""
+    if family.name == "vibevoice_asr":
+        # It says that it supports sdpa, and one of its parts does not.
+        return "eager"
     # sdpa leaves soft caps out.
     is_capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     return "sdpa" if family.model_class._supports_sdpa and not is_capped else "eager"
