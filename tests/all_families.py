@@ -47,7 +47,9 @@ SIZES: list[tuple[str, Any]] = [
     (r".*(n|num)_shared_experts", 1),
     (r"(n|num|moe_num|zero)_.*experts|num_experts|zero_expert_num", 4),
     (r"num_experts_per_tok(en)?|moe_k|moe_topk|top_k_experts", 2),
+    # Sparse attention that a short sample already meets.
     (r"index_topk", 4),
+    (r"index_(block_size|topk_blocks)", 2),
     (r"n_groups?|topk_group|num_expert_group", 1),
 ]
 # Any other size of more than this becomes this.
@@ -72,6 +74,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "cohere_compass_text": _COMPASS,
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
+    "doge": {"is_moe": True},
     "emu3": _IMAGES,
     "fast_vlm": {"vision_config": {"hidden_size": 32}},
     "florence2": {"vision_config": {"embed_dim": [8] * 4, "num_heads": [2] * 4, "num_groups": [2] * 4}},
@@ -94,6 +97,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "kyutai_speech_to_text": {"codec_config": {"upsample_groups": 1}},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"head_dim": 16},
+    "minimax_m3_vl": {"text_config": {"layer_types": ["full_attention", "minimax_m3_sparse"]}},
+    "minimax_m3_vl_text": {"layer_types": ["minimax_m3_sparse", "minimax_m3_sparse"]},
     "molmo2": {"adapter_config": {"vision_feature_layer": [0, 1]}},
     "muse_spark": {"audio_config": {"hidden_sizes": [8] * 4}},
     "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
