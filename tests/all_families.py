@@ -74,7 +74,6 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "cohere_compass_text": _COMPASS,
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
-    "doge": {"is_moe": True},
     "emu3": _IMAGES,
     "fast_vlm": {"vision_config": {"hidden_size": 32}},
     "florence2": {"vision_config": {"embed_dim": [8] * 4, "num_heads": [2] * 4, "num_groups": [2] * 4}},
@@ -91,6 +90,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "downsample_rate": "1/2",
         # The configuration gives its Q-Former a head for each 64.
         "vision_config": {"hidden_size": 64},
+        # Up to 5.16 its language model is a Llama by default, which has none.
+        "text_config": dict.fromkeys(
+            ("attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"), 0.5
+        ),
     },
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
@@ -128,7 +131,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }
 
 
-# What cannot be trained on text alone as a causal language model, and a part of the message that says so.
+# What cannot be trained on text alone as a causal language model, and a pattern that the message holds, which
+# is another in some releases.
 CANNOT: dict[str, dict[str, str]] = {
     "wants images or sounds in every batch": {
         "blip": "pixel_values",
@@ -143,20 +147,20 @@ CANNOT: dict[str, dict[str, str]] = {
         "pi0": "'state'",
         "pix2struct": "flattened_patches",
         "pp_formulanet": "pixel_values",
-        "vision-encoder-decoder": "pixel_values",
+        "vision-encoder-decoder": "pixel_values|sub-configurations",
         "voxtral_realtime": "input_features",
     },
     "does not predict the next token of a text": {
         "diffusion_gemma": "NoneType",
-        "gemma4_assistant": "hidden_size_per_layer_input",
-        "gemma4_unified_assistant": "shared_kv_states",
+        "gemma4_assistant": "hidden_size_per_layer_input|vocab_size",
+        "gemma4_unified_assistant": "shared_kv_states|vocab_size",
         "musicgen": "is invalid for input of size",
         "musicgen_melody": "is invalid for input of size",
         "udop": "decoder_start_token_id",
     },
     "has no forward pass over all its parts": {
         "qwen2_5_omni": "_forward_unimplemented",
-        "qwen3_omni_moe": "_forward_unimplemented",
+        "qwen3_omni_moe": "_forward_unimplemented|must be a mapping",
     },
 }
 
