@@ -137,9 +137,7 @@ def difference(ours: Tensor, own: Tensor) -> float:
 def loss_finding(model: Any, batch: Mapping[str, Tensor]) -> str | None:
     """Compare the loss when everything is kept with the model's own."""
     own, ours = plain_loss(model, batch), our_loss(model, batch)
-    return (
-        None if difference(ours, own) <= TOLERANCE else f"{float(ours.detach()):.4f}, its own {float(own.detach()):.4f}"
-    )
+    return None if difference(ours, own) <= TOLERANCE else f"{ours.item():.4f}, its own {own.item():.4f}"
 
 
 def switch_on_added_losses(config: Any) -> None:
@@ -171,8 +169,11 @@ def attention_finding(family: Family, config: Any, model: Any, batch: Mapping[st
     except ValueError as error:
         return OUT_OF_REACH if "cannot be measured" in str(error) else told(error)
     with torch.no_grad():
+        plain = model(**inputs_of(batch), use_cache=False).logits
         with probe.measure(layout.prompt):
-            model(**inputs_of(batch), use_cache=False)
+            measured = model(**inputs_of(batch), use_cache=False).logits
+        if not torch.equal(measured, plain):
+            return f"measuring in {probe.layer.name} changes the logits"
         outputs = family.build(config, "eager")(**inputs_of(batch), use_cache=False, output_attentions=True)
     # Layers with linear attention give none, or one of another shape.
     matrices = [m for m in outputs.attentions or () if m is not None and m.shape[-2:] == layout.shape[-1:] * 2]
