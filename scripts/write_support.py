@@ -42,9 +42,13 @@ def table() -> str:
     rows: dict[str, list[str]] = defaultdict(list)
     for name, family in ALL.items():
         rows[verdict(family, examine(family))].append(f"`{name}`")
-    lines = [f"| {words} | {len(names)} | {', '.join(names)} |" for words, names in sorted(rows.items(), key=rank)]
+    lines = [
+        f"| {words} | {len(names)} | {', '.join(sorted(names))} |" for words, names in sorted(rows.items(), key=rank)
+    ]
     introduction = INTRODUCTION.format(version=transformers.__version__, number=len(ALL))
-    return "\n".join([introduction, "", "| verdict | | families |", "| --- | --- | --- |", *lines])
+    return "\n".join(
+        [introduction, "", "| verdict | number | names of configurations |", "| --- | --- | --- |", *lines]
+    )
 
 
 def rank(row: tuple[str, list[str]]) -> tuple[bool, bool, int]:

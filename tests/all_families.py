@@ -72,7 +72,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "chameleon": _IMAGES,
     "cohere_compass": {"text_config": _COMPASS},
     "cohere_compass_text": _COMPASS,
-    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "clip_qkv": 8.0}, "ffn_config": {"ffn_hidden_size": 32}},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
     "emu3": _IMAGES,
     "fast_vlm": {"vision_config": {"hidden_size": 32}},
@@ -204,14 +204,18 @@ def _discover() -> dict[str, Family]:
         for task in ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
     )
     found: dict[str, Family] = {}
-    for name, class_name in language.items():
-        # One name may stand for a model with images and for its language model alone.
-        is_part = any(table.get(name, class_name) != class_name for table in others)
-        found.setdefault(class_name, Family(f"{name}_text" if is_part else name, class_name))
-    for table in others:
+    for table in (language, *others):
         for name, class_name in table.items():
-            found.setdefault(class_name, Family(name, class_name))
+            # One name may stand for a model with images and for its language model alone.
+            is_part = table is language and any(other.get(name, class_name) != class_name for other in others)
+            # Several names may stand for one class.
+            if class_name not in found or (_fits(name, class_name) and not _fits(found[class_name].name, class_name)):
+                found[class_name] = Family(f"{name}_text" if is_part else name, class_name)
     return {family.name: family for family in found.values()}
+
+
+def _fits(name: str, class_name: str) -> bool:
+    return re.sub("[-_.]|_text$", "", name) in class_name.lower()
 
 
 ALL = _discover()

@@ -26,7 +26,7 @@ KNOWN: dict[str, dict[str, list[str]]] = {
     "attention": {
         "two models": ENCODER_DECODERS,
         "the module masks by the name of its attention, which we exchange": [
-            "axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text",
+            "axk2", "deepseek_v32", "glm5_next", "glm_moe_dsa", "hy_v4", "minimax_m3_vl_text",
         ],
         "the module calls its attention twice": ["diffllama"],
         "the module is called many times, and we measure the first": ["hrm_text"],
