@@ -74,7 +74,7 @@ def verdict(family: Family, found: Findings) -> str:
     words = ["right"]
     if found.adapter == NOT_EVEN_PLAIN:
         words.append("under LoRA plain training fails too")
-    if found.added not in (None, "none"):
+    if found.added not in (None, "none", NOT_EVEN_PLAIN):
         words.append("losses that the model adds for its experts are left out")
     if found.attention == OUT_OF_REACH:
         words.append("prompt attention out of reach, so `selector: rel`")

@@ -39,7 +39,8 @@ class Findings:
     Attributes:
         fails: why the model itself cannot be trained on text alone; nothing else is known then.
         loss: the loss when everything is kept, against the model's own.
-        added: likewise with every loss that the model can add to it; "none" if it adds none.
+        added: likewise with every loss that the model can add to it; "none" if it adds none,
+            `NOT_EVEN_PLAIN` if it fails to.
         attention: prompt attention against the model's attention matrices; `OUT_OF_REACH` if we say so ourselves.
         adapter: history, gradient and a step of training under LoRA; `NOT_EVEN_PLAIN` if plain training fails there.
         trace: what a forward pass left behind.
@@ -82,7 +83,7 @@ def examine(family: Family) -> Findings:
     batch, found = samples(), Findings()
     try:
         config = family.config()
-        model = family.build(config, best_attention(family, config)).train()
+        model = build_for_training(family, config)
         state = {name: value.clone() for name, value in model.state_dict().items()}
         plain = plain_loss(model, batch)
         plain.backward()
@@ -103,14 +104,18 @@ def examine(family: Family) -> Findings:
     return found
 
 
-def best_attention(family: Family, config: Any) -> str:
-    """The kind of attention that such a model is trained with on a CPU."""
-    if family.name == "vibevoice_asr":
-        # It says that it supports sdpa, and one of its parts does not.
-        return "eager"
+def build_for_training(family: Family, config: Any) -> Any:
+    """A model with the kind of attention that it is trained with on a CPU, in training mode."""
     # sdpa leaves soft caps out.
     is_capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
-    return "sdpa" if family.model_class._supports_sdpa and not is_capped else "eager"
+    if family.model_class._supports_sdpa and not is_capped:
+        try:
+            return family.build(config, "sdpa").train()
+        except ValueError as error:
+            # Some classes support it and one of their parts does not.
+            if "scaled_dot_product_attention" not in str(error):
+                raise
+    return family.build(config, "eager").train()
 
 
 def plain_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
@@ -155,8 +160,12 @@ def added_finding(family: Family, config: Any, plain: float, batch: Mapping[str,
     """Compare as `loss_finding` does, with every loss that the model can add."""
     config = copy.deepcopy(config)
     switch_on_added_losses(config)
-    model = family.build(config, best_attention(family, config)).train()
-    if abs(plain_loss(model, batch).item() - plain) <= TOLERANCE * abs(plain):
+    model = build_for_training(family, config)
+    try:
+        own = plain_loss(model, batch).item()
+    except Exception:
+        return NOT_EVEN_PLAIN
+    if abs(own - plain) <= TOLERANCE * abs(plain):
         return "none"
     return loss_finding(model, batch)
 

@@ -51,8 +51,11 @@ def test_a_family_is_right_or_known_not_to_be(name: str) -> None:
         aspect: finding for aspect, finding in wrong.items() if finding not in (None, OUT_OF_REACH, NOT_EVEN_PLAIN)
     }
     known = {aspect for aspect, causes in KNOWN.items() if any(name in names for names in causes.values())}
+    # What is wrong in one release may be out of reach in another.
+    if found.attention == OUT_OF_REACH:
+        known.discard("attention")
     assert wrong.keys() == known, wrong
-    if found.added not in (None, "none"):
+    if found.added not in (None, "none", NOT_EVEN_PLAIN):
         pytest.xfail(f"losses that the model adds are left out: {found.added}")
 
 
