@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from chosen_families import SIZE, VOCABULARY, build
 from conftest import STEADY
-from families import SIZE, VOCABULARY, build
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from peft import LoraConfig, get_peft_model
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
 from sstoken_plugin.config import SSTokenConfig
+from sstoken_plugin.history.build import build_history
 from sstoken_plugin.own_loss import OwnLoss
 from sstoken_plugin.step import Phase, TokenSelection
 
@@ -130,16 +132,31 @@ DECODERS = {
 }
 
 
+@pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("kind", DECODERS)
-def test_a_loss_of_another_kind_is_refused(kind):
+def test_a_loss_of_another_kind_is_refused_by_the_name_of_the_model(kind, adapted):
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
     config = CONFIG_MAPPING[kind](
         vocab_size=VOCABULARY, **ids, **DECODERS[kind], is_decoder=True, is_encoder_decoder=False
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(ValueError, match=r"^base_model: .* computes another loss than the mean"):
+    name = type(model).__name__
+    if adapted:
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ValueError, match=rf"^base_model: {name} computes another loss than the mean"):
         ours(model, batch_of())
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_decoder_with_an_encoder_is_refused_before_its_first_pass(adapted, tokenizer):
+    """Without labels its forward pass fails, in words that name no key."""
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=VOCABULARY, decoder_start_token_id=0, **sizes))
+    if adapted:
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["q"]))
+    with pytest.raises(ValueError, match=r"^base_model: T5ForConditionalGeneration has an encoder .* of `plugins:`"):
+        build_history(SSTokenConfig(), {}, model, tokenizer)
 
 
 def test_a_fused_loss_beside_an_addition_is_told_by_its_keys(monkeypatch):

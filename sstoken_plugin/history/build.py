@@ -21,6 +21,7 @@ from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.history.store import KEY_BYTES, LossStore
 from sstoken_plugin.history.weights import KeptWeights, MovingAverage, Snapshot
 from sstoken_plugin.modes import trial_tokens
+from sstoken_plugin.own_loss import refuse_encoder_decoder
 from sstoken_plugin.refusals import PLAIN_INITS
 from sstoken_plugin.samples import IGNORE_INDEX, as_batch, sample_keys
 from sstoken_plugin.sharding import any_rank, is_partitioned, is_sharded
@@ -56,6 +57,8 @@ def build_history(
     Raises:
         ValueError: the model does not allow it; one sentence with key and mend.
     """
+    # Its decoder would fail at the first pass, in words of its own.
+    refuse_encoder_decoder(model)
     devices = [model.device] if model.device.type == "cuda" else []
     # Loading draws random numbers: training must draw the same as without.
     with torch.random.fork_rng(devices=devices), precision():
