@@ -13,14 +13,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import conftest  # noqa: E402, F401 (it sets up what transformers finds)
 import transformers  # noqa: E402
-from all_families import ALL, CANNOT, Family  # noqa: E402
-from family_checks import NOT_EVEN_PLAIN, OUT_OF_REACH, REFUSED, Findings, examine  # noqa: E402
+from families import ALL, CANNOT, Family  # noqa: E402
+from family_checks import NOT_EVEN_PLAIN, OUT_OF_REACH, Findings, examine  # noqa: E402
 
 START, END = "<!-- families, by scripts/write_support.py -->", "<!-- end of families -->"
 INTRODUCTION = """transformers {version} lists {number} classes of language models, with images or without; a tiny
 random model of each was trained on text alone (`tests/test_families.py`). "Right": the loss when everything is kept is
-the model's own; prompt attention is that of its own attention matrices, in the last layer that sees the whole sample;
-under LoRA the history is the base model, gradients and a step of AdamW are those of plain training; all to 1e-5."""
+the model's own, with whatever the model can add to it (losses of routers, z-losses); prompt attention is that of its
+own attention matrices, in the last layer that sees the whole sample; under LoRA the history is the base model,
+gradients and a step of AdamW are those of plain training; all to 1e-5. "Refused": in these words, before the first
+step."""
 
 
 def main() -> None:
@@ -62,24 +64,22 @@ def verdict(family: Family, found: Findings) -> str:
     if found.fails is not None:
         reasons = [reason for reason, names in CANNOT.items() if family.name in names]
         return f"not made tiny: it {reasons[0] if reasons else 'fails: ' + found.fails}"
-    for finding in (found.loss, found.attention, found.adapter, found.trace):
-        if finding is not None and finding.startswith(REFUSED):
-            return finding
-    if found.loss is not None:
-        return "**wrong**: the loss"
-    if found.trace is not None:
-        return f"**wrong**: {found.trace}"
-    if found.adapter not in (None, NOT_EVEN_PLAIN):
-        return "**wrong** under LoRA"
+    if found.refusal is not None:
+        return found.refusal
+    wrong = [
+        f"{aspect}: {finding}"
+        for aspect, finding in vars(found).items()
+        if finding not in (None, "none", OUT_OF_REACH, NOT_EVEN_PLAIN)
+    ]
+    if wrong:
+        return f"**wrong**: {'; '.join(wrong)}"
     words = ["right"]
-    if found.adapter == NOT_EVEN_PLAIN:
-        words.append("under LoRA plain training fails too")
-    if found.added not in (None, "none", NOT_EVEN_PLAIN):
-        words.append("losses that the model adds for its experts are left out")
     if found.attention == OUT_OF_REACH:
         words.append("prompt attention out of reach, so `selector: rel`")
-    elif found.attention is not None:
-        words.append("prompt attention **wrong**, so `selector: rel`")
+    if found.adapter == NOT_EVEN_PLAIN:
+        words.append("under LoRA plain training fails too")
+    if found.added == NOT_EVEN_PLAIN:
+        words.append("with the losses that it can add plain training fails too")
     return "; ".join(words)
 
 

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from all_families import SPECIAL, Family
+from families import SPECIAL, Family
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from sstoken_plugin.attention import PromptAttention
 from sstoken_plugin.config import SSTokenConfig
-from sstoken_plugin.history.adapter import AdapterOff
+from sstoken_plugin.history.build import build_history
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.losses import token_nll
 from sstoken_plugin.samples import BatchLayout
-from sstoken_plugin.step import Phase, TokenSelection
+from sstoken_plugin.step import Phase, ScoredStep, TokenSelection
 
 TOLERANCE = 1e-5
 OUT_OF_REACH = "out of reach"
@@ -35,6 +35,8 @@ NOT_EVEN_PLAIN = "plain training fails too"
 @dataclass
 class Findings:
     """What is not right with a family; None where it is right, or where it was not asked.
+
+    After a refusal of the loss nothing is asked but the adapter, under which it must be refused too.
 
     Attributes:
         fails: why the model itself cannot be trained on text alone; nothing else is known then.
@@ -52,6 +54,13 @@ class Findings:
     attention: str | None = None
     adapter: str | None = None
     trace: str | None = None
+
+    @property
+    def refusal(self) -> str | None:
+        """The plugin's sentence, as it is for all models, if it refuses the family with and without LoRA."""
+        found = {in_general(finding or "") for finding in (self.loss, self.adapter)}
+        sentence = found.pop()
+        return sentence if sentence.startswith(REFUSED) and not found else None
 
 
 def samples() -> dict[str, Tensor]:
@@ -72,10 +81,15 @@ def inputs_of(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def told(error: Exception) -> str:
-    """An exception in one line; that of the plugin as a refusal."""
-    if isinstance(error, ValueError) and "sstoken." in str(error):
+    """An exception in one line; that of the plugin, which names a key of the YAML, as a refusal."""
+    if isinstance(error, ValueError) and re.match("base_model: |.*sstoken[.]", str(error)):
         return f"{REFUSED}{error}"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200].strip()
+
+
+def in_general(refusal: str) -> str:
+    """A refusal without what differs from model to model."""
+    return re.sub(r" \([\d.]+ for [\d.]+\)", "", re.sub(r"(?<=base_model: )\w+", "the model", refusal))
 
 
 def examine(family: Family) -> Findings:
@@ -97,6 +111,8 @@ def examine(family: Family) -> Findings:
         ("trace", lambda: trace_finding(model, state)),
         ("adapter", lambda: adapter_finding(model.train(), batch)),
     ):
+        if aspect != "adapter" and (found.loss or "").startswith(REFUSED):
+            continue
         try:
             setattr(found, aspect, check())
         except Exception as error:
@@ -124,14 +140,25 @@ def plain_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     return model(**batch, use_cache=False).loss
 
 
-def our_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """The loss of a selection that keeps everything."""
+def scored(
+    model: Any,
+    batch: Mapping[str, Tensor],
+    selector: str,
+    attention: PromptAttention | None = None,
+    history: HistoryLosses | None = None,
+) -> tuple[ScoredStep, Tensor]:
+    """A step of a selection that keeps everything, and its loss."""
     torch.manual_seed(0)
-    settings = SSTokenConfig(selector="all")
-    step = TokenSelection(settings, None, None, [2]).begin(model, batch, Phase.of(settings))
+    settings = SSTokenConfig(selector=selector, ratio=1.0)
+    step = TokenSelection(settings, attention, history, [2]).begin(model, batch, Phase.of(settings))
     with step.observed():
         outputs = model(**inputs_of(batch), use_cache=False)
-    return step.loss(outputs)
+    return step, step.loss(outputs)
+
+
+def our_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """The loss of a selection that keeps everything."""
+    return scored(model, batch, "all")[1]
 
 
 def difference(ours: Tensor, own: Tensor) -> float:
@@ -175,6 +202,8 @@ def attention_finding(family: Family, config: Any, model: Any, batch: Mapping[st
     layout = BatchLayout.of(batch)
     try:
         probe = PromptAttention.of(model, -1)
+        with torch.no_grad():
+            step, _ = scored(model, batch, "attention", probe)
     except ValueError as error:
         return OUT_OF_REACH if "cannot be measured" in str(error) else told(error)
     with torch.no_grad():
@@ -192,8 +221,8 @@ def attention_finding(family: Family, config: Any, model: Any, batch: Mapping[st
     visible = (real[:, :, None] & real[:, None, :]).tril()
     whole = [m for m in matrices if bool((m.mean(1)[visible] > 0).all())]
     expected = (whole or matrices)[-1].mean(1)[..., : layout.shape[1]] @ layout.prompt[:, :, None].float()
-    assert probe.mass is not None, "not measured"
-    ours, own = (mass.flatten()[layout.position] for mass in (probe.mass, expected))
+    assert step.scores.attention is not None, "not measured"
+    ours, own = step.scores.attention, expected.flatten()[layout.position]
     # With sinks behind the softmax the model returns its matrix from before they take their share.
     is_before_sinks = hasattr(probe.layer.module, "sinks") and bool(matrices[-1].sum(-1).min() > 1 - TOLERANCE)
     error = float((ours - own).clamp(min=0).max() if is_before_sinks else (ours - own).abs().max())
@@ -223,39 +252,45 @@ def linear_layers(model: Any) -> list[str]:
 def adapter_finding(model: Any, batch: Mapping[str, Tensor]) -> str | None:
     """Compare history, gradients and one step of AdamW under LoRA with the base model and with plain training."""
     layout = BatchLayout.of(batch)
-    with torch.no_grad():
-        logits = model.eval()(**inputs_of(batch), use_cache=False).logits
-    base = token_nll(logits.flatten(0, 1)[layout.logit_position], layout.target)
+    plain = copy.deepcopy(model).eval()
     torch.manual_seed(0)
     adapted: Any = get_peft_model(model.train(), LoraConfig(r=2, target_modules=linear_layers(model)))
-    if not AdapterOff.serves(adapted):
-        return "the adapter has an effect at its start"
-    trained = {name: parameter for name, parameter in adapted.named_parameters() if parameter.requires_grad}
-    for parameter in trained.values():
+    history = build_history(SSTokenConfig(), {"adapter": "lora"}, adapted, tokenizer=None)
+    with torch.no_grad():
+        logits = plain(**inputs_of(batch), use_cache=False).logits
+    base = token_nll(logits.flatten(0, 1)[layout.logit_position], layout.target)
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    for parameter in trained:
         nn.init.normal_(parameter, std=0.1)
-    start = {name: parameter.detach().clone() for name, parameter in trained.items()}
-    history, _ = HistoryLosses(AdapterOff()).of(adapted, batch, layout)
-    if difference(history, base) > TOLERANCE:
-        return f"history off by {difference(history, base):.1e}"
-    ends = []
-    for loss_of in (plain_loss, our_loss):
-        for name, parameter in trained.items():
-            parameter.data.copy_(start[name])
-        # With a smaller epsilon the first step is as long for a gradient of rounding errors as for any other.
-        optimizer = torch.optim.AdamW(trained.values(), lr=0.01, eps=1e-2)
-        optimizer.zero_grad()
-        try:
-            loss_of(adapted, batch).backward()
-        except Exception:
-            if loss_of is plain_loss:
-                return NOT_EVEN_PLAIN
-            raise
-        gradient = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained.values()])
-        optimizer.step()
-        ends.append((gradient.clone(), torch.cat([p.detach().flatten() for p in trained.values()])))
-    (gradient, end), (our_gradient, our_end) = ends
+    start = [parameter.detach().clone() for parameter in trained]
+    try:
+        gradient, end = after_step(trained, plain_loss(adapted, batch))
+    except Exception:
+        return NOT_EVEN_PLAIN
     if not gradient.any():
         return "no gradient"
-    if difference(our_gradient, gradient) > TOLERANCE:
-        return f"gradient off by {difference(our_gradient, gradient):.1e}"
-    return None if difference(our_end, end) <= TOLERANCE else f"weights off by {difference(our_end, end):.1e}"
+    for parameter, first in zip(trained, start, strict=True):
+        parameter.data.copy_(first)
+    step, loss = scored(adapted, batch, "rel", history=history)
+    our_gradient, our_end = after_step(trained, loss)
+    assert step.scores.history is not None, "no history"
+    for what, ours, own in (
+        ("history", step.scores.history, base),
+        ("gradient", our_gradient, gradient),
+        ("weights", our_end, end),
+    ):
+        if difference(ours, own) > TOLERANCE:
+            return f"{what} off by {difference(ours, own):.1e}"
+    return None
+
+
+def after_step(trained: list[Any], loss: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of a loss, and the weights after a step of AdamW with it."""
+    # With a smaller epsilon the first step is as long for a gradient of rounding errors as for any other.
+    optimizer = torch.optim.AdamW(trained, lr=0.01, eps=1e-2)
+    optimizer.zero_grad()
+    loss.backward()
+    gradient = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    flat = torch.cat([part.flatten() for part in gradient]).clone()
+    optimizer.step()
+    return flat, torch.cat([p.detach().flatten() for p in trained])

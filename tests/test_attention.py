@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from chosen_families import FAMILIES, HYBRIDS, LLAMA, SINKS, SIZE, SOFT_CAPPED, build
 from counting import tensor_sizes
-from families import FAMILIES, HYBRIDS, LLAMA, SINKS, SIZE, SOFT_CAPPED, build
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,

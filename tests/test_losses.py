@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from chosen_families import FAMILIES, HYBRIDS, LLAMA, SINKS, build
 from counting import products_over
-from families import FAMILIES, HYBRIDS, LLAMA, SINKS, build
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 import torch
-from families import FAMILIES, LLAMA, SINKS, build
+from chosen_families import FAMILIES, LLAMA, SINKS, build
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import LLAMA, SIZE, VOCABULARY, build
+from chosen_families import LLAMA, SIZE, VOCABULARY, build
 from peft import LoraConfig, get_peft_model
 from test_own_loss import batch_of, ours
 from transformers import CONFIG_MAPPING, RwkvConfig, RwkvForCausalLM
