@@ -55,7 +55,7 @@ class KeptCounts:
         groups = {
             "token": layout.target + self._vocabulary * self._in_code(step),
             "place": PLACES * layout.index_in_sample // layout.lengths[layout.sample],
-            "turn": _turn(step),
+            "turn": step.turns.number.clamp(max=TURNS - 1),
         }
         if step.scores.history is not None:
             groups["loss"] = _loss_bin(step.scores.history)
@@ -144,13 +144,6 @@ def part_of(text: str) -> str:
     if kinds == {"N"}:
         return "numbers"
     return "punctuation" if kinds <= {"P", "S"} else "words"
-
-
-def _turn(step: ScoredStep) -> Tensor:
-    position, sample = step.layout.position, step.layout.sample
-    starts = torch.ones_like(position, dtype=torch.bool)
-    starts[1:] = (position[1:] != position[:-1] + 1) | (sample[1:] != sample[:-1])
-    return (_count_in_sample(starts, step) - 1).clamp(max=TURNS - 1)
 
 
 def _count_in_sample(marks: Tensor, step: ScoredStep) -> Tensor:

@@ -79,12 +79,11 @@ def inspect(
     if len(adapters) > 2:
         raise ValueError(f"--adapter is given {len(adapters)} times; at most two can be compared.")
     data = load_datasets(cfg=cfg).train_dataset
-    chosen = data.select(range(min(samples, len(data))))
     folder = Path(out or Path(cfg.output_dir) / "sstoken")
     reports, files = [], []
     for number, adapter in enumerate(adapters or [None], start=1):
         files.append(folder / ("selections.jsonl" if number == 1 else f"selections-{number}.jsonl"))
-        reports.append(_inspect(cfg, settings, adapter, chosen, files[-1]))
+        reports.append(_inspect(cfg, settings, adapter, data, samples, files[-1]))
         (moment,) = reports[-1].moments
         click.echo(f"{moment.label}: {terminal.total(moment.records)}")
         for record in moment.records[:show]:
@@ -105,8 +104,8 @@ def inspect(
     click.echo(f"Written: {', '.join(map(str, [*files, page]))}")
 
 
-def _inspect(cfg: Any, settings: SSTokenConfig, adapter: str | None, chosen: Any, file: Path) -> Report:
-    """Score samples with the untrained model or an adapter; the model is dropped after."""
+def _inspect(cfg: Any, settings: SSTokenConfig, adapter: str | None, data: Any, samples: int, file: Path) -> Report:
+    """Score the first samples with the untrained model or an adapter; the model is dropped after."""
     from axolotl.cli.utils import load_model_and_tokenizer
     from axolotl.utils.dict import DictDefault
 
@@ -115,12 +114,13 @@ def _inspect(cfg: Any, settings: SSTokenConfig, adapter: str | None, chosen: Any
     from sstoken_plugin.inspection import inspect_samples, write_records
     from sstoken_plugin.page import report_of
     from sstoken_plugin.report import Moment
-    from sstoken_plugin.setup import build_selection, describe, vocabulary_size
+    from sstoken_plugin.setup import build_selection, describe, look_at_data, vocabulary_size
     from sstoken_plugin.step import Phase
 
     model, tokenizer, _ = load_model_and_tokenizer(
         cfg=DictDefault({**cfg, "lora_model_dir": adapter}) if adapter else cfg
     )
+    ends = look_at_data(data, cfg, model, tokenizer)
     precision = _precision(cfg, model)
     history = build_history(
         settings,
@@ -133,8 +133,9 @@ def _inspect(cfg: Any, settings: SSTokenConfig, adapter: str | None, chosen: Any
     )
     counts, phase = KeptCounts(tokenizer, vocabulary_size(model, tokenizer)), Phase.of(settings)
     with precision():
-        selection = build_selection(settings, cfg, model, tokenizer, history)
+        selection = build_selection(settings, cfg, model, history, ends)
         click.echo(describe(selection, tokenizer))
+        chosen = data.select(range(min(samples, len(data))))
         records = write_records(inspect_samples(selection, model, chosen, phase, tokenizer, counts.add), file)
     label = f"adapter {adapter}" if adapter else "untrained model"
     moment = Moment(label, phase.rule, phase.gamma, phase.ratio, records)
@@ -179,6 +180,7 @@ def score(config: str, overrides: dict[str, str], batch_tokens: int) -> None:
 
     from sstoken_plugin import scoring
     from sstoken_plugin.history.build import build_history
+    from sstoken_plugin.setup import look_at_data
 
     cfg, settings = _load(config, overrides)
     if settings.history_cache is None:
@@ -187,6 +189,7 @@ def score(config: str, overrides: dict[str, str], batch_tokens: int) -> None:
         )
     data = load_datasets(cfg=cfg).train_dataset
     model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg)
+    look_at_data(data, cfg, model, tokenizer)
     precision = _precision(cfg, model)
     losses = build_history(settings, cfg, model, tokenizer, trains=False, precision=precision)
     if losses is None or losses.store is None:

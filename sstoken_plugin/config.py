@@ -96,8 +96,8 @@ class SSTokenConfig(BaseModel):
     )
     keep_eos: bool = Field(
         default=True,
-        description="Always keep the token that ends each assistant turn; it counts towards the kept tokens. "
-        "The paper has no such rule: `false` is the paper.",
+        description="Always keep the token that ends each assistant turn; it counts towards the kept tokens, and short "
+        "answers keep as many others (docs/data.md). The paper has no such rule: `false` is the paper.",
     )
     seed: int | None = Field(
         default=None,

@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sstoken_plugin.batching import in_batches, padded
 from sstoken_plugin.modes import without_trace
-from sstoken_plugin.samples import as_batch
+from sstoken_plugin.samples import IGNORE_INDEX, BatchLayout, as_batch
 from sstoken_plugin.step import Phase, ScoredStep, TokenSelection
 from sstoken_plugin.token_text import token_texts
+from sstoken_plugin.turns import EndTokens, Turns
 
 Record = dict[str, Any]
 
@@ -63,6 +65,20 @@ def inspect_samples(
         for fields in _fields(step, ids, texts):
             yield {"sample": done, **fields}
             done += 1
+
+
+def ends_of_turns(record: Record, tokens: EndTokens) -> list[int]:
+    """Return the places of the tokens that end a turn in a record.
+
+    Args:
+        record: see `inspect_samples`.
+        tokens: what can end a turn.
+    """
+    ids = torch.tensor(record["input_ids"])[None]
+    batch = {"input_ids": ids, "labels": torch.where(torch.tensor(record["response"])[None], ids, IGNORE_INDEX)}
+    layout = BatchLayout.of(batch)
+    places: list[int] = layout.position[Turns.of(batch, layout, tokens).ends].tolist()
+    return places
 
 
 def _history_nll(records: Sequence[Record]) -> list[float] | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sstoken_plugin import selection
+from sstoken_plugin.samples import BatchLayout
 from sstoken_plugin.step import ScoredStep
 
 # Logged name: (numerator, denominator).
@@ -38,18 +39,18 @@ MEANINGS = {
 }
 # Not logged; the monitor reads it.
 INTERNAL = {"leading": ("leading_kept", "free_kept")}
-_WARNED = ("promptless_samples", "non_finite")
+_WARNED = ("promptless_samples", "non_finite", "only_ends_samples")
 COUNTS = sorted({name for pair in (*METRICS.values(), *INTERNAL.values()) for name in pair} | {*_WARNED})
 
 
 def counts(step: ScoredStep) -> dict[str, Tensor]:
     """Count one scored step; every value is a scalar tensor, read without waiting for the device."""
     layout, scores, kept = step.layout, step.scores, step.kept
-    k = selection.kept_per_sample(layout.lengths, step.phase.ratio)
-    first_k = layout.index_in_sample < k[layout.sample]
+    first_k = layout.index_in_sample < step.places[layout.sample]
+    others = ~step.turns.ends
     finite = torch.isfinite(scores.current)
     loss = torch.where(finite, scores.current, 0)
-    free = kept & ~step.ends_turn
+    free = kept & others
     position_both, position_either = selection.jaccard_counts(kept, first_k)
     one = loss.new_ones(())
     found = {
@@ -66,8 +67,9 @@ def counts(step: ScoredStep) -> dict[str, Tensor]:
         "position_either": position_either,
         "leading_kept": (free & first_k).sum(),
         "free_kept": free.sum(),
-        "eos": step.ends_turn.sum(),
-        "eos_kept": (step.ends_turn & kept).sum(),
+        "eos": step.turns.ends.sum(),
+        "eos_kept": (step.turns.ends & kept).sum(),
+        "only_ends_samples": (_has_any(others, layout) & ~_has_any(free, layout)).sum(),
         "promptless_samples": (~layout.has_prompt).sum(),
         "non_finite": (~finite).sum(),
     }
@@ -82,12 +84,17 @@ def counts(step: ScoredStep) -> dict[str, Tensor]:
         }
         if scores.attention is not None:
             # The ratio of the settings, so that a warm-up on all tokens shows where the signals stand too.
-            each = selection.kept_per_sample(layout.lengths, step.settings.config.ratio)
+            each = step.settings.kept_per_sample(layout, step.turns, step.settings.config.ratio)
             by_rel = selection.keep_top(scores.rel, layout.sample, each)
             by_attention = selection.keep_top(scores.attention, layout.sample, each)
             both, either = selection.jaccard_counts(by_rel, by_attention)
             found |= {"signals_both": both, "signals_either": either}
     return found
+
+
+def _has_any(marks: Tensor, layout: BatchLayout) -> Tensor:
+    """Tell which samples have a mark, bool [N] from bool [R]."""
+    return torch.zeros_like(layout.lengths).scatter_add_(0, layout.sample, marks.long()) > 0
 
 
 class Totals:

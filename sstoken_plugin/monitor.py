@@ -78,6 +78,15 @@ class SelectionMonitor:
                     f"attention says nothing: {decides}.",
                 )
             )
+        if total["only_ends_samples"]:
+            found.append(
+                (
+                    "only ends",
+                    f"{total['only_ends_samples']:.0f} of {total['samples']:.0f} samples kept the end of a turn and no "
+                    "word of it; set sstoken.keep_eos: true, which leaves others as many places, or raise "
+                    "sstoken.ratio.",
+                )
+            )
         if total["non_finite"]:
             found.append(
                 (

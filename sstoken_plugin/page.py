@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sstoken_plugin.breakdown import Table
+from sstoken_plugin.inspection import ends_of_turns
 from sstoken_plugin.metrics import MEANINGS
 from sstoken_plugin.report import Breakdown, Moment, Report, render
 from sstoken_plugin.setup import describe, describe_history
@@ -34,13 +35,16 @@ def report_of(
         log: lines of the training's log.
         warnings: those raised about the selection.
     """
+    ends: list[list[int]] = []
+    if selection.config.keep_eos and moments:
+        ends = [ends_of_turns(record, selection.end_tokens) for record in moments[0].records]
     return Report(
         sentence=describe(selection, tokenizer),
         settings=selection.config.model_dump(),
         versions={name: found for name in PACKAGES if (found := _version(name))},
         history="" if selection.history is None else describe_history(selection.history),
         moments=moments,
-        end_tokens=selection.end_tokens if selection.config.keep_eos else (),
+        ends=ends,
         log=log,
         warnings=warnings,
         breakdowns=[Breakdown(*table) for table in tables],

@@ -80,7 +80,7 @@ class SSTokenPlugin(BasePlugin):
         from sstoken_plugin.callbacks import HistoryCallback, ReportCallback
         from sstoken_plugin.fused import KERNELS
         from sstoken_plugin.history.build import build_history
-        from sstoken_plugin.setup import build_selection, describe, vocabulary_size
+        from sstoken_plugin.setup import build_selection, describe, look_at_data, vocabulary_size
         from sstoken_plugin.step import TokenSelection
         from sstoken_plugin.trajectory import Trajectory
 
@@ -101,9 +101,10 @@ class SSTokenPlugin(BasePlugin):
 
         def make_selection() -> TokenSelection:
             model, tokenizer, precision = trainer.model, trainer.processing_class, trainer.accelerator.autocast
+            ends = look_at_data(trainer.train_dataset, cfg, model, tokenizer)
             history = build_history(config, cfg, model, tokenizer, samples=trainer.train_dataset, precision=precision)
             with precision():
-                selection = build_selection(config, cfg, model, tokenizer, history)
+                selection = build_selection(config, cfg, model, history, ends)
             LOG.info(describe(selection, tokenizer))
             return selection
 

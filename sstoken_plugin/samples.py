@@ -74,7 +74,7 @@ class BatchLayout:
                 predicted from another sample or from padding, and labelled padding. These are never ranked.
         """
         input_ids, labels = batch["input_ids"], batch["labels"]
-        real, starts = _boundaries(batch)
+        real, starts = boundaries(batch)
         # Padding before the first sample belongs to none, and counts nowhere.
         segment = (torch.cumsum(starts.flatten(), 0) - 1).clamp(min=0)
 
@@ -107,7 +107,7 @@ def as_batch(sample: Mapping[str, Any], device: Any = None) -> dict[str, Tensor]
     """
     columns = ("input_ids", "labels", "attention_mask", "position_ids")
     batch = {key: torch.tensor(sample[key], device=device)[None] for key in columns if key in sample}
-    real, _ = _boundaries(batch)
+    real, _ = boundaries(batch)
     (places,) = real[0].nonzero(as_tuple=True)
     if not len(places):
         return batch
@@ -126,7 +126,7 @@ def sample_keys(batch: Mapping[str, Tensor], size: int) -> tuple[list[bytes], li
     Returns:
         The keys, and the number of response tokens of each sample.
     """
-    real, starts = (marks.flatten() for marks in _boundaries(batch))
+    real, starts = (marks.flatten() for marks in boundaries(batch))
     labels = batch["labels"].flatten()
     response = (labels != IGNORE_INDEX) & real & ~starts
     # One transfer from the device for all samples.
@@ -153,6 +153,15 @@ def sample_keys(batch: Mapping[str, Tensor], size: int) -> tuple[list[bytes], li
     return keys, lengths
 
 
+def boundaries(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return where real tokens are and where samples start, each bool [B, S]."""
+    labels, mask, position_ids = batch["labels"], batch.get("attention_mask"), batch.get("position_ids")
+    real = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask != 0
+    # Padding may stand before the first sample of a row.
+    starts = real & (torch.cumsum(real, 1) == 1)
+    return real, starts if position_ids is None else starts | (real & (position_ids == 0))
+
+
 def mix(bits: Tensor) -> Tensor:
     """Scramble int64 values, any shape, so that every output bit depends on every input bit.
 
@@ -161,15 +170,6 @@ def mix(bits: Tensor) -> Tensor:
     bits = (bits ^ ((bits >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
     bits = (bits ^ ((bits >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
     return bits ^ ((bits >> 31) & 0x1FFFFFFFF)
-
-
-def _boundaries(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return where real tokens are and where samples start, each bool [B, S]."""
-    labels, mask, position_ids = batch["labels"], batch.get("attention_mask"), batch.get("position_ids")
-    real = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask != 0
-    # Padding may stand before the first sample of a row.
-    starts = real & (torch.cumsum(real, 1) == 1)
-    return real, starts if position_ids is None else starts | (real & (position_ids == 0))
 
 
 def _sum_by(group: Tensor, values: Tensor) -> Tensor:

@@ -14,10 +14,18 @@ from sstoken_plugin.samples import mix
 EPSILON = 1e-8
 
 
-def kept_per_sample(lengths: Tensor, ratio: float) -> Tensor:
-    """Return k = ceil(ratio * n), int64 [N], for response lengths n, int64 [N] (arXiv 2510.18250)."""
+def kept_per_sample(lengths: Tensor, ratio: float, ends: Tensor | None = None) -> Tensor:
+    """Return how many tokens each sample keeps: k = ceil(ratio * n) (arXiv 2510.18250), int64 [N].
+
+    Args:
+        lengths: int64 [N], response tokens n of each sample.
+        ratio: fraction to keep.
+        ends: int64 [N], how many of them are kept whatever their score. They take half of the places at most, so that
+            a short answer keeps more than its end: k is at least twice as many, as far as there are so many tokens.
+    """
     # float64 as in the authors' code: the product decides ties such as 0.6 * 5.
-    return torch.ceil(lengths.double() * ratio).long()
+    kept = torch.ceil(lengths.double() * ratio).long()
+    return kept if ends is None else torch.maximum(kept, torch.minimum(2 * ends, lengths))
 
 
 def normalise(rel: Tensor, sample: Tensor, samples: int) -> Tensor:

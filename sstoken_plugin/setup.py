@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sstoken_plugin.attention import PromptAttention
@@ -13,12 +14,21 @@ from sstoken_plugin.fused import KERNELS
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.own_loss import OwnLoss
 from sstoken_plugin.step import TokenSelection
+from sstoken_plugin.survey import Survey
+from sstoken_plugin.turns import EndTokens
 
 LOG = logging.getLogger(__name__)
 
+# What templates write behind the end of a turn.
+BLANKS = (" ", "\n", "\n\n", "\r\n")
+
 
 def build_selection(
-    config: SSTokenConfig, cfg: Mapping[str, Any], model: Any, tokenizer: Any, history: HistoryLosses | None
+    config: SSTokenConfig,
+    cfg: Mapping[str, Any],
+    model: Any,
+    history: HistoryLosses | None,
+    ends: EndTokens,
 ) -> TokenSelection:
     """Build the selection for an unwrapped model.
 
@@ -29,8 +39,8 @@ def build_selection(
         config: the settings.
         cfg: the whole YAML.
         model: the unwrapped model, with its adapter. It is not changed.
-        tokenizer: its tokenizer.
         history: see `build_history`.
+        ends: what can end a turn.
 
     Raises:
         ValueError: the model does not allow what the settings ask for; one sentence with key and mend.
@@ -44,7 +54,6 @@ def build_selection(
         LOG.warning("ssToken: prompt attention is not logged: %s", reason)
     if history is None:
         LOG.warning("ssToken: REL is not logged: nothing ranks by it, and its history would cost memory.")
-    ends = end_tokens(cfg, model, tokenizer)
     kernel = next((KERNELS[key] for key in fused_losses(cfg) if key in KERNELS), None)
     own_loss = OwnLoss.of(model)
     if own_loss.reads_all_logits:
@@ -52,14 +61,41 @@ def build_selection(
     return TokenSelection(config, attention, history, ends, cfg.get("seed") or 0, kernel, own_loss)
 
 
-def end_tokens(cfg: Mapping[str, Any], model: Any, tokenizer: Any) -> list[int]:
-    """Return the ids of the tokens that end a turn: those of the tokenizer, the model and `eot_tokens`."""
-    ids = {tokenizer.eos_token_id}
+def look_at_data(samples: Any, cfg: Mapping[str, Any], model: Any, tokenizer: Any) -> EndTokens:
+    """Look at the prepared data, warn of what may not be meant, and return what ends its turns.
+
+    Raises:
+        ValueError: the data cannot be trained on rightly; one sentence with key and mend.
+    """
+    ends = end_tokens(cfg, model, tokenizer)
+    found = Survey.of(samples, ends)
+    if found is None:
+        return ends
+    if not cfg.get("sample_packing"):
+        found.refuse_several()
+    for sentence in found.warnings():
+        LOG.warning(sentence)
+    return replace(ends, in_data=found.ends)
+
+
+def end_tokens(cfg: Mapping[str, Any], model: Any, tokenizer: Any) -> EndTokens:
+    """Return the tokens that can end a turn: those of the tokenizer, the model and `eot_tokens`."""
+
+    def encoded(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
     generation = getattr(model, "generation_config", None)
     declared = getattr(generation, "eos_token_id", None)
-    ids.update(declared if isinstance(declared, (list, tuple)) else [declared])
-    ids.update(tokenizer.convert_tokens_to_ids(token) for token in cfg.get("eot_tokens") or [])
-    return sorted(token for token in ids if token is not None)
+    declared = declared if isinstance(declared, (list, tuple)) else [declared]
+    # A model's configuration may be older than the tokenizer: there the id is an ordinary token, or none.
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    ids = {tokenizer.eos_token_id, *(special & set(declared))}
+    for text in cfg.get("eot_tokens") or []:
+        # As Axolotl finds them in its data.
+        ids.update(encoded(text) if len(encoded(text)) == 1 else [])
+    blank = {token for text in BLANKS for token in encoded(text) if not tokenizer.decode([token]).strip()}
+    return EndTokens(frozenset(ids - {None}), frozenset(blank - ids))
 
 
 def describe(selection: TokenSelection, tokenizer: Any) -> str:
@@ -85,8 +121,10 @@ def describe(selection: TokenSelection, tokenizer: Any) -> str:
         parts.append(f"REL compares with {describe_history(selection.history)}")
     if selection.attention is not None:
         parts.append(f"prompt attention is that of {selection.attention.description}")
-    if config.keep_eos and rule is not None:
-        names = " ".join(tokenizer.convert_ids_to_tokens(selection.end_tokens))
+    ends = selection.end_tokens
+    found = ends.ids if ends.in_data is None else ends.in_data
+    if config.keep_eos and rule is not None and found:
+        names = " ".join(tokenizer.convert_ids_to_tokens(sorted(found)))
         parts.append(f"the end of a turn ({names}) is always kept")
     if selection.own_loss is not None and selection.own_loss.adds:
         parts.append("what the model adds to its loss, such as losses of routers, is added as ever")

@@ -28,6 +28,7 @@ from sstoken_plugin.losses import mean_kept
 from sstoken_plugin.output_head import ResponseHead
 from sstoken_plugin.own_loss import OwnLoss, added_only
 from sstoken_plugin.samples import BatchLayout
+from sstoken_plugin.turns import EndTokens, Turns
 from sstoken_plugin.unchanged import watching_changes
 
 LOG = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ class TokenSelection:
         config: the settings.
         attention: where prompt attention is measured; None if it is not.
         history: gives the losses of the history model; None if REL is not measured.
-        end_tokens: ids of the tokens that end a turn, for `keep_eos` and its metric.
+        end_tokens: what can end a turn, for `keep_eos` and its metric.
         seed: for random selection, where the settings give none.
         kernel: per-token losses that are tried before our own, see `fused`.
         own_loss: what the model adds to its loss; None to find it out on the first batch.
@@ -112,7 +113,7 @@ class TokenSelection:
         config: SSTokenConfig,
         attention: PromptAttention | None,
         history: HistoryLosses | None,
-        end_tokens: list[int],
+        end_tokens: EndTokens,
         seed: int = 0,
         kernel: RowLosses | None = None,
         own_loss: OwnLoss | None = None,
@@ -148,6 +149,13 @@ class TokenSelection:
             return ScoredStep(self, model, batch, layout, phase, known)
         losses, cached = (None, 0) if self.history is None else self.history.of(model, batch, layout)
         return ScoredStep(self, model, batch, layout, phase, losses, cached)
+
+    def kept_per_sample(self, layout: BatchLayout, turns: Turns, ratio: float) -> Tensor:
+        """Return how many tokens each sample of a batch keeps, int64 [N]; it follows from the labels alone."""
+        ends = None
+        if self.config.keep_eos:
+            ends = torch.zeros_like(layout.lengths).scatter_add_(0, layout.sample, turns.ends.long())
+        return selection.kept_per_sample(layout.lengths, ratio, ends)
 
     def _prove(self, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout) -> None:
         """Show on the first batch that the model computes what it would compute without us."""
@@ -203,7 +211,8 @@ class ScoredStep:
         phase: what ranks.
         scores: the signals; set by `loss`.
         kept: bool [R], the tokens trained on; set by `loss`.
-        ends_turn: bool [R], the tokens that end a turn.
+        turns: the turns of the response tokens.
+        places: int64 [N], how many tokens each sample keeps.
         cached_samples: samples whose history losses were found in the cache.
     """
 
@@ -222,7 +231,10 @@ class ScoredStep:
         self.phase = phase
         self.scores: TokenScores
         self.kept: Tensor
-        self.ends_turn = torch.isin(layout.target, layout.target.new_tensor(settings.end_tokens))
+        self.turns = Turns.of(batch, layout, settings.end_tokens)
+        self.places = layout.lengths
+        if not phase.keeps_everything:
+            self.places = settings.kept_per_sample(layout, self.turns, phase.ratio)
         self.settings = settings
         self._history_nll = history_nll
         self._model = model
@@ -263,8 +275,8 @@ class ScoredStep:
             self.kept = selection.keep_top(
                 self.scores.score,
                 layout.sample,
-                selection.kept_per_sample(layout.lengths, phase.ratio),
-                self.ends_turn if settings.config.keep_eos else None,
+                self.places,
+                self.turns.ends if settings.config.keep_eos else None,
             )
         loss = mean_kept(nll, self.kept, num_items_in_batch)
         return loss + self._added(outputs) if self._own_loss.adds else loss

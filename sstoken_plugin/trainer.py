@@ -20,9 +20,9 @@ from sstoken_plugin.metrics import Totals, counts, ratios
 from sstoken_plugin.monitor import SelectionMonitor
 from sstoken_plugin.report import Moment
 from sstoken_plugin.samples import IGNORE_INDEX
-from sstoken_plugin.selection import kept_per_sample
 from sstoken_plugin.step import Phase, TokenSelection
 from sstoken_plugin.trajectory import Trajectory
+from sstoken_plugin.turns import Turns
 
 LOG = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class TokenSelectionTrainer(Trainer):
             return batches, items
         # k follows from the labels alone, so stand-in labels with k tokens a sample let Trainer's own
         # counting, over accumulation and ranks, do the rest.
-        stand_ins = [{"labels": _labels_to_count(batch, self.selection_phase)} for batch in batches]
+        stand_ins = [{"labels": _labels_to_count(self.selection, batch, self.selection_phase)} for batch in batches]
         _, items = super().get_batch_samples(iter(stand_ins), len(stand_ins), device)
         return batches, items
 
@@ -233,9 +233,10 @@ class TokenSelectionTrainer(Trainer):
                 LOG.warning(warning)
 
 
-def _labels_to_count(batch: dict[str, Tensor], phase: Phase) -> Tensor:
+def _labels_to_count(selection: TokenSelection, batch: dict[str, Tensor], phase: Phase) -> Tensor:
     layout = phase.layout(batch)
-    counted = layout.index_in_sample < kept_per_sample(layout.lengths, phase.ratio)[layout.sample]
+    turns = Turns.of(batch, layout, selection.end_tokens)
+    counted = layout.index_in_sample < selection.kept_per_sample(layout, turns, phase.ratio)[layout.sample]
     labels = torch.full_like(batch["labels"], IGNORE_INDEX)
     labels.view(-1)[layout.position[counted]] = 0
     return labels

@@ -43,7 +43,7 @@ def keep(rel: list[float], attention: list[float], ratio: float, gamma: float, f
     scaled = (torch.tensor(rel) - low) / (torch.tensor(high) - low + 1e-8)
     score = (gamma * scaled + (1 - gamma) * torch.tensor(attention)).tolist()
     order = sorted(range(len(rel)), key=lambda i: (not first[i], -score[i], i))
-    kept = set(order[: math.ceil(ratio * len(rel))])
+    kept = set(order[: max(math.ceil(ratio * len(rel)), min(2 * sum(first), len(rel)))])
     return [i in kept for i in range(len(rel))]
 
 
@@ -69,4 +69,4 @@ def scored_samples(steps: list) -> Iterator[tuple[int, list[int], list[int], Ten
 def assert_kept_by_the_rule(step: Any, rows: list[int], config: Any) -> None:
     """Check what was kept of one sample, given its signals."""
     rel, attention = (signal[rows].tolist() for signal in (step.scores.rel, step.scores.attention))
-    assert step.kept[rows].tolist() == keep(rel, attention, config.ratio, config.gamma, step.ends_turn[rows].tolist())
+    assert step.kept[rows].tolist() == keep(rel, attention, config.ratio, config.gamma, step.turns.ends[rows].tolist())

@@ -179,7 +179,7 @@ def test_prompt_and_response_are_what_the_labels_say(every_format, train, steps,
 def test_turns_end_where_the_labels_end(every_format, train, steps, tokenizer):
     train({**every_format, "sstoken": {"ratio": 0.1, "report": False}})
     for picture, (step, rows) in drawn(steps, tokenizer).items():
-        assert int(step.ends_turn[rows].sum()) == picture.count("<|im_end|>»"), picture
+        assert int(step.turns.ends[rows].sum()) == picture.count("<|im_end|>»"), picture
 
 
 def test_train_on_inputs_makes_prompts_part_of_the_response(every_format, train, steps, tokenizer):

@@ -75,7 +75,7 @@ def test_what_is_kept_is_marked_without_colour_too(browser):
 def test_a_token_shows_its_numbers_on_hover_tap_and_focus(browser):
     made = drawn(12, 3)
     made["attention"][5] = None
-    browser.open(report(made, end_tokens=[made["input_ids"][15]]))
+    browser.open(report(made, ends=[[15]]))
     order = np.argsort([-score for score in made["score"][4:15]], kind="stable").tolist()
 
     def check(place):
@@ -210,13 +210,19 @@ def random_case(seed):
     return made, prompt, torch.from_numpy(rel), torch.from_numpy(attention)
 
 
+def ends_of(case):
+    """The places of the tokens that rank first."""
+    made, prompt, *_ = case
+    return [place for place, token in enumerate(made["input_ids"]) if place >= prompt and token == 2]
+
+
 def expected_selection(case, ratio, gamma, *, ends, has_rel=True):
     made, prompt, rel, attention = case
     sample = torch.zeros(len(rel), dtype=torch.int64)
     scaled = selection.normalise(rel, sample, 1) if has_rel else torch.zeros(len(rel))
     score = selection.blend(scaled, attention, gamma, torch.full_like(sample, prompt > 0, dtype=torch.bool))
-    kept = selection.kept_per_sample(torch.tensor([len(rel)]), ratio)
     first = torch.tensor(made["input_ids"][prompt:]) == 2
+    kept = selection.kept_per_sample(torch.tensor([len(rel)]), ratio, first.sum()[None] if ends else None)
     chosen = selection.keep_top(score, sample, kept, first if ends else None)
     return "".join(str(int(there)) for there in chosen)
 
@@ -224,7 +230,7 @@ def expected_selection(case, ratio, gamma, *, ends, has_rel=True):
 @pytest.mark.parametrize("ends", [True, False])
 def test_what_if_selects_exactly_as_training_does(browser, ends):
     cases = [random_case(seed) for seed in range(60)]
-    browser.open(report(moment([case[0] for case in cases]), end_tokens=[2] if ends else []))
+    browser.open(report(moment([case[0] for case in cases]), ends=[ends_of(case) for case in cases] if ends else []))
     recorded = ["".join(str(int(there)) for there in case[0]["selected"][case[1] :]) for case in cases]
     assert browser.kept() == recorded
     for ratio, gamma in [
@@ -254,7 +260,7 @@ def test_what_if_without_rel_is_attention_alone(browser):
     cases = [random_case(seed) for seed in range(1, 7)]
     for made, *_ in cases:
         made["rel"] = [None] * len(made["rel"])
-    browser.open(report(moment([case[0] for case in cases]), end_tokens=[2]))
+    browser.open(report(moment([case[0] for case in cases]), ends=[ends_of(case) for case in cases]))
     browser.set("gamma", 0.3)
     assert browser.kept() == [expected_selection(case, 0.6, 0.3, ends=True, has_rel=False) for case in cases]
     assert "REL was not measured" in browser.text("#empty")
@@ -348,7 +354,7 @@ HOSTILE = {
 
 
 def test_hostile_text_is_shown_as_text(browser):
-    browser.open(report(record(["<b>prompt</b>\x00", *HOSTILE, ""]), sentence="<b>", end_tokens=[]), 360)
+    browser.open(report(record(["<b>prompt</b>\x00", *HOSTILE, ""]), sentence="<b>", ends=[]), 360)
     assert browser.run("return [...document.querySelectorAll('.response .t')].map(t => t.textContent)") == [
         *HOSTILE.values(), "",
     ]  # fmt: skip

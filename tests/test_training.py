@@ -303,7 +303,7 @@ def test_a_sample_cut_off_keeps_no_end_of_turn(config, train, steps, tmp_path):
     lines = [chat("Say a.", "a b c d e f g h " * 20)] * 4
     changes = {"datasets": data(tmp_path, *lines), "excess_length_strategy": "truncate", "sequence_len": 64}
     run = train({**config, **changes, "max_steps": 1})
-    assert all(not step.ends_turn.any() for step, _ in steps)
+    assert all(not step.turns.ends.any() for step, _ in steps)
     assert "sstoken/eos_selected" not in run.lines[0]
 
 

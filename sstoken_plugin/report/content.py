@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,7 @@ class Report:
         versions: package name to version.
         history: what the history is, in words; "" if there is none.
         moments: in the order of training.
-        end_tokens: token ids that rank before all others of their sample; empty if `keep_eos` is false.
+        ends: of each sample, the places of the tokens that rank before all others; empty if `keep_eos` is false.
         log: log lines of the training: `step`, and numbers by name. A line need not have every name.
         warnings: warnings raised about the selection.
         breakdowns: tables.
@@ -68,7 +68,7 @@ class Report:
     versions: Mapping[str, str]
     history: str
     moments: Sequence[Moment]
-    end_tokens: Sequence[int] = ()
+    ends: Sequence[Collection[int]] = ()
     log: Sequence[Mapping[str, Any]] = ()
     warnings: Sequence[str] = ()
     breakdowns: Sequence[Breakdown] = ()

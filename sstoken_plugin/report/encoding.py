@@ -34,12 +34,12 @@ class EncodedSample:
         moments: what is not, one entry a moment.
     """
 
-    def __init__(self, records: Sequence[Record], end_tokens: Collection[int]):
+    def __init__(self, records: Sequence[Record], ends: Collection[int]):
         """Encode a sample.
 
         Args:
             records: the sample's record at each moment, at least one.
-            end_tokens: see `Report`.
+            ends: places of the tokens that rank before all others.
         """
         first = records[0]
         runs = window(first["response"])
@@ -54,7 +54,7 @@ class EncodedSample:
             "responses": len(places),
             "prompt": has_prompt(first),
             "numbers": len(numbers),
-            "ends": [index for index, place in enumerate(numbers) if first["input_ids"][place] in end_tokens],
+            "ends": [index for index, place in enumerate(numbers) if place in ends],
             "runs": [_run(run, first) for run in runs],
             **({"history": history[0]} if steady else {}),
         }
@@ -72,10 +72,18 @@ class EncodedSample:
         ]
 
 
-def encode(moments: Sequence[Moment], end_tokens: Collection[int]) -> list[EncodedSample]:
-    """Encode the samples that every moment has; one entry a sample."""
+def encode(moments: Sequence[Moment], ends: Sequence[Collection[int]]) -> list[EncodedSample]:
+    """Encode the samples that every moment has; one entry a sample.
+
+    Args:
+        moments: see `Report`.
+        ends: see `Report`.
+    """
     columns = zip(*(moment.records for moment in moments), strict=False)
-    return [EncodedSample(records, set(end_tokens)) for records in columns]
+    return [
+        EncodedSample(records, set(ends[number]) if number < len(ends) else ())
+        for number, records in enumerate(columns)
+    ]
 
 
 def has_prompt(record: Record) -> bool:

@@ -35,7 +35,7 @@ def render(report: Report) -> str:
     What does not fit is left out, and the page says so.
     """
     moments = [moment for moment in report.moments if moment.records]
-    samples = encode(moments, report.end_tokens)
+    samples = encode(moments, report.ends)
     fixed = [_json(sample.fixed) for sample in samples]
     scored = [[_json(record) for record in sample.moments] for sample in samples]
     frame = _frame(report)

@@ -57,8 +57,9 @@ function rankOrder(score, ends) {
   });
 }
 
-function keptCount(ratio, count) {
-  return Math.ceil(ratio * count);
+// ends: how many are kept whatever their score.
+function keptCount(ratio, count, ends) {
+  return Math.max(Math.ceil(ratio * count), Math.min(2 * ends, count));
 }
 
 // { score, rank: 1 for the best, kept: 1 where kept, total: how many are kept }

@@ -87,7 +87,7 @@ function selectionAt(momentIndex, sampleIndex) {
       sample.prompt,
       sample.responses,
     );
-    const chosen = selectTop(score, sample.endMarks, keptCount(ratio, sample.responses));
+    const chosen = selectTop(score, sample.endMarks, keptCount(ratio, sample.responses, sample.ends.length));
     record.whatIf = { ratio, gamma, ...chosen };
   }
   return record.whatIf;

@@ -1,0 +1,129 @@
+"""What is refused and warned of in prepared data, with the number of samples concerned."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from datasets import Dataset
+
+from sstoken_plugin import survey
+from sstoken_plugin.survey import Survey
+from sstoken_plugin.turns import EndTokens
+
+ENDS = EndTokens({2})
+
+
+def row(ids, labels=None, **others):
+    return {"input_ids": ids, "labels": [-100, *ids[1:]] if labels is None else labels, **others}
+
+
+def look(*rows):
+    return Survey.of(Dataset.from_list(list(rows)), ENDS)
+
+
+def test_rows_are_counted_by_what_is_odd_in_them():
+    clean = row([5, 6, 2], attention_mask=[1, 1, 1])
+    right = row([5, 6, 2, 2, 2], attention_mask=[1, 1, 1, 0, 0])
+    left = row([2, 2, 5, 6], [2, 2, -100, 6], attention_mask=[0, 0, 1, 1])
+    shifted = row([5, 6, 2], [6, 2, -100], attention_mask=[1, 1, 1])
+    found = look(clean, right, left, shifted, clean)
+    assert (found.rows, found.labelled_padding, found.relabelled, found.ends) == (5, 2, 1, {2})
+    padding, relabelled = found.warnings()
+    assert "2 of 5 samples" in padding
+    assert "datasets" in padding
+    assert "1 of 5 samples" in relabelled
+    found.refuse_several()
+
+
+def test_clean_data_gives_no_warning():
+    found = look(row([5, 6, 7]), row([5, 6, 2]))
+    assert found.warnings() == []
+    assert found.ends == {2}
+    # An end that is not labelled, or stands inside of an answer, is none that could be kept.
+    assert look(row([5, 6, 2], [-100, 6, -100]), row([5, 2, 6])).ends == frozenset()
+
+
+def test_samples_that_share_a_row_are_counted_in_all_rows(monkeypatch):
+    monkeypatch.setattr(survey, "MOST_ROWS", 100)
+    single = row([5, 6, 7, 8], position_ids=[0, 1, 2, 3])
+    # Zeros without labels are padding, and these positions count from elsewhere.
+    padded = row([5, 6, 0, 0], [-100, 6, -100, -100], position_ids=[0, 1, 0, 0])
+    offset = row([5, 6, 7, 8], position_ids=[7, 8, 9, 10])
+    double = row([5, 6, 7, 8], position_ids=[0, 1, 0, 1])
+    look(single, padded, offset).refuse_several()
+    rows = [single] * 150 + [double] + [single] * 149 + [double]
+    with pytest.raises(ValueError, match=r"datasets: 2 of 301 rows .* sample_packing: true"):
+        look(*rows).refuse_several()
+
+
+def test_of_a_large_data_set_rows_all_over_it_are_looked_at(monkeypatch):
+    monkeypatch.setattr(survey, "MOST_ROWS", 400)
+    rows = [row([5, 6, 7])] * 1900 + [row([5, 6, 7], [6, 7, -100])] * 100
+    found = look(*rows)
+    assert 300 <= found.rows <= 500
+    assert look(*rows[::-1]).relabelled == 100
+
+
+def test_other_kinds_of_data_are_not_looked_at():
+    assert Survey.of([row([5, 6])], ENDS) is None
+    assert Survey.of(Dataset.from_list([{"input_ids": [5]}]), ENDS) is None
+
+
+PRETOKENISED = {"ds_type": "json", "type": None}
+
+
+def prepared(config, tmp_path, rows, **changes):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return {**config, "datasets": [{"path": str(file), **PRETOKENISED}], "max_steps": 1, **changes}
+
+
+def packed_rows(tokenizer):
+    one, two = (tokenizer.encode(text) for text in ("Name a tree: an oak, say.", "Name a river: the Rhine."))
+    labels = [-100, -100, -100, *one[3:], -100, -100, -100, *two[3:]]
+    positions = [*range(len(one)), *range(len(two))]
+    return [{"input_ids": one + two, "labels": labels, "position_ids": positions, "attention_mask": [1] * len(labels)}]
+
+
+@pytest.mark.parametrize("command", ["train", "inspect_command", "score_command"])
+def test_rows_of_several_samples_are_refused_before_training(config, train, tokenizer, tmp_path, command):
+    from conftest import write
+
+    from sstoken_plugin import cli
+
+    rows = [*packed_rows(tokenizer) * 3, {k: v[:6] for k, v in packed_rows(tokenizer)[0].items()}]
+    settings = prepared(config, tmp_path, rows, sstoken={"history_cache": str(tmp_path / "cache")})
+    said = r"datasets: 3 of 4 rows hold several samples"
+    if command == "train":
+        with pytest.raises(ValueError, match=said):
+            train(settings)
+    else:
+        result = CliRunner().invoke(getattr(cli, command), [str(write(settings, tmp_path))])
+        assert result.exit_code == 1
+        assert "3 of 4 rows hold several samples" in result.output
+
+
+def test_a_run_says_what_is_odd_in_its_data(config, train, tokenizer, tmp_path, caplog):
+    ids = tokenizer.encode("Name a tree: an oak, or a beech.<|im_end|>")
+    labels = [-100] * 4 + ids[4:]
+    padding = [2] * 5
+    rows = [
+        {"input_ids": ids, "labels": labels, "attention_mask": [1] * len(ids)},
+        {"input_ids": ids + padding, "labels": labels + padding, "attention_mask": [1] * len(ids) + [0] * 5},
+        {"input_ids": ids, "labels": [*labels[1:], -100], "attention_mask": [1] * len(ids)},
+    ]
+    train(prepared(config, tmp_path, rows))
+    said = [record.getMessage() for record in caplog.records if record.getMessage().startswith("ssToken: 1 of 3")]
+    assert [any(word in text for text in said) for word in ("padding", "shifted")] == [True, True]
+
+
+@pytest.mark.parametrize(("ends", "said"), [("<|im_end|>", True), ("", False)])
+def test_the_start_up_line_names_ends_that_the_data_has(config, train, tokenizer, tmp_path, caplog, ends, said):
+    ids = tokenizer.encode(f"Name a tree: an oak, or a beech.{ends}")
+    rows = [{"input_ids": ids, "labels": [-100] * 4 + ids[4:], "attention_mask": [1] * len(ids)}] * 4
+    with caplog.at_level("INFO"):
+        train(prepared(config, tmp_path, rows))
+    (line,) = [record.getMessage() for record in caplog.records if "ssToken is active" in record.getMessage()]
+    assert ("the end of a turn (<|im_end|>) is always kept" in line) is said
