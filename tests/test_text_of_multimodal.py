@@ -14,6 +14,7 @@ from conftest import STEADY
 from transformers import AutoModelForImageTextToText
 
 from sstoken_plugin.losses import token_nll
+from sstoken_plugin.setup import describe
 
 TEXT = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -126,7 +127,7 @@ def test_all_tokens_train_as_without_the_plugin(kind: str, run: dict[str, Any], 
 
 
 def test_selection_compares_with_the_checkpoint_and_measures_the_language_model(
-    kind: str, run: dict[str, Any], train: Any, steps: list[Any], caplog: pytest.LogCaptureFixture
+    kind: str, run: dict[str, Any], train: Any, steps: list[Any], tokenizer: Any
 ) -> None:
     selected = train({**run, "sstoken": {}})
     assert 0.5 < selected.lines[-1]["sstoken/selected_ratio"] < 0.9
@@ -142,7 +143,7 @@ def test_selection_compares_with_the_checkpoint_and_measures_the_language_model(
     assert steps[0][0].scores.rel.abs().max() < 1e-4
     assert steps[-1][0].scores.rel.abs().max() > 1e-2
 
-    [active] = [line for line in caplog.messages if "ssToken is active" in line]
+    active = describe(selected.trainer.selection, tokenizer)
     assert re.search(
         rf"attention layer \d of \d \(\S*language_model\S*\.layers\.{SEEING[kind][3]}\.self_attn\)", active
     )
