@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import AttentionInterface
 
-from sstoken_plugin.modes import trial_tokens, without_trace
+from sstoken_plugin.modes import class_name, trial_tokens, without_trace
 
 # Rows of probabilities sum to 1; what low-precision kernels lose stays well below this.
 _MASS_TOLERANCE = 0.02
@@ -206,7 +206,7 @@ class PromptAttention:
         layers = softmax_layers(model)
         if not layers:
             raise ValueError(
-                f"{type(model).__name__} ({model.config.model_type}) has no layer with softmax attention that "
+                f"{class_name(model)} ({model.config.model_type}) has no layer with softmax attention that "
                 "passes through transformers' attention interface, so prompt attention cannot be measured; set "
                 "sstoken.selector: rel and sstoken.warmup_selector: all, which do without."
             )

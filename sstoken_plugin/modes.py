@@ -8,9 +8,20 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from sstoken_plugin.sharding import device_of, drop_gathered, is_sharded
+
+
+def under_adapter(model: Any) -> Any:
+    """Return the model of transformers that a PEFT model is made of, or the model itself if it has no adapter."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def class_name(model: Any) -> str:
+    """Return the name by which a user knows the model, whatever adapter it has."""
+    return type(under_adapter(model)).__name__
 
 
 @contextmanager

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sstoken_plugin.losses import token_nll
-from sstoken_plugin.modes import trial_tokens, without_trace
+from sstoken_plugin.modes import class_name, trial_tokens, without_trace
 from sstoken_plugin.output_head import ResponseHead
 from sstoken_plugin.samples import IGNORE_INDEX, BatchLayout
 
@@ -72,7 +71,7 @@ class OwnLoss:
         room = max(_ROOM, 8 * torch.finfo(whole.logits.dtype).eps)
         if abs(own - mean) > room * abs(mean):
             raise ValueError(
-                f"base_model: {_class_name(model)} computes another loss than the mean loss of the next tokens "
+                f"base_model: {class_name(model)} computes another loss than the mean loss of the next tokens "
                 f"({own:.3f} for {mean:.3f}), as decoders of encoder-decoder models do; {_MEND}."
             )
         return cls(adds=added != 0, reads_all_logits=abs(narrowed - added) > room * abs(added))
@@ -89,13 +88,9 @@ def refuse_encoder_decoder(model: Any) -> None:
     """
     if model.config.is_encoder_decoder:
         raise ValueError(
-            f"base_model: {_class_name(model)} has an encoder that reads the text and a decoder that answers it, and "
+            f"base_model: {class_name(model)} has an encoder that reads the text and a decoder that answers it, and "
             f"selection is for models that predict each token from those before it; {_MEND}."
         )
-
-
-def _class_name(model: Any) -> str:
-    return type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__
 
 
 @contextmanager

@@ -25,6 +25,7 @@ from sstoken_plugin.config import SSTokenConfig
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.linear_nll import RowLosses
 from sstoken_plugin.losses import mean_kept
+from sstoken_plugin.modes import class_name
 from sstoken_plugin.output_head import ResponseHead
 from sstoken_plugin.own_loss import OwnLoss, added_only
 from sstoken_plugin.samples import BatchLayout
@@ -164,7 +165,7 @@ class TokenSelection:
             self.own_loss = OwnLoss.of(model)
         if self.attention is None or not watching_changes(self.attention, model, batch, layout):
             return
-        reason = f"{type(model).__name__} computes something else while {self.attention.description} is watched"
+        reason = f"{class_name(model)} computes something else while {self.attention.description} is watched"
         if self.config.ranks_by_attention:
             raise ValueError(
                 f"sstoken.selector: {self.config.selector} needs prompt attention, and {reason}; set sstoken.selector: "
@@ -284,7 +285,7 @@ class ScoredStep:
     def _added(self, outputs: Any) -> Tensor:
         if not self._asked:
             raise RuntimeError(
-                f"{type(self._model).__name__} adds to its loss (output_router_logits, say), and its forward pass was "
+                f"{class_name(self._model)} adds to its loss (output_router_logits, say), and its forward pass was "
                 "replaced by one that computes the whole loss at once; remove keys that fuse the output head with the "
                 "loss, such as liger_fused_linear_cross_entropy or cut_cross_entropy."
             )

@@ -1,6 +1,7 @@
 """Every kind of history on real Axolotl runs, against the losses of the weights that it should have."""
 
 import copy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,21 @@ def test_the_history_can_be_an_adapter_over_the_same_base(config, train, seen, t
     assert "sstoken_history" not in saved
     if changes is not FULL:
         assert run.model.peft_config.keys() == {"default"}
+
+
+def test_a_base_that_is_loaded_again_is_of_the_same_revision(
+    config, train, seen, tiny_llama, other_checkpoint, trained_adapter, tmp_path, monkeypatch
+):
+    """As a hub's cache keeps it: the run names the first revision, and there is a newer one."""
+    cached = tmp_path / "models--some--model"
+    for name, folder in (("first", tiny_llama), ("main", other_checkpoint)):
+        shutil.copytree(folder, cached / "snapshots" / name)
+        (cached / "refs").mkdir(exist_ok=True)
+        (cached / "refs" / name).write_text(name)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    named = {"base_model": "some/model", "tokenizer_config": str(tiny_llama), "revision_of_model": "first"}
+    train({**config, **FULL, **named, "sstoken": {"history": trained_adapter, "warmup_ratio": 0.0}})
+    check_given(seen, PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), trained_adapter))
 
 
 @pytest.mark.parametrize("changes", [LORA, QLORA, FULL], ids=["lora", "qlora", "full"])

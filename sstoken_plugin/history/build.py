@@ -20,7 +20,7 @@ from sstoken_plugin.history.given import load_given
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.history.store import KEY_BYTES, LossStore
 from sstoken_plugin.history.weights import KeptWeights, MovingAverage, Snapshot
-from sstoken_plugin.modes import trial_tokens
+from sstoken_plugin.modes import class_name, trial_tokens
 from sstoken_plugin.own_loss import refuse_encoder_decoder
 from sstoken_plugin.refusals import PLAIN_INITS
 from sstoken_plugin.samples import IGNORE_INDEX, as_batch, sample_keys
@@ -86,7 +86,7 @@ def _refuse_traces(config: SSTokenConfig, history: History, model: Any) -> None:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise ValueError(
             f"sstoken.history: {config.history}: a pass of the history leaves {changed[0]}{more} of "
-            f"{type(model).__name__} changed, so that it would train something else; set sstoken.selector: attention, "
+            f"{class_name(model)} changed, so that it would train something else; set sstoken.selector: attention, "
             "which needs no history."
         )
 

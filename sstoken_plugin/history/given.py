@@ -10,10 +10,11 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sstoken_plugin.history.adapter import has_effect, trained_outside_adapter
 from sstoken_plugin.history.frozen import FrozenModel, without_adapter
+from sstoken_plugin.modes import under_adapter
 from sstoken_plugin.refusals import PLAIN_INITS
 from sstoken_plugin.sharding import is_sharded
 
@@ -81,7 +82,7 @@ def _adapter(folder: Path, cfg: Mapping[str, Any], model: Any, is_trained: bool)
             f"sstoken.history: {folder} goes over the base weights of this run, and making the run's own adapter has "
             "changed them (peft_init_lora_weights, say); make a plain one, or set history: initial."
         )
-    base = without_adapter(model) if shares else _load(cfg["base_model"], cfg, model)
+    base = without_adapter(model) if shares else _load(cfg["base_model"], cfg, model, cfg.get("revision_of_model"))
     with _loading(folder):
         history = PeftModel.from_pretrained(base, folder)
     return FrozenModel(history, f"the adapter in {folder}", shared_with=model if shares else None)
@@ -95,13 +96,19 @@ def _loading(folder: Path) -> Iterator[None]:
         raise ValueError(f"sstoken.history: {folder} cannot be loaded: {error}") from error
 
 
-def _load(source: Any, cfg: Mapping[str, Any], model: Any) -> nn.Module:
+def _load(source: Any, cfg: Mapping[str, Any], model: Any, revision: str | None = None) -> nn.Module:
+    trusts = bool(cfg.get("trust_remote_code"))
+    own = under_adapter(model)
+    source_config = AutoConfig.from_pretrained(source, trust_remote_code=trusts, revision=revision)
+    # A model that can also see is none for AutoModelForCausalLM.
+    same = source_config.model_type == own.config.model_type
     quantised = getattr(model.config, "quantization_config", None)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = (type(own) if same else AutoModelForCausalLM).from_pretrained(
         source,
+        revision=revision,
         dtype=cfg.get("torch_dtype") or model.get_input_embeddings().weight.dtype,
         attn_implementation=model.config._attn_implementation,
-        trust_remote_code=bool(cfg.get("trust_remote_code")),
+        trust_remote_code=trusts,
         # Quantised weights are made on the device where they stay.
         **({"quantization_config": quantised, "device_map": {"": model.device}} if quantised else {}),
     )
