@@ -35,10 +35,11 @@ def padded(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Put samples into one batch, padded on the right.
 
     Args:
-        samples: see `samples.as_batch`: `input_ids`, `labels`, and `attention_mask` if there is one, int64 [1, length].
+        samples: see `samples.as_batch`: `input_ids`, `labels`, and `attention_mask` and `position_ids` if there are
+            any, int64 [1, length].
 
     Returns:
-        `input_ids`, `labels` and `attention_mask`, int64 [samples, longest].
+        `input_ids`, `labels` and `attention_mask`, and `position_ids` if a sample has any, int64 [samples, longest].
     """
 
     def column(name: str, fill: int) -> Tensor:
@@ -46,4 +47,9 @@ def padded(samples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
     marks = [sample.get("attention_mask", torch.ones_like(sample["labels"]))[0] for sample in samples]
     mask = pad_sequence(marks, batch_first=True)
-    return {"input_ids": column("input_ids", 0), "labels": column("labels", IGNORE_INDEX), "attention_mask": mask}
+    batch = {"input_ids": column("input_ids", 0), "labels": column("labels", IGNORE_INDEX), "attention_mask": mask}
+    if any("position_ids" in sample for sample in samples):
+        counted = [torch.arange(sample["labels"].shape[1], device=mask.device) for sample in samples]
+        positions = [sample.get("position_ids", own[None])[0] for sample, own in zip(samples, counted, strict=True)]
+        batch["position_ids"] = pad_sequence(positions, batch_first=True)
+    return batch

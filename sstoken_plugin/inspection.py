@@ -62,7 +62,8 @@ def inspect_samples(
         count(step)
         ids = [row["input_ids"][0].tolist() for row in rows]
         texts = [record["tokens"] for record in before] or [token_texts(tokenizer, tokens) for tokens in ids]
-        for fields in _fields(step, ids, texts):
+        targets = [row["labels"][0].tolist() for row in rows]
+        for fields in _fields(step, ids, targets, texts):
             yield {"sample": done, **fields}
             done += 1
 
@@ -74,8 +75,11 @@ def ends_of_turns(record: Record, tokens: EndTokens) -> list[int]:
         record: see `inspect_samples`.
         tokens: what can end a turn.
     """
-    ids = torch.tensor(record["input_ids"])[None]
-    batch = {"input_ids": ids, "labels": torch.where(torch.tensor(record["response"])[None], ids, IGNORE_INDEX)}
+    labels = torch.tensor(record.get("labels", record["input_ids"]))[None]
+    batch = {
+        "input_ids": torch.tensor(record["input_ids"])[None],
+        "labels": torch.where(torch.tensor(record["response"])[None], labels, IGNORE_INDEX),
+    }
     layout = BatchLayout.of(batch)
     places: list[int] = layout.position[Turns.of(batch, layout, tokens).ends].tolist()
     return places
@@ -91,7 +95,9 @@ def _history_nll(records: Sequence[Record]) -> list[float] | None:
     ] or None
 
 
-def _fields(step: ScoredStep, ids: Sequence[list[int]], texts: Sequence[list[str]]) -> Iterator[Record]:
+def _fields(
+    step: ScoredStep, ids: Sequence[list[int]], targets: Sequence[list[int]], texts: Sequence[list[str]]
+) -> Iterator[Record]:
     scores = step.scores
     numbers = {
         "current_nll": scores.current,
@@ -102,7 +108,7 @@ def _fields(step: ScoredStep, ids: Sequence[list[int]], texts: Sequence[list[str
     }
     width = step.layout.shape[1]
     position = step.layout.position
-    for number, (row_ids, row_texts) in enumerate(zip(ids, texts, strict=True)):
+    for number, (row_ids, labels, row_texts) in enumerate(zip(ids, targets, texts, strict=True)):
         mine = position // width == number
         places = (position[mine] - number * width).tolist()
         kept = (position[mine & step.kept] - number * width).tolist()
@@ -113,6 +119,8 @@ def _fields(step: ScoredStep, ids: Sequence[list[int]], texts: Sequence[list[str
             "response": _marks(places, length),
             **{name: _spread(values, mine, places, length) for name, values in numbers.items()},
             "selected": _marks(kept, length),
+            # Only where they are somebody's own: else the response says it all.
+            **({"labels": labels} if any(labels[place] != row_ids[place] for place in places) else {}),
         }
 
 

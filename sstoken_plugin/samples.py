@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 IGNORE_INDEX = -100
+# What of a row of a data set says where its samples are, and what a model reads of it.
+COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids")
 
 
 @dataclass(frozen=True)
@@ -103,15 +105,17 @@ class BatchLayout:
 def as_batch(sample: Mapping[str, Any], device: Any = None) -> dict[str, Tensor]:
     """Turn a row of a prepared data set, lists `input_ids`, `labels`, ..., into a batch of one sample.
 
-    Padding that the row has at its ends is left out.
+    Padding that the row has at its ends is left out, and so are positions that count from 0 as those of a model do.
     """
-    columns = ("input_ids", "labels", "attention_mask", "position_ids")
-    batch = {key: torch.tensor(sample[key], device=device)[None] for key in columns if key in sample}
+    batch = {key: torch.tensor(sample[key], device=device)[None] for key in COLUMNS if key in sample}
     real, _ = boundaries(batch)
     (places,) = real[0].nonzero(as_tuple=True)
-    if not len(places):
-        return batch
-    return {key: column[:, places[0] : places[-1] + 1] for key, column in batch.items()}
+    if len(places):
+        batch = {key: column[:, places[0] : places[-1] + 1] for key, column in batch.items()}
+    positions = batch.get("position_ids")
+    if positions is not None and torch.equal(positions[0], torch.arange(positions.shape[1], device=device)):
+        del batch["position_ids"]
+    return batch
 
 
 def sample_keys(batch: Mapping[str, Tensor], size: int) -> tuple[list[bytes], list[int]]:
@@ -131,10 +135,13 @@ def sample_keys(batch: Mapping[str, Tensor], size: int) -> tuple[list[bytes], li
     response = (labels != IGNORE_INDEX) & real & ~starts
     # One transfer from the device for all samples.
     columns = [batch["input_ids"].flatten(), labels, response.long(), real.long(), starts.long()]
+    if (positions := batch.get("position_ids")) is not None:
+        columns.append(positions.flatten())
     table = torch.stack(columns).cpu().numpy()
     keys, lengths = [], []
     # What stands before the first start is padding.
-    for tokens, targets, is_response, is_real, _ in np.split(table, np.flatnonzero(table[4]), axis=1)[1:]:
+    for part in np.split(table, np.flatnonzero(table[4]), axis=1)[1:]:
+        tokens, targets, is_response, is_real = part[:4]
         asked = is_response.astype(bool)
         if not asked.any():
             continue
@@ -148,6 +155,9 @@ def sample_keys(batch: Mapping[str, Tensor], size: int) -> tuple[list[bytes], li
         if not inside.all():
             # Tokens in the midst that are not attended to.
             content.update(b"mask" + np.packbits(inside).tobytes())
+        if len(part) == 6 and (part[5][kept] != np.arange(kept.sum())).any():
+            # Positions of somebody's own.
+            content.update(b"positions" + part[5][kept].astype("<u4").tobytes())
         keys.append(content.digest())
         lengths.append(int(asked.sum()))
     return keys, lengths
@@ -157,9 +167,12 @@ def boundaries(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return where real tokens are and where samples start, each bool [B, S]."""
     labels, mask, position_ids = batch["labels"], batch.get("attention_mask"), batch.get("position_ids")
     real = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask != 0
-    # Padding may stand before the first sample of a row.
-    starts = real & (torch.cumsum(real, 1) == 1)
-    return real, starts if position_ids is None else starts | (real & (position_ids == 0))
+    passed = torch.cumsum(real, 1)
+    if position_ids is None:
+        return real, real & (passed == 1)
+    # Padding may stand before the first token of a sample, also inside of a row, and have its position 0.
+    before = torch.where(position_ids == 0, passed - real.long(), 0).cummax(1).values
+    return real, real & (passed == before + 1)
 
 
 def mix(bits: Tensor) -> Tensor:

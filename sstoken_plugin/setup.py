@@ -14,7 +14,7 @@ from sstoken_plugin.fused import KERNELS
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.own_loss import OwnLoss
 from sstoken_plugin.step import TokenSelection
-from sstoken_plugin.survey import Survey
+from sstoken_plugin.survey import Survey, refuse_rows
 from sstoken_plugin.turns import EndTokens
 
 LOG = logging.getLogger(__name__)
@@ -67,12 +67,11 @@ def look_at_data(samples: Any, cfg: Mapping[str, Any], model: Any, tokenizer: An
     Raises:
         ValueError: the data cannot be trained on rightly; one sentence with key and mend.
     """
+    refuse_rows(samples, packed=bool(cfg.get("sample_packing")))
     ends = end_tokens(cfg, model, tokenizer)
     found = Survey.of(samples, ends)
     if found is None:
         return ends
-    if not cfg.get("sample_packing"):
-        found.refuse_several()
     for sentence in found.warnings():
         LOG.warning(sentence)
     return replace(ends, in_data=found.ends)

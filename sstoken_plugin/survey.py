@@ -11,10 +11,9 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from sstoken_plugin.samples import IGNORE_INDEX, BatchLayout, boundaries
+from sstoken_plugin.samples import COLUMNS, IGNORE_INDEX, BatchLayout, boundaries
 from sstoken_plugin.turns import EndTokens, Turns
 
-COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids")
 # Rows that are read at once, and what is looked at of all: a second or two of a start.
 BLOCK = 100
 MOST_ROWS, MOST_TOKENS = 20_000, 20_000_000
@@ -29,16 +28,12 @@ class Survey:
         labelled_padding: those with labels where the attention mask is 0.
         relabelled: those with labels that are other tokens than the ones they stand at.
         ends: ids of the tokens that end a turn somewhere.
-        positions: rows whose `position_ids` were looked at: all that have any.
-        several: those that hold several samples by their `position_ids`.
     """
 
     rows: int = 0
     labelled_padding: int = 0
     relabelled: int = 0
     ends: frozenset[int] = frozenset()
-    positions: int = 0
-    several: int = 0
 
     @classmethod
     def of(cls, samples: Any, tokens: EndTokens) -> Survey | None:
@@ -49,40 +44,18 @@ class Survey:
                 have them.
             tokens: what can end a turn.
         """
-        if not isinstance(samples, Dataset) or not {"input_ids", "labels"} <= set(samples.column_names):
+        if not _is_known(samples):
             return None
-        found, ends, seen = cls(), set[int](), 0
-        for block in _blocks(samples, [name for name in COLUMNS if name in samples.column_names], MOST_ROWS):
-            batch, row = _as_one_row(block)
+        found, ends = cls(), set[int]()
+        for batch, row in _blocks(samples, COLUMNS, _stride(samples)):
             layout = BatchLayout.of(batch)
             ends.update(layout.target[Turns.of(batch, layout, tokens).ends].unique().tolist())
             labelled, (real, _) = batch["labels"] != IGNORE_INDEX, boundaries(batch)
-            found.rows += len(block["input_ids"])
+            found.rows += int(row[-1]) + 1 if len(row) else 0
             found.labelled_padding += _rows_with(labelled & ~real, row)
             found.relabelled += _rows_with(labelled & real & (batch["labels"] != batch["input_ids"]), row)
-            seen += len(row)
-            if seen > MOST_TOKENS:
-                break
         found.ends = frozenset(ends)
-        if "position_ids" in samples.column_names:
-            # What is refused must not slip through.
-            for block in _blocks(samples, ["labels", "position_ids"], len(samples)):
-                found.positions += len(block["labels"])
-                found.several += sum(map(_holds_several, block["labels"], block["position_ids"]))
         return found
-
-    def refuse_several(self) -> None:
-        """Refuse rows that hold several samples, for a training without packing.
-
-        Raises:
-            ValueError: there are such rows; one sentence with key and mend.
-        """
-        if self.several:
-            raise ValueError(
-                f"datasets: {self.several} of {self.positions} rows hold several samples by their position_ids, which "
-                "see each other where Axolotl does not pack itself; give each sample a row of its own, and set "
-                "sample_packing: true to pack them."
-            )
 
     def warnings(self) -> list[str]:
         """Return what may not be meant, one sentence each."""
@@ -100,33 +73,94 @@ class Survey:
         return found
 
 
-def _blocks(samples: Dataset, columns: list[str], most: int) -> Iterator[dict[str, Any]]:
-    """Yield columns of rows, arrays one a row: all rows, or about `most` of them in blocks all over the data set."""
-    rows = samples.with_format("numpy", columns=columns)
-    starts = range(0, len(samples), BLOCK)
-    step = max(1, len(samples) // max(most, 1))
-    for start in starts[::step]:
-        yield rows[start : start + BLOCK]
+def refuse_rows(samples: Any, *, packed: bool) -> None:
+    """Refuse rows of a prepared data set that Axolotl's batches would not tell apart; every row is looked at.
+
+    Args:
+        samples: see `Survey.of`.
+        packed: whether the training packs them.
+
+    Raises:
+        ValueError: there are such rows; one sentence with their number, the key and the way out.
+    """
+    if not _is_known(samples):
+        return
+    if packed and (padded := _padded_rows(samples)):
+        raise ValueError(
+            f"sample_packing: {padded} of {len(samples)} rows have padding of their own (attention_mask 0), which "
+            "Axolotl reads as text where it packs; take it out of the rows, or set sample_packing: false."
+        )
+    if not packed and (several := _rows_of_several(samples)):
+        raise ValueError(
+            f"datasets: {several} of {len(samples)} rows hold several samples by their position_ids, which see each "
+            "other where Axolotl does not pack itself; give each sample a row of its own, and set sample_packing: "
+            "true to pack them."
+        )
 
 
-def _as_one_row(block: dict[str, Any]) -> tuple[dict[str, Tensor], Tensor]:
-    """Put rows behind each other into a batch of one, as if packed; also return the row of each token."""
-    lengths = [len(row) for row in block["input_ids"]]
-    if "position_ids" not in block:
-        block = {**block, "position_ids": [np.arange(length) for length in lengths]}
-    batch = {
-        name: torch.from_numpy(np.concatenate([np.asarray(row, dtype=np.int64) for row in column]))[None]
-        for name, column in block.items()
-    }
-    return batch, torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
+def _is_known(samples: Any) -> bool:
+    return isinstance(samples, Dataset) and {"input_ids", "labels"} <= set(samples.column_names)
+
+
+def _padded_rows(samples: Dataset) -> int:
+    if "attention_mask" not in samples.column_names:
+        return 0
+    blocks = _blocks(samples, ("labels", "attention_mask"))
+    return sum(_rows_with(batch["attention_mask"] == 0, row) for batch, row in blocks if "attention_mask" in batch)
+
+
+def _rows_of_several(samples: Dataset) -> int:
+    """Count the rows in which a sample with response tokens stands behind another sample."""
+    if "position_ids" not in samples.column_names:
+        return 0
+    count = 0
+    for batch, row in _blocks(samples, ("labels", "attention_mask", "position_ids")):
+        real, starts = boundaries(batch)
+        sample = torch.cumsum(starts[0], 0)
+        # The first sample that each row begins; a row may have none.
+        first = torch.full_like(sample, len(row) + 1).scatter_reduce_(
+            0, row, torch.where(starts[0], sample, len(row) + 1), "amin"
+        )
+        behind = (sample > first[row]) & ~starts[0]
+        count += _rows_with((behind & real[0] & (batch["labels"][0] != IGNORE_INDEX))[None], row)
+    return count
+
+
+def _stride(samples: Dataset) -> int:
+    """Return of how many blocks one is looked at."""
+    some = samples.select(range(0, len(samples), max(1, len(samples) // 50)))
+    tokens = sum(len(row) for _, row in _blocks(some, ("labels",)))
+    share = max(len(samples) / MOST_ROWS, tokens / max(len(some), 1) * len(samples) / MOST_TOKENS)
+    return max(1, round(share))
+
+
+def _blocks(samples: Dataset, columns: tuple[str, ...], stride: int = 1) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Yield rows behind each other as a batch of one, int64 [1, T], as if packed, and the row of each token, [T].
+
+    Args:
+        samples: the rows.
+        columns: of which `labels` must be there; others may be missing.
+        stride: of so many blocks one is looked at.
+    """
+    there = [name for name in columns if name in samples.column_names]
+    tables = samples.with_format("arrow", columns=there)
+    for start in range(0, len(samples), BLOCK * stride):
+        table = tables[start : start + BLOCK]
+        read = {name: table.column(name).combine_chunks() for name in there}
+        # A column that not every row has says nothing of the others; Axolotl stops at it.
+        whole = {name: column for name, column in read.items() if not column.null_count}
+        lengths = whole["labels"].value_lengths().to_numpy(zero_copy_only=False)
+        batch = {
+            name: torch.from_numpy(column.flatten().to_numpy(zero_copy_only=False).astype(np.int64))
+            for name, column in whole.items()
+        }
+        begins = np.repeat(np.cumsum(lengths) - lengths, lengths)
+        counted = torch.from_numpy(np.arange(len(begins)) - begins)
+        # Whatever positions a row has, with it a sample begins.
+        batch["position_ids"] = torch.where(counted == 0, 0, batch.get("position_ids", counted))
+        row = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
+        yield {name: column[None] for name, column in batch.items()}, row
 
 
 def _rows_with(marks: Tensor, row: Tensor) -> int:
     return len(row[marks[0]].unique())
-
-
-def _holds_several(labels: np.ndarray, positions: np.ndarray) -> bool:
-    """Tell whether a sample with labels begins behind another one; zeros without labels are padding."""
-    segment = np.cumsum(np.asarray(positions) == 0)
-    labelled = segment[np.asarray(labels) != IGNORE_INDEX]
-    return bool(len(labelled)) and bool(labelled.max() > 1)

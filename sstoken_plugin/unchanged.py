@@ -31,8 +31,12 @@ def watching_changes(attention: PromptAttention, model: Any, batch: Mapping[str,
         plain = response_nll(model, batch, layout)
         with attention.measure(layout.prompt):
             watched = response_nll(model, batch, layout)
+    # A loss may be infinite or no number in either pass: such tokens rank last, and training goes on.
+    finite = torch.isfinite(plain)
+    if not torch.equal(torch.isfinite(watched), finite):
+        return True
     # On GPUs the same pass may differ in the last digits from time to time.
-    return not bool((watched - plain).norm() <= 1e-3 * plain.norm())
+    return not bool((watched - plain)[finite].norm() <= 1e-3 * plain[finite].norm())
 
 
 def traces_of(history: History, model: Any) -> list[str]:

@@ -7,6 +7,7 @@ import torch
 from sstoken_plugin.breakdown import FENCE, KeptCounts, part_of
 from sstoken_plugin.samples import BatchLayout
 from sstoken_plugin.step import Phase, TokenScores
+from sstoken_plugin.turns import EndTokens, Turns
 
 END = "<|im_end|>"
 
@@ -20,7 +21,9 @@ class Step:
         ids = torch.tensor([token for row in flat for token, _ in row])[None]
         labels = torch.tensor([token if response else -100 for row in flat for token, response in row])[None]
         places = torch.tensor([place for row in flat for place in range(len(row))])[None]
-        self.layout = BatchLayout.of({"input_ids": ids, "labels": labels, "position_ids": places})
+        batch = {"input_ids": ids, "labels": labels, "position_ids": places}
+        self.layout = BatchLayout.of(batch)
+        self.turns = Turns.of(batch, self.layout, EndTokens({tokenizer.eos_token_id}))
         self.phase = Phase(rule, 0.5, 0.5)
         count = len(self.layout.position)
         self.kept = torch.arange(count) % 2 == 0

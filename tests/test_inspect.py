@@ -188,3 +188,18 @@ def test_the_terminal_shows_samples(config, inspect):
     assert text.replace("\n", "") in result.output.replace("\n", "").replace("⏎", "")
     assert "struck out" in inspect(config, "--samples", "1")[0].output
     assert "struck out" not in inspect(config, "--samples", "1", "--show", "0")[0].output
+
+
+def test_labels_of_ones_own_are_in_the_record(config, inspect, tokenizer, tmp_path):
+    ids = tokenizer.encode("Name a tree: an oak, or a beech.<|im_end|>")
+    own = [-100] * 4 + [*ids[4:-2], 2, 2]
+    lines = [
+        {"input_ids": ids, "labels": labels, "attention_mask": [1] * len(ids)} for labels in (own, [-100] * 4 + ids[4:])
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    _, records = inspect({**config, "datasets": [{"path": str(file), "ds_type": "json", "type": None}]})
+    assert [record.get("labels") for record in sorted(records, key=lambda record: "labels" not in record)] == [
+        own,
+        None,
+    ]

@@ -177,6 +177,30 @@ def test_a_sample_has_one_key_wherever_it_stands(batch):
         assert [keys_of(row)[0] for row in alone] == keys
 
 
+def test_padding_before_a_sample_inside_of_a_row_belongs_to_none():
+    """As rows that were padded on the left look when they are put together, whether padding counts or not."""
+    for positions in ([0, 1, 2, 0, 1, 2, 3, 4], [0, 1, 2, 0, 0, 0, 1, 2]):
+        batch = batch_of([[-5, 6, 7, None, None, -8, 9, 2]], position_ids=[positions])
+        layout = BatchLayout.of(batch)
+        assert by_sample(layout.target, layout) == [[6, 7], [9, 2]]
+        batch["labels"][0, 5] = 8
+        assert by_sample(BatchLayout.of(batch).target, layout) == [[6, 7], [9, 2]]
+
+
+def test_positions_of_ones_own_are_kept_and_change_the_key():
+    plain = {"input_ids": [5, 6, 7, 8], "labels": [-100, 6, 7, 8]}
+    counted = as_batch({**plain, "position_ids": [0, 1, 2, 3]})
+    jump = as_batch({**plain, "position_ids": [0, 1, 900, 901]})
+    left = {"input_ids": [0, 5, 6, 7, 8], "labels": [-100, -100, 6, 7, 8], "attention_mask": [0, 1, 1, 1, 1]}
+    padded_left = as_batch({**left, "position_ids": [0, 0, 1, 2, 3]})
+    assert keys_of(counted) == keys_of(as_batch(plain)) == keys_of(padded_left)
+    assert keys_of(jump) != keys_of(counted)
+    assert "position_ids" not in batching.padded([counted, as_batch(plain)])
+    batch = batching.padded([jump, as_batch({"input_ids": [5, 6, 7, 8, 9], "labels": [5, 6, 7, 8, 9]})])
+    assert batch["position_ids"].tolist() == [[0, 1, 900, 901, 0], [0, 1, 2, 3, 4]]
+    assert keys_of(batch)[0] == keys_of(jump)[0]
+
+
 def changed(name, value, place=(0, 3)):
     batch = batch_of([[-5, -6, 7, 8, 9]], attention_mask=[[1] * 5])
     batch[name][place] = value

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from datasets import Dataset
 
 from sstoken_plugin import survey
-from sstoken_plugin.survey import Survey
+from sstoken_plugin.survey import Survey, refuse_rows
 from sstoken_plugin.turns import EndTokens
 
 ENDS = EndTokens({2})
@@ -34,7 +34,6 @@ def test_rows_are_counted_by_what_is_odd_in_them():
     assert "2 of 5 samples" in padding
     assert "datasets" in padding
     assert "1 of 5 samples" in relabelled
-    found.refuse_several()
 
 
 def test_clean_data_gives_no_warning():
@@ -45,17 +44,45 @@ def test_clean_data_gives_no_warning():
     assert look(row([5, 6, 2], [-100, 6, -100]), row([5, 2, 6])).ends == frozenset()
 
 
-def test_samples_that_share_a_row_are_counted_in_all_rows(monkeypatch):
+SINGLE = row([5, 6, 7, 8], position_ids=[0, 1, 2, 3], attention_mask=[1, 1, 1, 1])
+# Positions of somebody's own, that one sample may have.
+ALONE = {
+    "from elsewhere": row([5, 6, 7, 8], position_ids=[7, 8, 9, 10], attention_mask=[1, 1, 1, 1]),
+    "padded right": row([5, 6, 0, 0], [-100, 6, -100, -100], position_ids=[0, 1, 0, 0], attention_mask=[1, 1, 0, 0]),
+    "padded left": row([0, 0, 5, 6], [-100, -100, -100, 6], position_ids=[0, 0, 0, 1], attention_mask=[0, 0, 1, 1]),
+    "padding unmarked": row([5, 6, 0, 0], [-100, 6, -100, -100], position_ids=[0, 1, 0, 0], attention_mask=[1] * 4),
+    "padding counted on": row([0, 0, 5, 6], position_ids=[1, 1, 0, 1], attention_mask=[0, 0, 1, 1]),
+}
+SHARED = {
+    "two": row([5, 6, 7, 8], position_ids=[0, 1, 0, 1], attention_mask=[1, 1, 1, 1]),
+    "begun before": row([5, 6, 7, 8], position_ids=[7, 8, 0, 1], attention_mask=[1, 1, 1, 1]),
+    "padding between": row([5, 6, 0, 7, 8], position_ids=[0, 1, 0, 0, 1], attention_mask=[1, 1, 0, 1, 1]),
+    "the first unlabelled": row([5, 6, 7, 8], [-100] * 3 + [8], position_ids=[0, 1, 0, 1], attention_mask=[1] * 4),
+}
+
+
+@pytest.mark.parametrize("alone", ALONE.values(), ids=ALONE)
+def test_one_sample_a_row_is_accepted_whatever_its_positions(alone):
+    refuse_rows(Dataset.from_list([SINGLE, alone, alone]), packed=False)
+
+
+@pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
+def test_samples_that_share_a_row_are_counted_in_all_rows(shared, monkeypatch):
     monkeypatch.setattr(survey, "MOST_ROWS", 100)
-    single = row([5, 6, 7, 8], position_ids=[0, 1, 2, 3])
-    # Zeros without labels are padding, and these positions count from elsewhere.
-    padded = row([5, 6, 0, 0], [-100, 6, -100, -100], position_ids=[0, 1, 0, 0])
-    offset = row([5, 6, 7, 8], position_ids=[7, 8, 9, 10])
-    double = row([5, 6, 7, 8], position_ids=[0, 1, 0, 1])
-    look(single, padded, offset).refuse_several()
-    rows = [single] * 150 + [double] + [single] * 149 + [double]
+    rows = Dataset.from_list([SINGLE] * 150 + [shared] + [SINGLE] * 149 + [shared])
     with pytest.raises(ValueError, match=r"datasets: 2 of 301 rows .* sample_packing: true"):
-        look(*rows).refuse_several()
+        refuse_rows(rows, packed=False)
+    # There Axolotl counts positions anew.
+    refuse_rows(Dataset.from_list([SINGLE, SINGLE]), packed=True)
+
+
+@pytest.mark.parametrize("mask", [[1, 1, 1, 0], [0, 1, 1, 1], [1, 0, 1, 1]], ids=str)
+def test_padding_in_rows_that_are_packed_is_refused(mask):
+    rows = [SINGLE] * 120 + [{**SINGLE, "attention_mask": mask}] * 3
+    with pytest.raises(ValueError, match=r"sample_packing: 3 of 123 rows .* set sample_packing: false"):
+        refuse_rows(Dataset.from_list(rows), packed=True)
+    refuse_rows(Dataset.from_list(rows), packed=False)
+    refuse_rows(Dataset.from_list([row([5, 6, 7])]), packed=True)
 
 
 def test_of_a_large_data_set_rows_all_over_it_are_looked_at(monkeypatch):
@@ -64,6 +91,14 @@ def test_of_a_large_data_set_rows_all_over_it_are_looked_at(monkeypatch):
     found = look(*rows)
     assert 300 <= found.rows <= 500
     assert look(*rows[::-1]).relabelled == 100
+
+
+def test_of_long_rows_fewer_are_looked_at_and_all_over_the_data(monkeypatch):
+    monkeypatch.setattr(survey, "MOST_TOKENS", 100_000)
+    clean, shifted = row([5] * 500), row([5] * 500, [6] * 500)
+    found = look(*[clean] * 300, *[shifted] * 700)
+    assert 100 <= found.rows <= 400
+    assert found.relabelled / found.rows >= 0.5
 
 
 def test_other_kinds_of_data_are_not_looked_at():

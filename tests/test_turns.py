@@ -9,6 +9,7 @@ import torch
 from conftest import chat
 from test_samples import batch_of, packed, padded
 
+from sstoken_plugin.inspection import ends_of_turns
 from sstoken_plugin.samples import BatchLayout
 from sstoken_plugin.selection import kept_per_sample
 from sstoken_plugin.setup import end_tokens
@@ -86,6 +87,13 @@ def test_padding_with_the_end_token_ends_nothing():
 )
 def test_ends_take_half_of_the_places_at_most(length, ends, ratio, kept):
     assert kept_per_sample(torch.tensor([length]), ratio, torch.tensor([ends])).tolist() == [kept]
+
+
+def test_the_page_marks_the_ends_of_labels_of_ones_own():
+    record = {"input_ids": [5, 6, 7, 8], "response": [False, True, True, True]}
+    assert ends_of_turns(record, ENDS) == []
+    assert ends_of_turns({**record, "labels": [-100, 6, 7, 2]}, ENDS) == [3]
+    assert ends_of_turns({**record, "input_ids": [5, 6, 7, 2]}, ENDS) == [3]
 
 
 class Model:

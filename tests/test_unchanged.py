@@ -1,5 +1,7 @@
 """Looking at a model changes nothing: neither what it computes while it is watched, nor what it is after it."""
 
+import math
+
 import pytest
 import torch
 from chosen_families import LLAMA, SIZE, VOCABULARY, build
@@ -81,6 +83,18 @@ def test_a_model_that_notices_is_no_longer_watched_where_attention_does_not_rank
     torch.testing.assert_close(step.loss(outputs), shy(**batch).loss)
     assert step.scores.attention is None
     assert "prompt attention is not logged" in caplog.text
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_no_change(value):
+    """Such tokens rank last; the first batch must not stop the run for them."""
+    model = build(LLAMA, "sdpa")
+    selection, phase = selection_of(model, selector="attention")
+    batch = batch_of()
+    with torch.no_grad():
+        model.lm_head.weight[batch["labels"][0, -1]] = value
+    selection.begin(model, batch, phase)
+    assert selection.attention is not None
 
 
 def rwkv():
