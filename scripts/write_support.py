@@ -13,8 +13,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import conftest  # noqa: E402, F401 (it sets up what transformers finds)
 import transformers  # noqa: E402
-from families import ALL, CANNOT, Family  # noqa: E402
-from family_checks import NOT_EVEN_PLAIN, OUT_OF_REACH, Findings, examine  # noqa: E402
+from families import ALL  # noqa: E402
+from family_checks import examine, verdict  # noqa: E402
 
 START, END = "<!-- families, by scripts/write_support.py -->", "<!-- end of families -->"
 INTRODUCTION = """transformers {version} lists {number} classes of language models, with images or without; a tiny
@@ -57,30 +57,6 @@ def rank(row: tuple[str, list[str]]) -> tuple[bool, bool, int]:
     """What is right first, and large rows before small ones."""
     words, names = row
     return not words.startswith("right"), words.startswith("not made"), -len(names)
-
-
-def verdict(family: Family, found: Findings) -> str:
-    """Return what the findings of a family come to, in words."""
-    if found.fails is not None:
-        reasons = [reason for reason, names in CANNOT.items() if family.name in names]
-        return f"not made tiny: it {reasons[0] if reasons else 'fails: ' + found.fails}"
-    if found.refusal is not None:
-        return found.refusal
-    wrong = [
-        f"{aspect}: {finding}"
-        for aspect, finding in vars(found).items()
-        if finding not in (None, "none", OUT_OF_REACH, NOT_EVEN_PLAIN)
-    ]
-    if wrong:
-        return f"**wrong**: {'; '.join(wrong)}"
-    words = ["right"]
-    if found.attention == OUT_OF_REACH:
-        words.append("prompt attention out of reach, so `selector: rel`")
-    if found.adapter == NOT_EVEN_PLAIN:
-        words.append("under LoRA plain training fails too")
-    if found.added == NOT_EVEN_PLAIN:
-        words.append("with the losses that it can add plain training fails too")
-    return "; ".join(words)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,10 @@ def end_tokens(cfg: Mapping[str, Any], model: Any, tokenizer: Any) -> EndTokens:
     declared = getattr(generation, "eos_token_id", None)
     declared = declared if isinstance(declared, (list, tuple)) else [declared]
     # A model's configuration may be older than the tokenizer: there the id is an ordinary token, or none.
-    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    special = set(tokenizer.all_special_ids)
+    # Tokenizers of mistral-common have no such list.
+    if isinstance(added := getattr(tokenizer, "added_tokens_decoder", None), Mapping):
+        special.update(token for token, kind in added.items() if kind.special)
     ids = {tokenizer.eos_token_id, *(special & set(declared))}
     for text in cfg.get("eot_tokens") or []:
         # As Axolotl finds them in its data.

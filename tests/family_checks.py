@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from families import SPECIAL, Family
+from families import CANNOT, SPECIAL, Family
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
@@ -302,3 +302,27 @@ def after_step(trained: list[Any], loss: Tensor) -> tuple[Tensor, Tensor]:
     flat = torch.cat([part.flatten() for part in gradient]).clone()
     optimizer.step()
     return flat, torch.cat([p.detach().flatten() for p in trained])
+
+
+def verdict(family: Family, found: Findings) -> str:
+    """Return what the findings of a family come to, in words."""
+    if found.fails is not None:
+        reasons = [reason for reason, names in CANNOT.items() if family.name in names]
+        return f"not made tiny: it {reasons[0] if reasons else 'fails: ' + found.fails}"
+    if found.refusal is not None:
+        return found.refusal
+    wrong = [
+        f"{aspect}: {finding}"
+        for aspect, finding in vars(found).items()
+        if finding not in (None, "none", OUT_OF_REACH, NOT_EVEN_PLAIN)
+    ]
+    if wrong:
+        return f"**wrong**: {'; '.join(wrong)}"
+    words = ["right"]
+    if found.attention == OUT_OF_REACH:
+        words.append("prompt attention out of reach, so `selector: rel`")
+    if found.adapter == NOT_EVEN_PLAIN:
+        words.append("under LoRA plain training fails too")
+    if found.added == NOT_EVEN_PLAIN:
+        words.append("with the losses that it can add plain training fails too")
+    return "; ".join(words)

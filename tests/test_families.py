@@ -6,8 +6,9 @@ import re
 
 import pytest
 import transformers
+from conftest import ROOT
 from families import ALL, CANNOT, OVERRIDES
-from family_checks import NOT_EVEN_PLAIN, OUT_OF_REACH, examine
+from family_checks import NOT_EVEN_PLAIN, OUT_OF_REACH, examine, verdict
 from packaging.version import Version
 
 CANNOT_RUN = {name: part for cases in CANNOT.values() for name, part in cases.items()}
@@ -23,9 +24,23 @@ REFUSED: dict[str, list[str]] = {
 REFUSED_IN_SOME_RELEASES = {"moshi"}
 
 
+def documented() -> dict[str, str]:
+    """The verdict of docs/support.md on each family; nothing if it is on another release of transformers."""
+    page = (ROOT / "docs" / "support.md").read_text()
+    if f"transformers {transformers.__version__} lists" not in page:
+        return {}
+    rows = re.findall(r"^\| (.+?) \| \d+ \| (`.+`) \|$", page.partition("## Families of models")[2], re.MULTILINE)
+    return {name: words for words, names in rows for name in re.findall("`([^`]+)`", names)}
+
+
+DOCUMENTED = documented()
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_family_is_right_or_refused(name: str) -> None:
     found = examine(ALL[name])
+    if DOCUMENTED:
+        assert DOCUMENTED[name] == verdict(ALL[name], found), "python scripts/write_support.py"
     if name in CANNOT_RUN:
         assert found.fails is not None, "it runs now: take it out of CANNOT"
         assert re.search(CANNOT_RUN[name], found.fails)

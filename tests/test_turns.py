@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -169,3 +170,14 @@ def test_a_mention_of_the_end_is_not_kept_for_it(config, train, steps, tmp_path)
         assert step.turns.ends.sum() == len(step.layout.lengths)
         assert step.kept[step.turns.ends].all()
         assert (step.layout.target[step.kept] == END).sum() < step.kept.sum() / 2
+
+
+def test_a_tokenizer_of_mistral_common_has_its_end(tmp_path):
+    """One that comes with the package; its list of added tokens is none."""
+    from importlib.resources import files
+
+    from transformers.tokenization_mistral_common import MistralCommonBackend
+
+    shutil.copy(str(files("mistral_common") / "data" / "tekken_240911.json"), tmp_path / "tekken.json")
+    other = MistralCommonBackend.from_pretrained(tmp_path)
+    assert set(end_tokens({}, Model([2, 1005]), other).ids) == {other.eos_token_id}
