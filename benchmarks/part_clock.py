@@ -12,11 +12,13 @@ from sstoken_plugin import selection
 from sstoken_plugin.attention import PromptAttention
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.step import Phase, TokenSelection
+from sstoken_plugin.turns import Turns
 
-# Layout, scores and selection, the reading of kept losses; what counts for the metrics is the caller's to name.
+# Layout, turns, scores and selection, the reading of kept losses; what counts for the metrics is the caller's to name.
 PARTS: list[tuple[Any, str, str]] = [
     (PromptAttention, "_observe", "probe"),
     (Phase, "layout", "bookkeeping"),
+    (Turns, "of", "bookkeeping"),
     (HistoryLosses, "of", "bookkeeping"),
     (TokenSelection, "score", "bookkeeping"),
     (selection, "keep_top", "bookkeeping"),

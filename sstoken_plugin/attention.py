@@ -194,7 +194,8 @@ class PromptAttention:
         self._prompt: Tensor | None = None
         self._calls = 0
         self._unchecked = True
-        self._watch = _Watch(layer.module, self._observe)
+        # Looked up at each call, so that a benchmark can time it.
+        self._watch = _Watch(layer.module, lambda call: self._observe(call))
 
     @classmethod
     def of(cls, model: PreTrainedModel, attention_layer: int) -> PromptAttention:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 
 from sstoken_plugin.sharding import device_of, drop_gathered, is_sharded
@@ -16,7 +15,9 @@ from sstoken_plugin.sharding import device_of, drop_gathered, is_sharded
 
 def under_adapter(model: Any) -> Any:
     """Return the model of transformers that a PEFT model is made of, or the model itself if it has no adapter."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    # Asked of the model, so that none of this needs PEFT.
+    base = getattr(model, "get_base_model", None)
+    return model if base is None else base()
 
 
 def class_name(model: Any) -> str:

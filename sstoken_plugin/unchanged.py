@@ -78,6 +78,7 @@ def _sum_of_bits(tensor: Tensor) -> int:
     if held.is_meta or not held.numel():
         return 0
     # Whatever the dtype, and exact: a sum of the values would lose small changes of large tensors.
-    bits = held.contiguous().flatten().view(torch.uint8)
+    # A tensor of one entry may have any stride, and view wants 1.
+    bits = held.contiguous().as_strided((held.numel(),), (1,)).view(torch.uint8)
     wide = len(bits) // 4 * 4
     return int(bits[:wide].view(torch.int32).sum(dtype=torch.int64) + bits[wide:].sum(dtype=torch.int64))
