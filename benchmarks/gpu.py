@@ -43,7 +43,6 @@ from sstoken_plugin.metrics import Totals, counts
 from sstoken_plugin.modes import without_trace
 from sstoken_plugin.samples import BatchLayout
 from sstoken_plugin.step import Phase, ScoredStep, TokenSelection
-from sstoken_plugin.turns import EndTokens
 
 BATCHES = 3
 PHASE = Phase("sstoken", gamma=0.5, ratio=0.6)
@@ -196,9 +195,7 @@ class Bench:
 
     def selection(self, losses: HistoryLosses) -> TokenSelection:
         """Return what the plugin's side needs, with the settings' defaults."""
-        return TokenSelection(
-            SSTokenConfig(), PromptAttention.of(self.model, -1), losses, EndTokens([self.vocabulary - 1])
-        )
+        return TokenSelection(SSTokenConfig(), PromptAttention.of(self.model, -1), losses, [self.vocabulary - 1])
 
     def plain_step(self, batch: dict[str, Tensor]) -> None:
         """Run a step as transformers does."""

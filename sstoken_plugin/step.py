@@ -11,7 +11,7 @@ The trainer, the inspector and the benchmarks run these same lines.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -103,7 +103,7 @@ class TokenSelection:
         config: the settings.
         attention: where prompt attention is measured; None if it is not.
         history: gives the losses of the history model; None if REL is not measured.
-        end_tokens: what can end a turn, for `keep_eos` and its metric.
+        end_tokens: what can end a turn, for `keep_eos` and its metric; the ids alone will do.
         seed: for random selection, where the settings give none.
         kernel: per-token losses that are tried before our own, see `fused`.
         own_loss: what the model adds to its loss; None to find it out on the first batch.
@@ -114,7 +114,7 @@ class TokenSelection:
         config: SSTokenConfig,
         attention: PromptAttention | None,
         history: HistoryLosses | None,
-        end_tokens: EndTokens,
+        end_tokens: EndTokens | Collection[int],
         seed: int = 0,
         kernel: RowLosses | None = None,
         own_loss: OwnLoss | None = None,
@@ -122,7 +122,7 @@ class TokenSelection:
         self.config = config
         self.attention = attention
         self.history = history
-        self.end_tokens = end_tokens
+        self.end_tokens = end_tokens if isinstance(end_tokens, EndTokens) else EndTokens(end_tokens)
         self.seed = seed if config.seed is None else config.seed
         self.kernel = kernel
         self.own_loss = own_loss

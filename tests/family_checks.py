@@ -25,7 +25,6 @@ from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.losses import token_nll
 from sstoken_plugin.samples import BatchLayout
 from sstoken_plugin.step import Phase, ScoredStep, TokenSelection
-from sstoken_plugin.turns import EndTokens
 
 TOLERANCE = 1e-5
 # Between logits of two kinds of attention: far above what layers add up to, far below another mask.
@@ -153,7 +152,7 @@ def scored(
     """A step of a selection that keeps everything, and its loss."""
     torch.manual_seed(0)
     settings = SSTokenConfig(selector=selector, ratio=1.0)
-    step = TokenSelection(settings, attention, history, EndTokens([2])).begin(model, batch, Phase.of(settings))
+    step = TokenSelection(settings, attention, history, [2]).begin(model, batch, Phase.of(settings))
     with step.observed():
         outputs = model(**inputs_of(batch), use_cache=False)
     return step, step.loss(outputs)

@@ -22,7 +22,6 @@ from sstoken_plugin.config import SSTokenConfig
 from sstoken_plugin.history.build import build_history
 from sstoken_plugin.sharding import parts, wholes
 from sstoken_plugin.step import Phase, TokenSelection
-from sstoken_plugin.turns import EndTokens
 
 CONFIG = LlamaConfig(
     vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -135,7 +134,7 @@ def train(model: Any, engine: Any, settings: dict[str, Any], folder: Path) -> di
     wrapped = engine.model
     losses = build_history(config, cfg, model, Tokenizer())
     history = None if losses is None else losses.history
-    selection = TokenSelection(config, PromptAttention.of(model, -1), losses, end_tokens=EndTokens([2]))
+    selection = TokenSelection(config, PromptAttention.of(model, -1), losses, end_tokens=[2])
     seen: dict[str, Any] = {"loss": [], "kept": [], "rel": [], "attention": [], "hits": []}
     for number, batch in enumerate(batches(dist.get_rank())):
         # An evaluation leaves weights of the root gathered.
@@ -217,7 +216,7 @@ def fill(model: Any, settings: dict[str, Any], folder: Path) -> None:
     losses = build_history(config, cfg, model, Tokenizer(), trains=False)
     assert losses is not None
     assert losses.store is not None
-    selection = TokenSelection(config, None, losses, end_tokens=EndTokens([2]))
+    selection = TokenSelection(config, None, losses, end_tokens=[2])
     for batch in batches(0)[::2]:
         selection.begin(model, batch, Phase.of(config))
     losses.store.flush()

@@ -23,7 +23,6 @@ from sstoken_plugin.attention import PromptAttention, softmax_layers
 from sstoken_plugin.config import SSTokenConfig
 from sstoken_plugin.samples import BatchLayout
 from sstoken_plugin.step import Phase, TokenSelection
-from sstoken_plugin.turns import EndTokens
 
 
 def random_samples(lengths=((13, 6), (9, 3))):
@@ -279,7 +278,7 @@ def test_no_tensor_of_a_step_is_of_tokens_by_tokens(attention, linear):
     """Eager attention makes such matrices itself, which shows that one would be seen."""
     model, batch = build(LLAMA, attention).train(), padded(random_samples(lengths=((512, 200),)))
     config = SSTokenConfig(selector="attention")
-    selection = TokenSelection(config, PromptAttention.of(model, -1), history=None, end_tokens=EndTokens([2]))
+    selection = TokenSelection(config, PromptAttention.of(model, -1), history=None, end_tokens=[2])
     with tensor_sizes() as sizes:
         step = selection.begin(model, batch, Phase.of(config))
         with step.observed():

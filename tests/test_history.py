@@ -23,7 +23,6 @@ from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.history.weights import KeptWeights, MovingAverage, Snapshot, round_by_chance
 from sstoken_plugin.modes import without_trace
 from sstoken_plugin.step import Phase, TokenSelection
-from sstoken_plugin.turns import EndTokens
 
 PHASE = Phase("rel", 1.0, 0.6)
 FROZEN_BY_USER = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
@@ -64,7 +63,7 @@ def batch():
 def begin(model, batch, history=None):
     """Compute the losses of the history as a step does."""
     losses = HistoryLosses(history or AdapterOff())
-    return TokenSelection(SSTokenConfig(), None, losses, EndTokens()).begin(model, batch, PHASE)
+    return TokenSelection(SSTokenConfig(), None, losses, []).begin(model, batch, PHASE)
 
 
 def second_adapter(model):

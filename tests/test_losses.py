@@ -14,7 +14,6 @@ from sstoken_plugin.losses import mean_kept
 from sstoken_plugin.output_head import ResponseHead
 from sstoken_plugin.samples import BatchLayout
 from sstoken_plugin.step import Phase, TokenSelection
-from sstoken_plugin.turns import EndTokens
 
 
 class HeadlessLlama(LlamaForCausalLM):
@@ -120,7 +119,7 @@ def test_a_batch_without_response_tokens_has_no_loss_and_a_gradient_of_zero(mode
 
 def test_a_step_without_response_tokens_has_no_loss_and_a_gradient_of_zero(model):
     batch = batch_of(prompts=(12, 9))
-    step = TokenSelection(SSTokenConfig(), None, None, EndTokens()).begin(model, batch, Phase("position", 0.0, 0.6))
+    step = TokenSelection(SSTokenConfig(), None, None, []).begin(model, batch, Phase("position", 0.0, 0.6))
     with step.observed():
         outputs = model(**inputs_of(batch))
     loss = step.loss(outputs)
@@ -149,7 +148,7 @@ def test_a_forward_pass_with_ligers_fused_loss_gives_the_same_loss(llama):
     labels = torch.randint(3, 64, (2, 12))
     input_ids = labels.clone()
     labels[:, :5] = -100
-    selection = TokenSelection(SSTokenConfig(selector="position"), None, None, EndTokens([2]))
+    selection = TokenSelection(SSTokenConfig(selector="position"), None, None, [2])
 
     def loss():
         batch = {"input_ids": input_ids, "labels": labels}

@@ -11,7 +11,6 @@ from sstoken_plugin.config import SSTokenConfig
 from sstoken_plugin.history.build import build_history
 from sstoken_plugin.own_loss import OwnLoss
 from sstoken_plugin.step import Phase, TokenSelection
-from sstoken_plugin.turns import EndTokens
 
 ROUTED = {"output_router_logits": True, "num_experts_per_tok": 1}
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
@@ -49,7 +48,7 @@ def batch_of():
 
 def ours(model, batch, items=None, **settings):
     config = SSTokenConfig(**settings)
-    selection = TokenSelection(config, None, None, EndTokens([2]))
+    selection = TokenSelection(config, None, None, [2])
     step = selection.begin(model, batch, Phase.of(config))
     with step.observed():
         outputs = model(**{key: value for key, value in batch.items() if key != "labels"})
@@ -163,7 +162,7 @@ def test_a_decoder_with_an_encoder_is_refused_before_its_first_pass(adapted, tok
 def test_a_fused_loss_beside_an_addition_is_told_by_its_keys(monkeypatch):
     model, batch = model_of("mixtral", ADDS["mixtral"]), batch_of()
     config = SSTokenConfig()
-    selection = TokenSelection(config, None, None, EndTokens([2]))
+    selection = TokenSelection(config, None, None, [2])
     selection.begin(model, batch, Phase.of(config))
     forward = model.forward
 

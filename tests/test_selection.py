@@ -16,7 +16,6 @@ from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.samples import BatchLayout
 from sstoken_plugin.selection import blend, keep_top, kept_per_sample, normalise, random_scores
 from sstoken_plugin.step import Phase, TokenSelection
-from sstoken_plugin.turns import EndTokens
 
 SIGNALS = ("current_nll", "history_nll", "prompt_attention")
 FEW = json.loads((Path(__file__).parent / "data" / "parity.json").read_text())
@@ -52,7 +51,7 @@ def keep(cases, ratio, gamma, dtype):
     phase = Phase("sstoken", gamma, ratio)
     layout = BatchLayout.of(packed(cases))
     signals = [torch.tensor(joined(c[key] for c in cases), dtype=dtype)[layout.position] for key in SIGNALS]
-    selection = TokenSelection(SSTokenConfig(keep_eos=False), None, HistoryLosses(None), EndTokens())
+    selection = TokenSelection(SSTokenConfig(keep_eos=False), None, HistoryLosses(None), [])
     score = selection.score(phase, layout, *signals).score
     kept = keep_top(score, layout.sample, kept_per_sample(layout.lengths, ratio))
     row = torch.zeros(layout.shape[1], dtype=torch.bool)

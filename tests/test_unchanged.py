@@ -18,7 +18,6 @@ from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.history.weights import KeptWeights, MovingAverage, Snapshot
 from sstoken_plugin.samples import BatchLayout
 from sstoken_plugin.step import Phase, TokenSelection
-from sstoken_plugin.turns import EndTokens
 
 # Their attention adds the mask of an indexer where its config names an attention that it knows.
 INDEXED = {
@@ -65,7 +64,7 @@ def shy():
 
 def selection_of(model, **settings):
     config = SSTokenConfig(**settings)
-    return TokenSelection(config, PromptAttention.of(model, -1), None, EndTokens([2])), Phase.of(config)
+    return TokenSelection(config, PromptAttention.of(model, -1), None, [2]), Phase.of(config)
 
 
 def test_a_model_that_notices_is_refused_where_attention_ranks(shy):
