@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import transformers
 from chosen_families import SIZE, VOCABULARY, build
 from conftest import STEADY
+from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
@@ -31,9 +33,15 @@ NOTHING = {
 }
 
 
+# Up to transformers 5.17 the own loss of Granite MoE fails with output_router_logits.
+MISSING = {kind for kind in ADDS if kind not in CONFIG_MAPPING}
+if Version(transformers.__version__) < Version("5.18"):
+    MISSING.add("granitemoe")
+
+
 def model_of(kind, settings):
-    if kind not in CONFIG_MAPPING:
-        pytest.skip("this release of transformers does not have it")
+    if kind in MISSING:
+        pytest.skip("this release of transformers does not have it, or not right")
     return build(CONFIG_MAPPING[kind](**SIZE, **settings))
 
 
@@ -90,7 +98,7 @@ def test_beside_kept_tokens_it_is_the_same(kind):
 
 
 def test_all_logits_are_computed_where_the_addition_reads_them_and_nowhere_else():
-    found = {kind: OwnLoss.of(model_of(kind, settings)) for kind, settings in ADDS.items() if kind in CONFIG_MAPPING}
+    found = {kind: OwnLoss.of(model_of(kind, settings)) for kind, settings in ADDS.items() if kind not in MISSING}
     assert all(own.adds for own in found.values())
     assert [kind for kind, own in found.items() if own.reads_all_logits] == ["bamba"]
 
