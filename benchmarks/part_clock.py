@@ -11,6 +11,7 @@ from harness import WARMUP_STEPS, spread
 from sstoken_plugin import selection
 from sstoken_plugin.attention import PromptAttention
 from sstoken_plugin.history.losses import HistoryLosses
+from sstoken_plugin.modes import replaced
 from sstoken_plugin.step import Phase, TokenSelection
 from sstoken_plugin.turns import Turns
 
@@ -53,11 +54,8 @@ class PartClock:
                 self._running = False
             return found[0]
 
-        setattr(owner, name, timed)
-        try:
+        with replaced(owner, name, timed):
             yield
-        finally:
-            setattr(owner, name, function)
 
 
 def part_shares(

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import AttentionInterface
 
-from sstoken_plugin.modes import class_name, trial_tokens, without_trace
+from sstoken_plugin.modes import class_name, replaced, trial_tokens, without_trace
 
 # Rows of probabilities sum to 1; what low-precision kernels lose stays well below this.
 _MASS_TOLERANCE = 0.02
@@ -63,17 +63,10 @@ class _Watch:
     @contextmanager
     def on(self) -> Iterator[None]:
         """Watch inside the block; nothing stays behind after it."""
-        # Engines and kernels may have put their own on the instance.
-        own = vars(self._module).get("forward")
         self._forward = self._module.forward
-        self._module.forward = self._watched_forward
-        try:
+        # Engines and kernels may have put their own on the instance.
+        with replaced(self._module, "forward", self._watched_forward):
             yield
-        finally:
-            if own is None:
-                del self._module.forward
-            else:
-                self._module.forward = own
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         look_up, subscribe = AttentionInterface.get_interface, AttentionInterface.__getitem__
@@ -86,8 +79,8 @@ class _Watch:
             return partial(self._call, subscribe(interface, name))
 
         with (
-            _replaced(AttentionInterface, "get_interface", with_default),
-            _replaced(AttentionInterface, "__getitem__", named),
+            replaced(AttentionInterface, "get_interface", with_default),
+            replaced(AttentionInterface, "__getitem__", named),
         ):
             return self._forward(*args, **kwargs)
 
@@ -106,19 +99,6 @@ class _Watch:
             with torch.no_grad():
                 self._observer(_Call(module, function, query, key, value, attention_mask, kwargs))
         return result
-
-
-@contextmanager
-def _replaced(owner: type, name: str, value: Any) -> Iterator[None]:
-    own = vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if own is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, own)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from sstoken_plugin import selection
-from sstoken_plugin.samples import BatchLayout
 from sstoken_plugin.step import ScoredStep
 
 # Logged name: (numerator, denominator).
@@ -69,7 +68,7 @@ def counts(step: ScoredStep) -> dict[str, Tensor]:
         "free_kept": free.sum(),
         "eos": step.turns.ends.sum(),
         "eos_kept": (step.turns.ends & kept).sum(),
-        "only_ends_samples": (_has_any(others, layout) & ~_has_any(free, layout)).sum(),
+        "only_ends_samples": ((layout.count(others) > 0) & (layout.count(free) == 0)).sum(),
         "promptless_samples": (~layout.has_prompt).sum(),
         "non_finite": (~finite).sum(),
     }
@@ -90,11 +89,6 @@ def counts(step: ScoredStep) -> dict[str, Tensor]:
             both, either = selection.jaccard_counts(by_rel, by_attention)
             found |= {"signals_both": both, "signals_either": either}
     return found
-
-
-def _has_any(marks: Tensor, layout: BatchLayout) -> Tensor:
-    """Tell which samples have a mark, bool [N] from bool [R]."""
-    return torch.zeros_like(layout.lengths).scatter_add_(0, layout.sample, marks.long()) > 0
 
 
 class Totals:

@@ -26,6 +26,20 @@ def class_name(model: Any) -> str:
 
 
 @contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Give an object or a class another attribute inside the block; what it had of its own before is back after it."""
+    own = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
+@contextmanager
 def without_trace(model: nn.Module) -> Iterator[None]:
     """Run forward passes in evaluation mode, without gradient, and restore every module's mode after.
 

@@ -7,7 +7,7 @@ that. With nothing in the place of the first, the second is left, by the model's
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sstoken_plugin.losses import token_nll
-from sstoken_plugin.modes import class_name, trial_tokens, without_trace
+from sstoken_plugin.modes import class_name, replaced, trial_tokens, without_trace
 from sstoken_plugin.output_head import ResponseHead
 from sstoken_plugin.samples import IGNORE_INDEX, BatchLayout
 
@@ -116,18 +116,11 @@ def added_only(model: Any, labels: Tensor) -> Iterator[list[bool]]:
     def give(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         return args, {**kwargs, "labels": labels}
 
-    # Which of the models inside another computes the loss is its own affair.
-    models = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
-    own = [(module, vars(module).get("_loss_function")) for module in models]
-    handle = model.register_forward_pre_hook(give, with_kwargs=True)
-    try:
-        for module in models:
-            module.loss_function = nothing
+    with ExitStack() as stack:
+        # Which of the models inside another computes the loss is its own affair.
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                # Where the property `loss_function` keeps it.
+                stack.enter_context(replaced(module, "_loss_function", nothing))
+        stack.callback(model.register_forward_pre_hook(give, with_kwargs=True).remove)
         yield asked
-    finally:
-        handle.remove()
-        for module, before in own:
-            if before is None:
-                del module._loss_function
-            else:
-                module._loss_function = before

@@ -39,6 +39,8 @@ class BatchLayout:
         prompt: bool [B, S], the prompt tokens: real tokens with label -100.
         has_prompt: bool [N], whether the sample has any prompt token.
         fingerprint: int64 [N], a hash of the sample's token ids, the same in every batch it appears in.
+        real: bool [B, S], the tokens that are no padding.
+        segment: int64 [B * S], number of the sample that each flat position stands in, those without response too.
     """
 
     shape: tuple[int, int]
@@ -49,6 +51,8 @@ class BatchLayout:
     prompt: Tensor
     has_prompt: Tensor
     fingerprint: Tensor
+    real: Tensor
+    segment: Tensor
 
     @property
     def logit_position(self) -> Tensor:
@@ -89,7 +93,7 @@ class BatchLayout:
 
         position = response.flatten().nonzero().squeeze(1)
         segments, sample, lengths = torch.unique_consecutive(segment[position], return_inverse=True, return_counts=True)
-        prompts = _sum_by(segment, prompt.flatten().long())
+        prompts = sum_by(segment, prompt.flatten().long())
         return cls(
             shape=(labels.shape[0], labels.shape[1]),
             position=position,
@@ -99,7 +103,13 @@ class BatchLayout:
             prompt=prompt,
             has_prompt=prompts[segments] > 0,
             fingerprint=_fingerprints(input_ids.flatten(), real.flatten(), segment)[segments],
+            real=real,
+            segment=segment,
         )
+
+    def count(self, marks: Tensor) -> Tensor:
+        """Return how many of the marks on response tokens, bool [R], each sample has, int64 [N]."""
+        return torch.zeros_like(self.lengths).scatter_add_(0, self.sample, marks.long())
 
 
 def as_batch(sample: Mapping[str, Any], device: Any = None) -> dict[str, Tensor]:
@@ -175,6 +185,11 @@ def boundaries(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     return real, real & (passed == before + 1)
 
 
+def sum_by(group: Tensor, values: Tensor) -> Tensor:
+    """Sum `values` [P] by group number [P]; the result has P entries, enough for any grouping."""
+    return torch.zeros_like(values).scatter_add_(0, group, values)
+
+
 def mix(bits: Tensor) -> Tensor:
     """Scramble int64 values, any shape, so that every output bit depends on every input bit.
 
@@ -185,14 +200,9 @@ def mix(bits: Tensor) -> Tensor:
     return bits ^ ((bits >> 31) & 0x1FFFFFFFF)
 
 
-def _sum_by(group: Tensor, values: Tensor) -> Tensor:
-    """Sum `values` [P] by group number [P]; the result has P entries, enough for any grouping."""
-    return torch.zeros_like(values).scatter_add_(0, group, values)
-
-
 def _fingerprints(input_ids: Tensor, real: Tensor, segment: Tensor) -> Tensor:
     """Hash the real tokens of each segment, in their order and regardless of padding, int64 [P]."""
     count = torch.cumsum(real.long(), 0)
     before = torch.full_like(count, len(count)).scatter_reduce_(0, segment, count - real.long(), "amin")
     place = count - before[segment]
-    return _sum_by(segment, torch.where(real, mix(mix(input_ids) + place), 0))
+    return sum_by(segment, torch.where(real, mix(mix(input_ids) + place), 0))

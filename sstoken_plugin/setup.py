@@ -95,9 +95,10 @@ def end_tokens(cfg: Mapping[str, Any], model: Any, tokenizer: Any) -> EndTokens:
     ids = {tokenizer.eos_token_id, *(special & set(declared))}
     for text in cfg.get("eot_tokens") or []:
         # As Axolotl finds them in its data.
-        ids.update(encoded(text) if len(encoded(text)) == 1 else [])
+        if len(found := encoded(text)) == 1:
+            ids.update(found)
     blank = {token for text in BLANKS for token in encoded(text) if not tokenizer.decode([token]).strip()}
-    return EndTokens(frozenset(ids - {None}), frozenset(blank - ids))
+    return EndTokens(frozenset(ids - {None}), frozenset(blank))
 
 
 def describe(selection: TokenSelection, tokenizer: Any) -> str:

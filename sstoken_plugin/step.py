@@ -153,9 +153,7 @@ class TokenSelection:
 
     def kept_per_sample(self, layout: BatchLayout, turns: Turns, ratio: float) -> Tensor:
         """Return how many tokens each sample of a batch keeps, int64 [N]; it follows from the labels alone."""
-        ends = None
-        if self.config.keep_eos:
-            ends = torch.zeros_like(layout.lengths).scatter_add_(0, layout.sample, turns.ends.long())
+        ends = layout.count(turns.ends) if self.config.keep_eos else None
         return selection.kept_per_sample(layout.lengths, ratio, ends)
 
     def _prove(self, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout) -> None:

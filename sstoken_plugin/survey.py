@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from sstoken_plugin.samples import COLUMNS, IGNORE_INDEX, BatchLayout, boundaries
+from sstoken_plugin.samples import COLUMNS, IGNORE_INDEX, BatchLayout, boundaries, sum_by
 from sstoken_plugin.turns import EndTokens, Turns
 
 # Rows that are read at once, and what is looked at of all: a second or two of a start.
@@ -50,10 +50,10 @@ class Survey:
         for batch, row in _blocks(samples, COLUMNS, _stride(samples)):
             layout = BatchLayout.of(batch)
             ends.update(layout.target[Turns.of(batch, layout, tokens).ends].unique().tolist())
-            labelled, (real, _) = batch["labels"] != IGNORE_INDEX, boundaries(batch)
+            labelled = batch["labels"] != IGNORE_INDEX
             found.rows += int(row[-1]) + 1 if len(row) else 0
-            found.labelled_padding += _rows_with(labelled & ~real, row)
-            found.relabelled += _rows_with(labelled & real & (batch["labels"] != batch["input_ids"]), row)
+            found.labelled_padding += _rows_with(labelled & ~layout.real, row)
+            found.relabelled += _rows_with(labelled & layout.real & (batch["labels"] != batch["input_ids"]), row)
         found.ends = frozenset(ends)
         return found
 
@@ -116,13 +116,11 @@ def _rows_of_several(samples: Dataset) -> int:
     count = 0
     for batch, row in _blocks(samples, ("labels", "attention_mask", "position_ids")):
         real, starts = boundaries(batch)
-        sample = torch.cumsum(starts[0], 0)
-        # The first sample that each row begins; a row may have none.
-        first = torch.full_like(sample, len(row) + 1).scatter_reduce_(
-            0, row, torch.where(starts[0], sample, len(row) + 1), "amin"
-        )
-        behind = (sample > first[row]) & ~starts[0]
-        count += _rows_with((behind & real[0] & (batch["labels"][0] != IGNORE_INDEX))[None], row)
+        of_row = sum_by(row, starts[0].long())
+        # Of the samples of its own row, the number of the one that a token stands in, from 1.
+        number = torch.cumsum(starts[0], 0) - (torch.cumsum(of_row, 0) - of_row)[row]
+        response = (batch["labels"] != IGNORE_INDEX) & real & ~starts
+        count += _rows_with(response & (number > 1), row)
     return count
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sstoken_plugin.samples import BatchLayout, boundaries
+from sstoken_plugin.samples import BatchLayout, sum_by
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,15 @@ class Turns:
         begins_run[1:] = (position[1:] != position[:-1] + 1) | (sample[1:] != sample[:-1])
         run = torch.cumsum(begins_run, 0) - 1
         index = torch.arange(len(position), device=position.device)
-        blank = _is_in(target, tokens.blank) & ~_is_in(target, tokens.ids)
+        can_end = _is_in(target, tokens.ids)
+        blank = _is_in(target, tokens.blank) & ~can_end
         last = torch.full_like(index, -1).scatter_reduce_(0, run, torch.where(blank, -1, index), "amax")
-        ends = (index == last[run]) & _is_in(target, tokens.ids)
+        ends = (index == last[run]) & can_end
 
-        real, starts = (marks.flatten() for marks in boundaries(batch))
-        marks = (_is_in(batch["input_ids"].flatten(), tokens.ids) & real).long()
+        marks = (_is_in(batch["input_ids"].flatten(), tokens.ids) & layout.real.flatten()).long()
         passed = torch.cumsum(marks, 0)
-        segment = (torch.cumsum(starts, 0) - 1).clamp(min=0)
-        shows_none = torch.zeros_like(marks).scatter_add_(0, segment, marks)[segment[position]] == 0
-        ended = torch.zeros_like(index).scatter_add_(0, run, ends.long())[run.sub(1).clamp(min=0)] > 0
+        shows_none = sum_by(layout.segment, marks)[layout.segment[position]] == 0
+        ended = sum_by(run, ends.long())[run.sub(1).clamp(min=0)] > 0
         between = torch.zeros_like(ended)
         between[1:] = passed[position[1:] - 1] > passed[position[:-1]]
         turn = torch.cumsum(begins_run & (ended | between | shows_none), 0)
