@@ -62,6 +62,7 @@ the second's samples are in `selections-2.jsonl`. A line of `selections.jsonl` i
 | `current_nll`, `history_nll` | loss of the token in nats, now and under the history |
 | `rel`, `attention`, `score` | the signals; null off the response |
 | `selected` | whether the token is kept |
+| `labels` | only where your data has labels that are other tokens than `input_ids`: the labels |
 
 Every list has one entry a token. Losses are measured without dropout, unlike those of a training step.
 """

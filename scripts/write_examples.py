@@ -65,17 +65,17 @@ def tables(verdicts: Sequence[Verdict]) -> str:
     )  # fmt: skip
 
 
-def placed(page: str, text: str) -> str:
-    """Return the page with the text between its marks.
+def placed(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
+    """Return the page with the text between two marks.
 
     Raises:
-        ValueError: the page has no marks.
+        ValueError: the page has no such marks.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{PAGE.name} must have the lines {BEGIN} and {END}.")
-    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"{PAGE.name} must have the lines {begin} and {end}.")
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
 
 
 def _count(verdicts: Iterable[Verdict], outcome: Outcome, supervised: bool) -> int:

@@ -16,6 +16,8 @@ import transformers  # noqa: E402
 from families import ALL  # noqa: E402
 from family_checks import examine, verdict  # noqa: E402
 
+from scripts.write_examples import PAGE, placed  # noqa: E402
+
 START, END = "<!-- families, by scripts/write_support.py -->", "<!-- end of families -->"
 INTRODUCTION = """transformers {version} lists {number} classes of language models, with images or without; a tiny
 random model of each was trained on text alone (`tests/test_families.py`). "Right": the loss when everything is kept is
@@ -27,14 +29,11 @@ step."""
 
 def main() -> None:
     """Write the table, or compare."""
-    target = ROOT / "docs" / "support.md"
-    page = target.read_text()
-    before, _, rest = page.partition(START)
-    _, _, after = rest.partition(END)
-    written = f"{before}{START}\n{table()}\n{END}{after}"
+    page = PAGE.read_text(encoding="utf-8")
+    written = placed(page, table(), START, END)
     if "--check" in sys.argv:
-        sys.exit(f"{target} is out of date: python {__file__}" if written != page else 0)
-    target.write_text(written)
+        sys.exit(f"{PAGE} is out of date: python {__file__}" if written != page else 0)
+    PAGE.write_text(written, encoding="utf-8")
 
 
 def table() -> str:
