@@ -219,6 +219,8 @@ def test_whatever_changes_a_loss_changes_the_key():
         changed("attention_mask", 0, (0, 0)),
         packed([[-5, -6, 7], [8, 9]]),
     ]
+    # Without the token that is not attended to, those behind it stand elsewhere.
+    variants.append(batch_of([[-5, 7, 8, 9]]))
     # Labels shifted by hand are other losses over the same tokens.
     shifted = batch_of([[-5, -6, 7, 8, 9]])
     shifted["labels"] = shifted["labels"].roll(-1, 1)

@@ -9,6 +9,7 @@ import torch
 import yaml
 from conftest import STEADY, chat, write
 from torch.nn import functional
+from transformers import Trainer
 
 from sstoken_plugin.metrics import METRICS, counts
 
@@ -58,6 +59,22 @@ def test_ratio_one_trains_as_without_the_plugin(config, train, changes):
     assert selected.trainer.state.best_metric == pytest.approx(plain.trainer.state.best_metric, abs=2e-5)
     for name, weight in plain.weights.items():
         torch.testing.assert_close(selected.weights[name], weight, atol=2e-5, rtol=1e-4)
+
+
+def test_where_nothing_is_dropped_the_trainers_own_count_is_taken(config, train, tmp_path, monkeypatch):
+    """As releases of transformers before 5.14 count: a row's first token too, if it is labelled."""
+    collect = Trainer.get_batch_samples
+
+    def every_label(self, *arguments):
+        batches, items = collect(self, *arguments)
+        return batches, None if items is None else sum((batch["labels"] != -100).sum() for batch in batches)
+
+    monkeypatch.setattr(Trainer, "get_batch_samples", every_label)
+    file = tmp_path / "texts.jsonl"
+    file.write_text("\n".join(json.dumps({"text": "red blue green " * length}) for length in range(1, 13)))
+    settings = {**config, "datasets": [{"path": str(file), "type": "completion"}], "max_steps": 2}
+    selected, plain = train({**settings, "sstoken": {"ratio": 1.0}}), train({**settings, "plugins": []})
+    assert selected.losses == pytest.approx(plain.losses, abs=2e-5)
 
 
 @pytest.mark.parametrize("selector", ["sstoken", "rel", "attention", "random", "position", "all"])
