@@ -147,3 +147,20 @@ def test_selection_compares_with_the_checkpoint_and_measures_the_language_model(
     assert re.search(
         rf"attention layer \d of \d \(\S*language_model\S*\.layers\.{SEEING[kind][3]}\.self_attn\)", active
     )
+
+
+def test_the_history_can_be_another_checkpoint_that_can_also_see(
+    kind: str, run: dict[str, Any], train: Any, steps: list[Any], tokenizer: Any, tmp_path: Path
+) -> None:
+    other = write_model(kind, tmp_path / "other", tokenizer)
+    model = AutoModelForImageTextToText.from_pretrained(other, attn_implementation="sdpa").eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(2)
+    model.save_pretrained(other)
+    train({**run, "max_steps": 1, "sstoken": {"history": str(other), "warmup_ratio": 0.0}})
+    step, batch = steps[0]
+    with torch.no_grad():
+        logits = model(**{key: batch[key] for key in ("input_ids", "attention_mask")}, use_cache=False).logits
+    expected = token_nll(logits.flatten(0, 1)[step.layout.logit_position], step.layout.target)
+    torch.testing.assert_close(step.scores.history, expected, atol=1e-4, rtol=1e-4)
+    assert (step.scores.history - step.scores.current).abs().max() > 1e-2
