@@ -1,7 +1,15 @@
 """What the inspector prints of a sample."""
 
-import click
+import json
+import logging
+import shutil
+from pathlib import Path
 
+import click
+import pytest
+
+import sstoken_plugin
+from sstoken_plugin.logs import logger
 from sstoken_plugin.terminal import MOST_TOKENS, SHADES, agreement, view
 
 
@@ -49,3 +57,32 @@ def test_agreement():
     one, other = record(["a"] * 4, 0, {0, 1}), record(["a"] * 4, 0, {1, 2})
     assert agreement([one], [other]).startswith("Of the tokens that either keeps both keep 33% (1 of 3); 2 tokens")
     assert "(0 of 0)" in agreement([record([], 0, set())], [record([], 0, set())])
+
+
+@pytest.mark.parametrize("name", ["a\n[INFO] forged", "a\r\nb", "a\u2028b", "a\x85b", "\x1b[2Jb"], ids=repr)
+def test_names_cannot_forge_a_line_of_the_log(caplog, name):
+    log = logger("sstoken_plugin.of_a_test")
+    with caplog.at_level(logging.WARNING, logger=log.name):
+        log.warning("ssToken: %s is loaded.", name)
+        log.warning(f"ssToken: {name} is loaded.")
+    assert [len(record.getMessage().splitlines()) for record in caplog.records] == [1, 1]
+    assert "\x1b" not in caplog.text
+
+
+def test_every_logger_of_ours_is_such_a_one():
+    """By looking at the source, because a logger that is made in another way would be one that nobody tests."""
+    package = Path(sstoken_plugin.__file__).parent
+    made = [file.name for file in package.rglob("*.py") if "logging.getLogger" in file.read_text(encoding="utf-8")]
+    assert made == ["logs.py"]
+
+
+def test_names_in_somebody_elses_files_stay_in_their_line(config, train, capfd, trained_adapter, tmp_path):
+    folder = tmp_path / "odd\n[INFO] forged"
+    shutil.copytree(trained_adapter, folder)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings["base_model_name_or_path"] = "other\n[WARNING] forged too"
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    train({**config, "max_steps": 1, "sstoken": {"history": str(folder), "report": False}})
+    printed = "".join(capfd.readouterr())
+    (line,) = [line for line in printed.splitlines() if "was trained over" in line]
+    assert "odd␊[INFO] forged was trained over other␊[WARNING] forged too; it is used over" in line
