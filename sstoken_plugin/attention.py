@@ -11,10 +11,12 @@ because models read the name of their attention there, and compute something els
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -26,6 +28,12 @@ from sstoken_plugin.modes import class_name, replaced, trial_tokens, without_tra
 
 # Rows of probabilities sum to 1; what low-precision kernels lose stays well below this.
 _MASS_TOLERANCE = 0.02
+# Of the pass that shows the layers; DeepSeek V4 makes blocks of up to 128 tokens.
+TRIAL_TOKENS = 160
+
+
+# In the names of kinds of layers.
+_PART_OF_SAMPLE = ("sliding", "chunked", "local", "sparse", "compressed")
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class _Watch:
         # meets another is compiled anew.
         self._watched_forward = torch.compiler.disable(self._run)
         self._forward: Callable[..., Any]
+        self._is_inside = False
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -92,12 +101,22 @@ class _Watch:
         key: Tensor,
         value: Tensor,
         attention_mask: Any = None,
+        *args: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Any]:
-        result = function(module, query, key, value, attention_mask, **kwargs)
-        if module is self._module:
-            with torch.no_grad():
-                self._observer(_Call(module, function, query, key, value, attention_mask, kwargs))
+        # A function may look up another one to do its work: that is the same call.
+        is_outer = module is self._module and not self._is_inside
+        if is_outer:
+            self._is_inside = True
+        try:
+            result = function(module, query, key, value, attention_mask, *args, **kwargs)
+            if is_outer:
+                with torch.no_grad():
+                    named = dict(zip(list(signature(function).parameters)[5:], args, strict=False)) if args else {}
+                    self._observer(_Call(module, function, query, key, value, attention_mask, {**named, **kwargs}))
+        finally:
+            if is_outer:
+                self._is_inside = False
         return result
 
 
@@ -111,21 +130,23 @@ class SoftmaxLayer:
         module: the module that calls.
         name: the module's name in the model.
         call: number of the call among those of the module in one forward pass, from 0.
+        calls: how many there are.
         sees_whole_sample: False for a sliding window or chunks.
     """
 
     module: nn.Module
     name: str
     call: int
+    calls: int
     sees_whole_sample: bool
 
 
 def softmax_layers(model: PreTrainedModel) -> list[SoftmaxLayer]:
-    """Find the layers with softmax attention, in the order of the forward pass.
+    """Find the layers with softmax attention over tokens, in the order of the forward pass.
 
-    One forward pass over eight tokens shows which modules call the attention interface; linear
-    attention, convolutions and state-space layers never do. Where a model has layers that see the
-    whole sample and others with sliding windows, only the former are returned.
+    One forward pass shows which modules call the attention interface; linear attention, convolutions and state-space
+    layers never do, and some attend to other things than the tokens, such as blocks of them. Where a model has layers
+    that see the whole sample and others with sliding windows, only the former are returned.
 
     Args:
         model: an unwrapped causal language model, with or without adapter. It is not changed.
@@ -136,25 +157,38 @@ def softmax_layers(model: PreTrainedModel) -> list[SoftmaxLayer]:
         if not isinstance(module, PreTrainedModel)
         and hasattr(getattr(module, "config", None), "_attn_implementation_internal")
     }
-    found: list[SoftmaxLayer] = []
-
-    def observe(call: _Call) -> None:
-        earlier = sum(layer.module is call.module for layer in found)
-        found.append(SoftmaxLayer(call.module, candidates[call.module], earlier, _sees_whole_sample(call)))
-
-    tokens = trial_tokens(model)
+    seen: list[_Call] = []
+    # Long enough for blocks of tokens to be made, where a model makes them.
+    tokens = trial_tokens(model, TRIAL_TOKENS)
     with without_trace(model), ExitStack() as stack:
         for module in candidates:
-            stack.enter_context(_Watch(module, observe).on())
+            stack.enter_context(_Watch(module, seen.append).on())
         model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+    count = Counter(id(call.module) for call in seen)
+    calls: Counter[int] = Counter()
+    found = []
+    for call in seen:
+        number, total = calls[id(call.module)], count[id(call.module)]
+        calls[id(call.module)] += 1
+        if call.key.shape[-2] == tokens.shape[1]:
+            found.append(SoftmaxLayer(call.module, candidates[call.module], number, total, _sees_whole_sample(call)))
     return [layer for layer in found if layer.sees_whole_sample] or found
 
 
 def _sees_whole_sample(call: _Call) -> bool:
     layer_types = getattr(call.module.config, "layer_types", None)
     if layer_types and getattr(call.module, "layer_idx", None) is not None:
-        return layer_types[call.module.layer_idx] == "full_attention"
+        name = layer_types[call.module.layer_idx]
+        if any(mark in name for mark in _PART_OF_SAMPLE):
+            return False
+        if name == "full_attention":
+            return True
     return call.arguments.get("sliding_window") is None
+
+
+def _in_backward() -> bool:
+    # As torch.utils.checkpoint itself tells it; there is no public way.
+    return torch._C._current_graph_task_id() != -1
 
 
 class PromptAttention:
@@ -164,7 +198,8 @@ class PromptAttention:
         layer: the layer measured.
         description: the layer in words.
         mass: float32 [B, S] after a forward pass inside `measure`: the share of each token's attention
-            that falls on prompt tokens of its sample, averaged over the heads. None before.
+            that falls on prompt tokens of its sample, averaged over the heads. None before, and where it could not be
+            measured.
     """
 
     def __init__(self, layer: SoftmaxLayer, description: str):
@@ -173,6 +208,7 @@ class PromptAttention:
         self.mass: Tensor | None = None
         self._prompt: Tensor | None = None
         self._calls = 0
+        self._keys = 0
         self._unchecked = True
         # Looked up at each call, so that a benchmark can time it.
         self._watch = _Watch(layer.module, lambda call: self._observe(call))
@@ -198,8 +234,7 @@ class PromptAttention:
             )
         index = attention_layer % len(layers)
         layer = layers[index]
-        calls = sum(other.module is layer.module for other in layers)
-        which = f", call {layer.call + 1} of {calls}" if calls > 1 else ""
+        which = f", call {layer.call + 1} of {layer.calls}" if layer.calls > 1 else ""
         return cls(layer, f"attention layer {index} of {len(layers)} ({layer.name}{which})")
 
     @contextmanager
@@ -209,18 +244,35 @@ class PromptAttention:
         Args:
             prompt: bool [B, S], the prompt tokens of the batch that will be run.
         """
-        self.mass, self._prompt, self._calls = None, prompt, 0
+        self.mass, self._prompt, self._calls, self._keys = None, prompt, 0, prompt.shape[1]
         try:
             with self._watch.on():
                 yield
+            if self._calls != self.layer.calls:
+                # Another call than the one that was meant, or none.
+                self.mass = None
         finally:
             self._prompt = None
 
+    @property
+    def why_not(self) -> str:
+        """Why there is no `mass` after a forward pass, in words."""
+        if self._calls != self.layer.calls:
+            return (
+                f"{self.layer.name} called its attention function {self._calls} times in a pass, not {self.layer.calls}"
+            )
+        return f"{self.layer.name} attends to {self._keys} things in a row of other length, and not to its tokens"
+
     def _observe(self, call: _Call) -> None:
         assert self._prompt is not None
+        if _in_backward():
+            # Gradient checkpointing calls again there.
+            return
         self._calls += 1
-        # Gradient checkpointing calls again in the backward pass, and these calls come after all others.
         if self._calls != self.layer.call + 1:
+            return
+        self._keys = call.key.shape[-2]
+        if self._keys != self._prompt.shape[1]:
             return
         # The width of the values stays, because kernels want equal head sizes; two columns are used.
         indicator = torch.zeros_like(call.value)

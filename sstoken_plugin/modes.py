@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,10 +43,9 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def without_trace(model: nn.Module) -> Iterator[None]:
-    """Run forward passes in evaluation mode, without gradient, and restore every module's mode after.
+    """Run forward passes in evaluation mode, without gradient, and restore every module's mode and all dice after.
 
-    Evaluation mode switches off dropout (so that no random number is drawn) and gradient checkpointing. Sharded weights
-    are sharded again after the block.
+    Evaluation mode switches off dropout and gradient checkpointing. Sharded weights are sharded again after the block.
     """
     modes = [(module, module.training) for module in model.modules()]
     versions = _versions(model)
@@ -57,7 +58,8 @@ def without_trace(model: nn.Module) -> Iterator[None]:
             for module, _ in modes:
                 if isinstance(module, bitsandbytes.nn.Linear4bit):
                     module.training = True
-        with torch.no_grad():
+        # Some draw random numbers all the same.
+        with torch.no_grad(), random_state_kept():
             yield
     finally:
         for module, mode in modes:
@@ -80,7 +82,29 @@ def _settle(model: nn.Module) -> None:
         model(input_ids=tokens, use_cache=False)
 
 
-def trial_tokens(model: Any) -> Tensor:
-    """Return a few tokens for a trial forward pass, int64 [1, 8], on the model's device."""
-    tokens = torch.arange(8, device=device_of(model))[None]
-    return tokens % model.config.get_text_config().vocab_size
+def trial_tokens(model: Any, length: int = 8) -> Tensor:
+    """Return tokens for a trial forward pass, int64 [1, length], or less if a model takes less, on its device."""
+    config = model.config.get_text_config()
+    most = getattr(config, "max_position_embeddings", None)
+    # Half, because some count positions from another place than 0.
+    length = min(length, max(most // 2, 1)) if isinstance(most, int) and most > 0 else length
+    return torch.arange(length, device=device_of(model))[None] % config.vocab_size
+
+
+def random_states() -> list[Any]:
+    """Return the states of the random generators, to be compared; on a GPU that of this process."""
+    numpy = [part.tolist() if isinstance(part, np.ndarray) else part for part in np.random.get_state()]
+    gpu = [torch.cuda.get_rng_state().tolist()] if torch.cuda.is_initialized() else []
+    return [random.getstate(), numpy, torch.get_rng_state().tolist(), *gpu]
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Give every random generator the state that it had before the block, on a GPU that of this process."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

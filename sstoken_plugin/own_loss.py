@@ -19,8 +19,7 @@ from sstoken_plugin.losses import token_nll
 from sstoken_plugin.modes import class_name, replaced, trial_tokens, without_trace
 from sstoken_plugin.output_head import ResponseHead
 from sstoken_plugin.samples import IGNORE_INDEX, BatchLayout
-
-_MEND = "choose a causal language model, or take sstoken out of `plugins:`"
+from sstoken_plugin.visibility import CAUSAL_MEND, refuse_encoder_decoder, refuse_sight_of_the_future
 
 # Of what a model adds, or of a loss: far above the rounding of float32, far below a coefficient or another mean.
 _ROOM = 1e-3
@@ -49,6 +48,7 @@ class OwnLoss:
             ValueError: the model's loss is not the mean loss of the next tokens; one sentence with key and mend.
         """
         refuse_encoder_decoder(model)
+        refuse_sight_of_the_future(model)
         tokens = trial_tokens(model)
         labels = tokens.clone()
         labels[:, : tokens.shape[1] // 2] = IGNORE_INDEX
@@ -72,25 +72,9 @@ class OwnLoss:
         if abs(own - mean) > room * abs(mean):
             raise ValueError(
                 f"base_model: {class_name(model)} computes another loss than the mean loss of the next tokens "
-                f"({own:.3f} for {mean:.3f}), as decoders of encoder-decoder models do; {_MEND}."
+                f"({own:.3f} for {mean:.3f}), as decoders of encoder-decoder models do; {CAUSAL_MEND}."
             )
         return cls(adds=added != 0, reads_all_logits=abs(narrowed - added) > room * abs(added))
-
-
-def refuse_encoder_decoder(model: Any) -> None:
-    """Refuse a model whose decoder needs labels, or tokens of its own, to run at all.
-
-    Args:
-        model: the unwrapped model, with or without adapter.
-
-    Raises:
-        ValueError: it has an encoder and a decoder; one sentence with key and mend.
-    """
-    if model.config.is_encoder_decoder:
-        raise ValueError(
-            f"base_model: {class_name(model)} has an encoder that reads the text and a decoder that answers it, and "
-            f"selection is for models that predict each token from those before it; {_MEND}."
-        )
 
 
 @contextmanager

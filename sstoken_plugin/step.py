@@ -10,7 +10,6 @@ The trainer, the inspector and the benchmarks run these same lines.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from sstoken_plugin.attention import PromptAttention
 from sstoken_plugin.config import SSTokenConfig
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.linear_nll import RowLosses
+from sstoken_plugin.logs import logger
 from sstoken_plugin.losses import mean_kept
 from sstoken_plugin.modes import class_name
 from sstoken_plugin.output_head import ResponseHead
@@ -31,8 +31,9 @@ from sstoken_plugin.own_loss import OwnLoss, added_only
 from sstoken_plugin.samples import BatchLayout
 from sstoken_plugin.turns import EndTokens, Turns
 from sstoken_plugin.unchanged import watching_changes
+from sstoken_plugin.visibility import samples_see_each_other
 
-LOG = logging.getLogger(__name__)
+LOG = logger(__name__)
 
 Rule = Literal["sstoken", "rel", "attention", "random", "position", "reference", "all"]
 
@@ -127,6 +128,8 @@ class TokenSelection:
         self.kernel = kernel
         self.own_loss = own_loss
         self._is_proven = False
+        # Where nothing is dropped, training is plain training whatever samples see.
+        self._is_separate = config.selector == "all" or config.ratio == 1
 
     def begin(
         self, model: Any, batch: Mapping[str, Tensor], phase: Phase, history_nll: Sequence[float] | None = None
@@ -143,8 +146,11 @@ class TokenSelection:
             ValueError: on the first batch, if the model cannot be selected for; one sentence with key and mend.
         """
         layout = phase.layout(batch)
-        if not self._is_proven:
+        # A batch without response tokens shows nothing.
+        if not self._is_proven and len(layout.position):
             self._prove(model, batch, layout)
+        if not self._is_separate and "position_ids" in batch:
+            self._prove_separate(model, batch)
         if history_nll is not None:
             known = torch.tensor(history_nll, dtype=torch.float32, device=layout.position.device)
             return ScoredStep(self, model, batch, layout, phase, known)
@@ -161,9 +167,27 @@ class TokenSelection:
         self._is_proven = True
         if self.own_loss is None:
             self.own_loss = OwnLoss.of(model)
-        if self.attention is None or not watching_changes(self.attention, model, batch, layout):
-            return
-        reason = f"{class_name(model)} computes something else while {self.attention.description} is watched"
+        if self.attention is not None and watching_changes(self.attention, model, batch, layout):
+            self.do_without_attention(
+                f"{class_name(model)} computes something else while {self.attention.description} is watched"
+            )
+
+    def _prove_separate(self, model: Any, batch: Mapping[str, Tensor]) -> None:
+        """Show on the first packed batch that the samples of a row do not see each other."""
+        see = samples_see_each_other(model, batch)
+        if see:
+            raise ValueError(
+                f"sample_packing: {class_name(model)} lets the samples of a packed row see each other, and selection "
+                "scores a sample as if alone; set sample_packing: false."
+            )
+        self._is_separate = see is not None
+
+    def do_without_attention(self, reason: str) -> None:
+        """Give up measuring prompt attention, where nothing ranks by it.
+
+        Raises:
+            ValueError: something does.
+        """
         if self.config.ranks_by_attention:
             raise ValueError(
                 f"sstoken.selector: {self.config.selector} needs prompt attention, and {reason}; set sstoken.selector: "
@@ -295,8 +319,6 @@ class ScoredStep:
         if probe is None:
             return None
         if probe.mass is None:
-            raise RuntimeError(
-                f"{probe.layer.name} did not call its attention function in this forward pass; set sstoken.selector: "
-                "rel and sstoken.warmup_selector: all, which do without prompt attention."
-            )
+            self.settings.do_without_attention(probe.why_not)
+            return None
         return probe.mass.flatten()[self.layout.position]

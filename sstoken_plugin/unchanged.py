@@ -2,45 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sstoken_plugin.attention import PromptAttention
-from sstoken_plugin.modes import trial_tokens, without_trace
+from sstoken_plugin.modes import random_state_kept, random_states, trial_tokens, without_trace
 from sstoken_plugin.output_head import response_nll
-from sstoken_plugin.samples import BatchLayout
+from sstoken_plugin.samples import BatchLayout, mix
 from sstoken_plugin.sharding import held_part
 
 if TYPE_CHECKING:
     from sstoken_plugin.history.base import History
 
 
+# Values of a tensor that are summed up at a time, see `_sum_of_bits`.
+_ROW = 4096
+
+
 def watching_changes(attention: PromptAttention, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout) -> bool:
-    """Tell whether a model computes something else while its attention is measured.
+    """Tell whether a model computes something else while its attention is measured, in evaluation or as it trains.
 
     Args:
         attention: what measures.
         model: the unwrapped model. It is not changed.
         batch: see `BatchLayout.of`.
-        layout: its layout.
+        layout: its layout, with response tokens.
     """
+
+    def differs() -> bool:
+        with random_state_kept():
+            plain, dice = response_nll(model, batch, layout), random_states()
+        with random_state_kept(), attention.measure(layout.prompt):
+            watched, others = response_nll(model, batch, layout), random_states()
+        if dice != others:
+            # Later steps would draw other numbers.
+            return True
+        # A loss may be infinite or no number in either pass: such tokens rank last, and training goes on.
+        finite = torch.isfinite(plain)
+        if not torch.equal(torch.isfinite(watched), finite):
+            return True
+        # On GPUs the same pass may differ in the last digits from time to time.
+        return not bool((watched - plain)[finite].norm() <= 1e-3 * plain[finite].norm())
+
     with without_trace(model):
-        plain = response_nll(model, batch, layout)
-        with attention.measure(layout.prompt):
-            watched = response_nll(model, batch, layout)
-    # A loss may be infinite or no number in either pass: such tokens rank last, and training goes on.
-    finite = torch.isfinite(plain)
-    if not torch.equal(torch.isfinite(watched), finite):
-        return True
-    # On GPUs the same pass may differ in the last digits from time to time.
-    return not bool((watched - plain)[finite].norm() <= 1e-3 * plain[finite].norm())
+        if differs():
+            return True
+    if not model.training:
+        return False
+    with torch.no_grad(), buffers_kept(model), warnings.catch_warnings():
+        # Checkpointing has nothing to do without gradient, and says so.
+        warnings.filterwarnings("ignore", message="None of the inputs have requires_grad")
+        return differs()
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Give every buffer the value that it had before the block."""
+    kept = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, value in kept:
+            buffer.copy_(value)
+            module._buffers[name] = buffer
 
 
 def traces_of(history: History, model: Any) -> list[str]:
     """Run a history once over a few tokens, and name what is not as it was after it, of the model and of the history.
+
+    Random generators are not looked at: `without_trace` gives them their state back.
 
     Args:
         history: the history.
@@ -80,5 +119,8 @@ def _sum_of_bits(tensor: Tensor) -> int:
     # Whatever the dtype, and exact: a sum of the values would lose small changes of large tensors.
     # A tensor of one entry may have any stride, and view wants 1.
     bits = held.contiguous().as_strided((held.numel(),), (1,)).view(torch.uint8)
-    wide = len(bits) // 4 * 4
-    return int(bits[:wide].view(torch.int32).sum(dtype=torch.int64) + bits[wide:].sum(dtype=torch.int64))
+    wide = len(bits) // (4 * _ROW) * _ROW
+    rows = bits[: 4 * wide].view(torch.int32).view(-1, _ROW)
+    # By row and by column, because values that changed places have the same sum.
+    parts = (rows.sum(0, dtype=torch.int64), rows.sum(1, dtype=torch.int64), bits[4 * wide :].long())
+    return sum(int((mix(torch.arange(len(part), device=part.device)) * part).sum()) for part in parts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import families
+import family_checks
 import pytest
 import torch
 from chosen_families import FAMILIES, HYBRIDS, LLAMA, SINKS, SIZE, SOFT_CAPPED, build
@@ -16,7 +18,9 @@ from transformers import (
     LlamaConfig,
     MambaConfig,
 )
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 
 from sstoken_plugin.attention import PromptAttention, softmax_layers
@@ -323,3 +327,144 @@ def test_gradient_checkpointing_gives_one_mass_and_the_same_gradients(use_reentr
     assert_equal(mass.flatten()[layout.position], expected(build(LLAMA), batch, 1))
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, plain[name], rtol=0, atol=1e-6, msg=name)
+
+
+def mass_of(model, batch, attention_layer=-1):
+    layout = BatchLayout.of(batch)
+    probe = PromptAttention.of(model, attention_layer)
+    with probe.measure(layout.prompt), torch.no_grad():
+        model(**{key: value for key, value in batch.items() if key != "labels"}, use_cache=False)
+    return probe
+
+
+@pytest.mark.parametrize("name", ["sdpa", "eager"])
+def test_a_function_that_is_called_with_its_arguments_in_a_row_is_measured(name):
+    class InARow(LlamaAttention):
+        def forward(self, hidden_states, position_embeddings, attention_mask=None, **kwargs):
+            shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+            projections = (self.q_proj, self.k_proj, self.v_proj)
+            query, key, value = (one(hidden_states).view(shape).transpose(1, 2) for one in projections)
+            query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+            function = ALL_ATTENTION_FUNCTIONS.get_interface(name, modeling_llama.eager_attention_forward)
+            more = (0.0, self.scaling) if name == "sdpa" else (self.scaling, 0.0)
+            output, weights = function(self, query, key, value, attention_mask, *more)
+            return self.o_proj(output.reshape(*hidden_states.shape[:-1], -1)), weights
+
+    batch = padded(random_samples())
+    expected = mass_of(build(LLAMA, name), batch).mass
+    model = build(LLAMA, name)
+    for layer in model.model.layers:
+        layer.self_attn.__class__ = InARow
+    torch.testing.assert_close(mass_of(model, batch).mass, expected)
+
+
+def test_a_function_that_calls_another_one_counts_once():
+    def logging_attention(module, *args, **kwargs):
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, *args, **kwargs)
+
+    AttentionInterface.register("logging", logging_attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("logging", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    batch = padded(random_samples())
+    for layer in (-1, -2, 0, 1):
+        probe = mass_of(build(LLAMA, "logging"), batch, layer)
+        torch.testing.assert_close(probe.mass, mass_of(build(LLAMA, "sdpa"), batch, layer).mass)
+        assert "of 2 (" in probe.description
+
+
+def test_layers_that_attend_to_blocks_of_tokens_are_no_layers_of_tokens():
+    """DeepSeek V4: a row of some hundred tokens has keys for blocks of them beside those of its tokens."""
+    if "deepseek_v4" not in families.ALL:
+        pytest.skip("this release of transformers does not have it")
+    family = families.ALL["deepseek_v4"]
+    model = family_checks.build_for_training(family, family.config())
+    kinds = model.config.layer_types
+    layers = softmax_layers(model)
+    assert any("compressed" in kind for kind in kinds)
+    assert not any("compressed" in kinds[layer.module.layer_idx] for layer in layers)
+    batch = padded(random_samples(((200, 60), (150, 50))))
+    if not layers:
+        with pytest.raises(ValueError, match=r"sstoken\.selector: rel and sstoken\.warmup_selector: all"):
+            PromptAttention.of(model, -1)
+    selection = TokenSelection(SSTokenConfig(selector="position"), None, None, [2])
+    step = selection.begin(model, batch, Phase.of(selection.config))
+    with step.observed():
+        outputs = model(**{key: value for key, value in batch.items() if key != "labels"}, use_cache=False)
+    assert torch.isfinite(step.loss(outputs))
+
+
+class WithRegisters(LlamaAttention):
+    """Puts two tokens of its own before those of long rows, as models with registers do."""
+
+    def forward(self, hidden_states, position_embeddings, attention_mask=None, **kwargs):
+        rows, length, width = hidden_states.shape
+        if length < 100:
+            return super().forward(hidden_states, position_embeddings, attention_mask, **kwargs)
+        longer = torch.cat([hidden_states.new_ones(rows, 2, width), hidden_states], 1)
+        places = [torch.cat([part[:, :1], part[:, :1], part], 1) for part in position_embeddings]
+        mask = torch.full((length + 2, length + 2), -1e9).triu(1).expand(rows, 1, -1, -1)
+        output, weights = super().forward(longer, places, mask, **kwargs)
+        return output[:, 2:], weights
+
+
+class InTrainingOnly(LlamaAttention):
+    """Is left out of a pass by chance, as layers with layerdrop are."""
+
+    drops = False
+
+    def forward(self, hidden_states, *args, **kwargs):
+        return (hidden_states, None) if self.drops else super().forward(hidden_states, *args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [WithRegisters, InTrainingOnly])
+def test_where_a_pass_cannot_be_measured_attention_steps_aside_or_the_run_is_refused(kind, caplog, monkeypatch):
+    short, long = padded(random_samples()), padded(random_samples(((120, 40), (110, 30))))
+    for settings in ({"selector": "attention"}, {"selector": "rel", "warmup_selector": "all"}):
+        model = build(LLAMA, "sdpa")
+        monkeypatch.setattr(InTrainingOnly, "drops", False)
+        monkeypatch.setattr("sstoken_plugin.attention.TRIAL_TOKENS", 8)
+        model.model.layers[-1].self_attn.__class__ = kind
+        config = SSTokenConfig(**settings)
+        selection = TokenSelection(config, PromptAttention.of(model, -1), None, [2])
+        for batch in (short, long):
+            step = selection.begin(model, batch, Phase.of(config))
+            monkeypatch.setattr(InTrainingOnly, "drops", batch is long)
+            with step.observed():
+                outputs = model(**{key: value for key, value in batch.items() if key != "labels"}, use_cache=False)
+            if batch is long and config.ranks_by_attention:
+                with pytest.raises(ValueError, match=r"^sstoken\.selector: attention needs .*self_attn"):
+                    step.loss(outputs)
+            else:
+                step.loss(outputs)
+                assert (step.scores.attention is None) == (batch is long)
+    assert caplog.text.count("prompt attention is not logged") == 1
+
+
+def test_a_layer_that_runs_more_often_in_training_is_not_measured_at_another_call():
+    class Looped(torch.nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, hidden, **kwargs):
+            for _ in range(4 if self.training else 2):
+                hidden = self.layer(hidden, **kwargs)
+            return hidden
+
+    model = build(LLAMA, "sdpa")
+    model.model.layers[-1] = Looped(model.model.layers[-1])
+    probe = mass_of(model.eval(), padded(random_samples()))
+    assert probe.mass is not None
+    probe = mass_of(model.train(), padded(random_samples()))
+    assert probe.mass is None
+    assert "4 times in a pass, not 2" in probe.why_not
+
+
+KINDS = {"full_attention": True, "hybrid": True, "hybrid_sliding": False, "chunked_attention": False}
+
+
+@pytest.mark.parametrize(("kind", "whole"), KINDS.items())
+def test_kinds_of_layers_are_told_by_their_names(kind, whole):
+    model = build(LLAMA, "sdpa")
+    model.config.layer_types = ["sliding_attention", kind]
+    places = [layer.module.layer_idx for layer in softmax_layers(model)]
+    assert places == ([1] if whole else [0, 1])

@@ -204,7 +204,8 @@ def test_a_history_adds_the_memory_that_it_names(trained, make):
     if isinstance(history, KeptWeights):
         assert history.memory == adapter
     with history.active(trained):
-        assert live_bytes() - before - added <= 1024
+        # The dice, which get back the state that they had.
+        assert live_bytes() - before - added <= 1024 + torch.get_rng_state().nbytes
 
 
 def test_memory_of_a_second_adapter_is_that_of_its_weights(trained):

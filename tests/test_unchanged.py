@@ -1,13 +1,16 @@
 """Looking at a model changes nothing: neither what it computes while it is watched, nor what it is after it."""
 
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 from chosen_families import LLAMA, SIZE, VOCABULARY, build
 from peft import LoraConfig, get_peft_model
 from test_own_loss import batch_of, ours
 from transformers import CONFIG_MAPPING, RwkvConfig, RwkvForCausalLM
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from sstoken_plugin.attention import PromptAttention
@@ -18,6 +21,7 @@ from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.history.weights import KeptWeights, MovingAverage, Snapshot
 from sstoken_plugin.samples import BatchLayout
 from sstoken_plugin.step import Phase, TokenSelection
+from sstoken_plugin.unchanged import traces_of
 
 # Their attention adds the mask of an indexer where its config names an attention that it knows.
 INDEXED = {
@@ -172,3 +176,104 @@ def test_what_a_history_would_leave_changed_stops_the_run_at_its_start(wrapper, 
 def test_a_plain_model_passes(tokenizer):
     model = build(LLAMA).train()
     assert build_history(SSTokenConfig(), {}, model, tokenizer) is not None
+
+
+def test_a_batch_without_response_tokens_proves_nothing(shy):
+    selection, phase = selection_of(shy, selector="attention")
+    batch = batch_of()
+    selection.begin(shy, {**batch, "labels": torch.full_like(batch["labels"], -100)}, phase)
+    with pytest.raises(ValueError, match="computes something else while"):
+        selection.begin(shy, batch, phase)
+
+
+class ShyInTraining(LlamaAttention):
+    def forward(self, *args, **kwargs):
+        output, weights = super().forward(*args, **kwargs)
+        return (output * 2 if self.training and "forward" in vars(self) else output), weights
+
+
+class DropsByItself(LlamaAttention):
+    """Draws random numbers in a function that the probe calls a second time."""
+
+    def forward(self, *args, **kwargs):
+        self.config._attn_implementation = "dropping"
+        return super().forward(*args, **kwargs)
+
+
+def dropping(module, query, key, value, mask, **kwargs):
+    output, weights = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **{**kwargs, "dropout": 0.0})
+    return torch.nn.functional.dropout(output, 0.3, module.training), weights
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("kind", [ShyInTraining, DropsByItself])
+def test_a_model_that_notices_while_it_trains_is_refused(kind, layer):
+    """In the last layer, a number drawn too much shows in the next step only."""
+    AttentionInterface.register("dropping", dropping)
+    model = build(LLAMA, "sdpa").train()
+    model.model.layers[layer].self_attn.__class__ = kind
+    config = SSTokenConfig(selector="attention", attention_layer=layer)
+    selection = TokenSelection(config, PromptAttention.of(model, layer), None, [2])
+    with pytest.raises(ValueError, match="computes something else while"):
+        selection.begin(model, batch_of(), Phase.of(config))
+
+
+def test_the_proof_leaves_buffers_and_dice_as_they_were():
+    class Counting(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, hidden):
+            if self.training:
+                self.seen += 1
+                torch.nn.functional.dropout(hidden, 0.5)
+            return self.inner(hidden)
+
+    model = build(LLAMA, "sdpa").train()
+    model.model.norm = Counting(model.model.norm).train()
+    selection, phase = selection_of(model, selector="attention")
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    selection.begin(model, batch_of(), phase)
+    assert selection.attention is not None
+    assert model.model.norm.seen == 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_history_draws_no_random_numbers_of_the_training():
+    class Noisy(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, hidden):
+            random.random()
+            np.random.rand()
+            return self.inner(hidden) + 1e-3 * torch.randn_like(hidden)
+
+    model, batch = build(LLAMA).train(), batch_of()
+    model.model.norm = Noisy(model.model.norm)
+    history = HistoryLosses(KeptWeights(model, "the first weights"))
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    history.of(model, batch, BatchLayout.of(batch))
+    assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+
+
+def test_values_that_changed_places_are_a_trace():
+    class Ring(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+            self.register_buffer("ring", torch.tensor([1.0, 2.0, 0.5]))
+            self.register_buffer("long", torch.arange(10_000.0))
+
+        def forward(self, hidden):
+            self.ring.copy_(self.ring.roll(1))
+            self.long.copy_(self.long.roll(4096))
+            return self.inner(hidden)
+
+    model = build(LLAMA).train()
+    model.model.norm = Ring(model.model.norm)
+    assert traces_of(KeptWeights(model, "the first weights"), model) == ["model.norm.long", "model.norm.ring"]
