@@ -134,6 +134,7 @@ BASE_CHANGING = [
     for key, case in (
         ("peft_init_lora_weights", "any but a plain one, "),
         ("peft.loftq_config", ""),
+        ("peft_layer_replication", ""),
         ("reinit_weights", ""),
     )
 ]

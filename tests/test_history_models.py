@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from chosen_families import LLAMA, build
 from conftest import STEADY
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaAttention
 
+from sstoken_plugin.history.adapter import AdapterOff, has_effect
+from sstoken_plugin.history.frozen import without_adapter
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.modes import without_trace
 
@@ -192,3 +196,52 @@ def test_reference_keeps_what_is_learnable_and_not_yet_learnt(config, train, ste
             kept = step.kept[own]
             assert kept.sum() == -(-own.sum() // 2)
             assert kept.all() or excess[own][kept].min() >= excess[own][~kept].max()
+
+
+@pytest.fixture
+def attention_class():
+    """Axolotl rewrites the forward pass of the class for its kernels, and not back."""
+    forward = LlamaAttention.forward
+    yield
+    LlamaAttention.forward = forward
+    if hasattr(LlamaAttention, "_original_forward"):
+        del LlamaAttention._original_forward
+
+
+def test_a_full_checkpoint_runs_beside_the_kernels_of_lora(config, train, seen, other_checkpoint, attention_class):
+    kernels = {"lora_qkv_kernel": True, "lora_o_kernel": True, "max_steps": 1}
+    forward = LlamaAttention.forward
+    train({**config, **kernels, "sstoken": {"history": str(other_checkpoint), "warmup_ratio": 0.0}})
+    assert LlamaAttention.forward is not forward, "the kernels are not there, the test would say nothing"
+    LlamaAttention.forward = forward
+    check_given(seen, AutoModelForCausalLM.from_pretrained(other_checkpoint))
+
+
+def test_a_base_that_is_loaded_again_has_the_settings_of_the_run(config, train, trained_adapter):
+    rope = {"rope_type": "default", "rope_theta": 10.0}
+    run = train(
+        {
+            **config, **FULL, "max_steps": 1, "overrides_of_model_config": {"rope_parameters": rope},
+            "sstoken": {"history": trained_adapter},
+        }
+    )  # fmt: skip
+    history = run.trainer.selection.history.history.model
+    assert history.get_base_model().config.rope_parameters == run.model.config.rope_parameters == rope
+
+
+def test_a_small_effect_of_an_adapter_is_one():
+    lora = {"target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+    model = get_peft_model(build(LLAMA), LoraConfig(r=64, lora_alpha=1, init_lora_weights=False, **lora))
+    assert has_effect(model)
+    assert not AdapterOff.serves(model)
+    plain = get_peft_model(build(LLAMA), LoraConfig(r=4, **lora))
+    for dtype in (torch.float32, torch.bfloat16):
+        assert AdapterOff.serves(plain.to(dtype))
+
+
+def test_a_twin_of_a_compiled_model_runs_its_own_modules():
+    model = get_peft_model(build(LLAMA), LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    for layer in model.get_base_model().model.layers:
+        layer._compiled_call_impl = lambda *args, **kwargs: pytest.fail("the other model's layer was run")
+    twin = without_adapter(model)
+    assert twin(input_ids=torch.arange(5)[None]).logits.shape[:2] == (1, 5)

@@ -75,6 +75,8 @@ def with_shared_weights(model: nn.Module) -> nn.Module:
             # The registries (parameters, buffers, hooks) and settings that a tuner edits are the twin's own.
             name: _rebound(value.copy() if isinstance(value, (dict, list)) else value, twins)
             for name, value in vars(module).items()
+            # Compiled in place, it would run the other model's modules.
+            if name != "_compiled_call_impl"
         }
         twin._modules = {name: child if child is None else twins[child] for name, child in module._modules.items()}
     return twins[model]

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
+import copy
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
-from peft import PeftConfig, PeftModel
-from torch import nn
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from safetensors import safe_open
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sstoken_plugin.history.adapter import has_effect, trained_outside_adapter
 from sstoken_plugin.history.frozen import FrozenModel, without_adapter
+from sstoken_plugin.logs import logger
 from sstoken_plugin.modes import under_adapter
+from sstoken_plugin.projections import with_plain_projections
 from sstoken_plugin.refusals import PLAIN_INITS
 from sstoken_plugin.sharding import is_sharded
+from sstoken_plugin.visible_text import one_line
 
-LOG = logging.getLogger(__name__)
+LOG = logger(__name__)
 
 ADAPTER_FILE, MODEL_FILE = "adapter_config.json", "config.json"
+# What a library says of a folder may go on for pages.
+MOST_WORDS = 300
 
 
 def load_given(
@@ -43,27 +54,56 @@ def load_given(
         ValueError: the folder does not fit the run; the sentence names `sstoken.history`.
     """
     if (folder / ADAPTER_FILE).exists():
-        return _adapter(folder, cfg, model, is_trained)
+        return _adapter(folder, cfg, model, tokenizer, is_trained)
     _refuse_other_tokenizer(folder, tokenizer)
     with _loading(folder):
-        history = FrozenModel(_load(folder, cfg, model), f"the model in {folder}")
-    rows = history.model.get_input_embeddings().weight.shape[0]
-    if rows < len(tokenizer):
-        raise ValueError(
-            f"sstoken.history: {folder} knows {rows} tokens and the tokenizer of this run has {len(tokenizer)}; "
-            "name a checkpoint of a model with the same tokenizer."
-        )
+        history = FrozenModel(_load_folder(folder, cfg, model), f"the model in {folder}")
+    _refuse_small_vocabulary(folder, history.model, tokenizer)
+    _refuse_not_finite(folder, history.model.parameters())
     return history
 
 
-def _adapter(folder: Path, cfg: Mapping[str, Any], model: Any, is_trained: bool) -> FrozenModel:
+def _refuse_surplus(folder: Path, history: PeftModel) -> None:
+    """Refuse weights that the adapter's settings leave out: PEFT would drop them without a word."""
+    if not (folder / SAFETENSORS_WEIGHTS_NAME).exists():
+        return
+    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, "pt") as opened:
+        found = {name for name in opened.keys() if "lora_" in name}  # noqa: SIM118
+    if surplus := sorted(found - get_peft_model_state_dict(history, save_embedding_layers=False).keys()):
+        raise ValueError(f"{ADAPTER_FILE} leaves out {len(surplus)} tensors that its file has ({surplus[0]}, ...)")
+
+
+def _refuse_not_finite(folder: Path, weights: Iterable[Tensor]) -> None:
+    if not all(bool(torch.isfinite(weight).all()) for weight in weights if weight.is_floating_point()):
+        raise ValueError(f"sstoken.history: {folder} has weights that are not finite; name one that was saved whole.")
+
+
+def _refuse_small_vocabulary(source: Any, model: Any, tokenizer: Any) -> None:
+    rows = model.get_input_embeddings().weight.shape[0]
+    if rows < len(tokenizer):
+        raise ValueError(
+            f"sstoken.history: {source} knows {rows} tokens and the tokenizer of this run has {len(tokenizer)}; "
+            "name a checkpoint of a model with the same tokenizer."
+        )
+
+
+def _base_change(adapter: PeftConfig) -> str:
+    """Return the setting of an adapter that makes it stand over other base weights than those on disk, or ""."""
+    init, layers = getattr(adapter, "init_lora_weights", None), getattr(adapter, "layer_replication", None)
+    if init not in PLAIN_INITS:
+        return f"init_lora_weights: {init}"
+    return f"layer_replication: {layers}" if layers else ""
+
+
+def _adapter(folder: Path, cfg: Mapping[str, Any], model: Any, tokenizer: Any, is_trained: bool) -> FrozenModel:
     with _loading(folder):
         adapter = PeftConfig.from_pretrained(str(folder))
-    init = getattr(adapter, "init_lora_weights", None)
-    if init not in PLAIN_INITS:
+        if not adapter.peft_type:
+            raise ValueError(f"{ADAPTER_FILE} names no peft_type")
+    if key := _base_change(adapter):
         raise ValueError(
-            f"sstoken.history: {folder} was trained with init_lora_weights: {init}, over base weights that it changed; "
-            "convert it to a plain LoRA adapter (PEFT's path_initial_model_for_weight_conversion)."
+            f"sstoken.history: {folder} was trained with {key}, over base weights that it changed; convert it to a "
+            "plain LoRA adapter (PEFT's path_initial_model_for_weight_conversion), or name a full checkpoint."
         )
     if str(adapter.base_model_name_or_path) != str(cfg.get("base_model")):
         LOG.warning(
@@ -77,49 +117,112 @@ def _adapter(folder: Path, cfg: Mapping[str, Any], model: Any, is_trained: bool)
             f"sstoken.history: {folder} needs base weights that stay as they are, but {len(outside)} tensors outside "
             f"the adapter train too ({outside[0]}, ...); freeze them, or name a full checkpoint."
         )
+    for own in model.peft_config.values() if shares else ():
+        if key := _base_change(own):
+            raise ValueError(
+                f"sstoken.history: {folder} goes over the base weights of this run, which its own adapter has changed "
+                f"({key}); make a plain one, or set history: initial."
+            )
     if shares and not is_trained and not cfg.get("lora_model_dir") and has_effect(model):
         raise ValueError(
             f"sstoken.history: {folder} goes over the base weights of this run, and making the run's own adapter has "
             "changed them (peft_init_lora_weights, say); make a plain one, or set history: initial."
         )
-    base = without_adapter(model) if shares else _load(cfg["base_model"], cfg, model, cfg.get("revision_of_model"))
+    base = without_adapter(model) if shares else _load(cfg["base_model"], cfg, model)
+    _refuse_small_vocabulary(cfg["base_model"], base, tokenizer)
     with _loading(folder):
+        if not any((folder / name).exists() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+            raise ValueError(f"it has no {SAFETENSORS_WEIGHTS_NAME}")
         history = PeftModel.from_pretrained(base, folder)
+        _refuse_surplus(folder, history)
+    _refuse_not_finite(folder, (weight for name, weight in history.named_parameters() if "lora_" in name))
     return FrozenModel(history, f"the adapter in {folder}", shared_with=model if shares else None)
 
 
 @contextmanager
 def _loading(folder: Path) -> Iterator[None]:
+    """Turn whatever a folder does to those who read it into one sentence.
+
+    Raises:
+        ValueError: see there.
+    """
     try:
-        yield
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"sstoken.history: {folder} cannot be loaded: {error}") from error
+        with warnings.catch_warnings():
+            # PEFT would go on with weights as they were drawn.
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            yield
+    except UnpicklingError:
+        # torch's own words advise to run what the file holds.
+        reason = "its weights are a pickle that holds more than tensors; save them as safetensors"
+    except UserWarning:
+        reason = "weights are missing from its file; name a whole adapter folder"
+    except Exception as error:
+        words = one_line(" ".join(str(error).split())).removesuffix(".")
+        if len(words) > MOST_WORDS:
+            words = f"{words[:MOST_WORDS]} ..."
+        if not isinstance(error, ValueError):
+            words = f"{type(error).__name__}{': ' if words else ''}{words}"
+        reason = f"{words}; name an adapter folder or a checkpoint that is whole"
+    else:
+        return
+    raise ValueError(f"sstoken.history: {folder} cannot be loaded: {reason}.")
 
 
-def _load(source: Any, cfg: Mapping[str, Any], model: Any, revision: str | None = None) -> nn.Module:
-    trusts = bool(cfg.get("trust_remote_code"))
+def _load(source: Any, cfg: Mapping[str, Any], model: Any) -> nn.Module:
+    """Load the run's base model a second time."""
+    own, revision = under_adapter(model), cfg.get("revision_of_model")
+    settings = _as_in_training(cfg, model)
+    if "quantization_config" not in settings:
+        # As the run has changed it, by overrides_of_model_config say, but for tokens that it has added.
+        config = copy.deepcopy(own.config)
+        on_disk = type(own.config).from_pretrained(source, revision=revision)
+        config.get_text_config().vocab_size = on_disk.get_text_config().vocab_size
+        settings["config"] = config
+    loaded: nn.Module = type(own).from_pretrained(source, revision=revision, **settings)
+    return with_plain_projections(loaded, own)
+
+
+def _load_folder(folder: Path, cfg: Mapping[str, Any], model: Any) -> nn.Module:
+    """Load a full checkpoint. Code that it brings is not run: trust_remote_code is about the base model."""
     own = under_adapter(model)
-    source_config = AutoConfig.from_pretrained(source, trust_remote_code=trusts, revision=revision)
-    # A model that can also see is none for AutoModelForCausalLM.
-    same = source_config.model_type == own.config.model_type
+    found = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
+    if found.get("model_type") == own.config.model_type:
+        config = type(own.config).from_pretrained(folder)
+        kind: Any = type(own)
+    elif "auto_map" in found:
+        raise ValueError("it brings code of its own, which is not run for a history")
+    else:
+        config, kind = AutoConfig.from_pretrained(folder, trust_remote_code=False), AutoModelForCausalLM
+    settings = _as_in_training(cfg, model)
+    loaded, info = kind.from_pretrained(folder, config=config, output_loading_info=True, **settings)
+    faults = {"missing_keys": "are missing"}
+    if kind is type(own):
+        # Another class may leave out what only the whole has, such as an image tower.
+        faults["unexpected_keys"] = "have no place in its model"
+    for fault, words in faults.items():
+        if names := sorted(info[fault]):
+            raise ValueError(f"{len(names)} of its tensors {words} ({names[0]}, ...)")
+    return with_plain_projections(loaded, own)
+
+
+def _as_in_training(cfg: Mapping[str, Any], model: Any) -> dict[str, Any]:
     quantised = getattr(model.config, "quantization_config", None)
-    loaded: Any = (type(own) if same else AutoModelForCausalLM).from_pretrained(
-        source,
-        revision=revision,
-        dtype=cfg.get("torch_dtype") or model.get_input_embeddings().weight.dtype,
-        attn_implementation=model.config._attn_implementation,
-        trust_remote_code=trusts,
+    return {
+        "dtype": cfg.get("torch_dtype") or model.get_input_embeddings().weight.dtype,
+        "attn_implementation": model.config._attn_implementation,
         # Quantised weights are made on the device where they stay.
         **({"quantization_config": quantised, "device_map": {"": model.device}} if quantised else {}),
-    )
-    return loaded
+    }
 
 
 def _refuse_other_tokenizer(folder: Path, tokenizer: Any) -> None:
-    if not (folder / "tokenizer_config.json").exists():
+    file = folder / "tokenizer_config.json"
+    if not file.exists():
         return
     with _loading(folder):
-        theirs = AutoTokenizer.from_pretrained(folder).get_vocab()
+        brings_code = "auto_map" in json.loads(file.read_text(encoding="utf-8"))
+        kind = type(tokenizer) if brings_code else AutoTokenizer
+        theirs = kind.from_pretrained(folder, **({} if brings_code else {"trust_remote_code": False})).get_vocab()
     ours = tokenizer.get_vocab()
     other = [token for token, place in ours.items() if theirs.get(token, place) != place]
     if other or len(ours.keys() & theirs.keys()) < min(len(ours), len(theirs)):
