@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from sstoken_plugin.batching import in_batches, padded
+from sstoken_plugin.history.blocks import KEY_BYTES
 from sstoken_plugin.history.losses import HistoryLosses
-from sstoken_plugin.history.store import KEY_BYTES
 from sstoken_plugin.samples import BatchLayout, as_batch, sample_keys
 
 
@@ -38,15 +38,14 @@ def work_left(losses: HistoryLosses, samples: Sequence[Any]) -> Work:
     """
     assert losses.store is not None
     known: dict[bytes, dict[str, Tensor]] = {}
-    response_tokens = 0
+    lengths: dict[bytes, int] = {}
     for sample in samples:
         batch = as_batch(sample)
         for key, length in zip(*sample_keys(batch, KEY_BYTES), strict=True):
-            response_tokens += length if key not in known else 0
-            known[key] = batch
-    missing = [known[key] for key in losses.store.missing(known)]
+            known[key], lengths[key] = batch, length
+    missing = [known[key] for key in losses.store.missing(lengths, lengths.values())]
     missing.sort(key=lambda batch: batch["input_ids"].shape[1], reverse=True)
-    return Work(len(known), missing, response_tokens)
+    return Work(len(known), missing, sum(lengths.values()))
 
 
 def score(losses: HistoryLosses, model: Any, work: Work, batch_tokens: int) -> Iterator[int]:

@@ -9,11 +9,21 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
+import time
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
-from sstoken_plugin.history.store import BLOCK_TOKENS, FILE, LARGEST, LossStore, decode, encode
+from sstoken_plugin.history import database as databases
+from sstoken_plugin.history import store as stores
+from sstoken_plugin.history.blocks import FORMAT, LARGEST, decode, encode
+from sstoken_plugin.history.losses import HistoryLosses
+from sstoken_plugin.history.store import BLOCK_TOKENS, FILE, LossStore
 
 MARK = b"h" * 16
 
@@ -238,18 +248,11 @@ def test_a_full_disk_ends_the_writing_and_nothing_else(tmp_path, caplog):
     first, second = some_losses(200), some_losses(200, seed=1)
     store.put(first)
     store.flush()
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / FILE).stat().st_size, before[1]))
-        with caplog.at_level(logging.WARNING):
-            for turn in range(3):
-                store.put(some_losses(200, seed=2 + turn))
-                given = store.put(second)
-                store.flush()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, ignored)
+    with no_more_room((tmp_path / FILE).stat().st_size), caplog.at_level(logging.WARNING):
+        for turn in range(3):
+            store.put(some_losses(200, seed=2 + turn))
+            given = store.put(second)
+            store.flush()
     assert caplog.text.count("takes no more losses") == 1
     assert all(found is not None for found in store.get(list(first)))
     assert all(np.array_equal(found, given[name]) for name, found in zip(second, store.get(list(second)), strict=True))
@@ -273,3 +276,392 @@ def test_little_is_lost_when_nothing_is_flushed(tmp_path):
     written = open_store(tmp_path)
     waiting = sum(len(losses[name]) for name in written.missing(losses))
     assert waiting < BLOCK_TOKENS
+
+
+def two_blocks(folder):
+    """A store of two blocks, and what it gives."""
+    store = open_store(folder)
+    given = {}
+    for seed in (0, 1):
+        given |= store.put(some_losses(50, seed=seed))
+        store.flush()
+    store.close()
+    return given
+
+
+def test_a_row_that_another_block_has_taken_gives_no_losses_of_other_samples(tmp_path, caplog):
+    """As where a file was copied over, or rows were deleted and written anew."""
+    first, other = some_losses(50), some_losses(50, seed=1)
+    store = open_store(tmp_path)
+    store.put(first)
+    store.flush()
+    store.put(other)
+    store.flush()
+    database, (one, two) = blocks(tmp_path)
+    database.execute("UPDATE blocks SET losses = (SELECT losses FROM blocks WHERE id = ?) WHERE id = ?", (two, one))
+    database.commit()
+    with caplog.at_level(logging.WARNING):
+        assert store.get(list(first)) == [None] * 50
+    assert "other samples than before" in caplog.text
+    assert all(found is not None for found in store.get(list(other)))
+
+
+def test_losses_of_another_length_are_none(tmp_path):
+    store = open_store(tmp_path)
+    store.put({key(1): np.ones(3, np.float32)})
+    for _ in range(2):
+        assert store.get([key(1)], [4]) == [None]
+        assert store.missing([key(1)], [4]) == [key(1)]
+        assert store.missing([key(1)], [3]) == []
+        assert len(store.get([key(1)], [3])[0]) == 3
+        store.flush()
+    store.put({key(1): np.ones(4, np.float32)})
+    store.close()
+    assert len(open_store(tmp_path).get([key(1)], [4])[0]) == 4
+
+
+def test_a_deleted_number_is_never_given_again(tmp_path):
+    reader, writer = open_store(tmp_path), open_store(tmp_path)
+    writer.put(some_losses(5))
+    writer.flush()
+    assert reader.missing(some_losses(5)) == []
+    database, _ = blocks(tmp_path)
+    database.execute("DELETE FROM blocks")
+    database.commit()
+    writer.put(some_losses(5, seed=1))
+    writer.flush()
+    assert reader.missing(some_losses(5, seed=1)) == []
+
+
+@pytest.mark.parametrize("value", ["'text'", "x'ff'", "12", "3.5", "NULL", "zeroblob(9)", "zeroblob(99000000)"])
+@pytest.mark.parametrize("column", ["losses", "history"])
+def test_a_value_of_another_kind_costs_its_block_alone(tmp_path, value, column):
+    given = two_blocks(tmp_path)
+    database, (number, _) = blocks(tmp_path)
+    database.execute(f"UPDATE blocks SET {column} = {value} WHERE id = {number}")
+    database.commit()
+    store = open_store(tmp_path)
+    found = store.get(list(given))
+    assert [losses is None for losses in found] == [True] * 50 + [False] * 50
+    assert all(
+        np.array_equal(losses, given[name]) for name, losses in zip(given, found, strict=True) if losses is not None
+    )
+
+
+def test_a_row_that_would_unpack_to_gigabytes_is_damage(tmp_path, caplog):
+    given = two_blocks(tmp_path)
+    database, (number, _) = blocks(tmp_path)
+    bomb = zlib.compress(bytes(2**28), 9)
+    database.execute("UPDATE blocks SET losses = ? WHERE id = ?", (bomb, number))
+    database.commit()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with caplog.at_level(logging.WARNING):
+        store = open_store(tmp_path)
+    assert "are damaged" in caplog.text
+    assert len(store) == 50
+    assert len(given) == 100
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+
+
+SCHEMA_DAMAGE = {
+    "a word": (b"CREATE TABLE blocks", b"CREATE TABLF blocks"),
+    "a column's name": (b"history BLOB", b"histoqy BLOB"),
+    "text that is no UTF-8": (b"history BLOB", b"h\xff\xfetory BLOB"),
+    "the table's name": (b"CREATE TABLE blocks", b"CREATE TABLE clocks"),
+    "the format": (b"SQLite format 3\x00", b"SQLite format 7\x00"),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEMA_DAMAGE)
+def test_damage_to_the_schema_never_stops_a_run(tmp_path, caplog, kind):
+    given = two_blocks(tmp_path)
+    old, new = SCHEMA_DAMAGE[kind]
+    content = (tmp_path / FILE).read_bytes()
+    assert old in content
+    (tmp_path / FILE).write_bytes(content.replace(old, new))
+    with caplog.at_level(logging.WARNING):
+        store = open_store(tmp_path)
+    for name, found in zip(given, store.get(list(given)), strict=True):
+        assert found is None or np.array_equal(found, given[name])
+    fresh = store.put(some_losses(5, seed=9))
+    store.close()
+    again = open_store(tmp_path)
+    assert all(np.array_equal(again.get([name])[0], values) for name, values in fresh.items())
+    assert "is damaged" in caplog.text or len(again) == 105
+    if kind == "a column's name":
+        assert len(again) == 105, "blocks that can be read are taken over"
+
+
+@pytest.mark.parametrize("at", [0, 16, 18, 19, 20, 21, 24, 31, 39, 43, 47, 56, 59, 63, 95, 99])
+def test_any_bit_of_the_header_may_flip(tmp_path, at):
+    """The bytes of SQLite's header that say something, one bit at a time: nothing is lost, and writing goes on."""
+    given = two_blocks(tmp_path)
+    content = bytearray((tmp_path / FILE).read_bytes())
+    for bit in (0, 1, 7):
+        folder = tmp_path / f"bit-{bit}"
+        folder.mkdir()
+        changed = content.copy()
+        changed[at] ^= 1 << bit
+        (folder / FILE).write_bytes(changed)
+        store = open_store(folder)
+        for name, found in zip(given, store.get(list(given)), strict=True):
+            assert found is None or np.array_equal(found, given[name])
+        fresh = store.put(some_losses(5, seed=9))
+        store.close()
+        assert open_store(folder).missing(fresh) == [], f"bit {bit} of byte {at}"
+
+
+@contextmanager
+def no_more_room(size):
+    """Let no file grow beyond a size."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
+def damaged_in_the_middle(folder):
+    store = open_store(folder)
+    given = {}
+    for seed in range(8):
+        given |= store.put(some_losses(40, seed=seed))
+        store.flush()
+    store.close()
+    content = bytearray((folder / FILE).read_bytes())
+    half = len(content) // 1024 * 512
+    content[half : half + 1024] = os.urandom(1024)
+    (folder / FILE).write_bytes(content)
+    return given
+
+
+def test_a_full_disk_while_damage_is_mended_loses_nothing(tmp_path, caplog):
+    given = damaged_in_the_middle(tmp_path)
+    with no_more_room(20_000), caplog.at_level(logging.WARNING):
+        store = open_store(tmp_path)
+        store.put(some_losses(5, seed=99))
+        store.flush()
+        assert store.get(list(given)) == [None] * len(given)
+        store.close()
+    assert "cannot be mended" in caplog.text
+    found = open_store(tmp_path).get(list(given))
+    assert sum(losses is not None for losses in found) > 100
+
+
+@pytest.mark.parametrize("moment", ["_free_name", "before the last step"])
+def test_a_kill_while_damage_is_mended_loses_nothing(tmp_path, moment):
+    given = damaged_in_the_middle(tmp_path)
+
+    def work(number):
+        if moment == "_free_name":
+            databases._free_name = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+        else:
+            unlink = Path.unlink
+            Path.unlink = lambda self, **kwargs: (
+                os.kill(os.getpid(), signal.SIGKILL) if "journal" in self.name else unlink(self, **kwargs)
+            )
+        open_store(tmp_path)
+
+    assert together(work, 1) == [-signal.SIGKILL]
+    found = open_store(tmp_path).get(list(given))
+    assert sum(losses is not None for losses in found) > 100
+    assert len(list(tmp_path.glob("*.damaged"))) == 1
+
+
+@pytest.mark.parametrize("kind", ["folder", "link to nowhere", "loop", "pipe"])
+def test_what_is_no_file_is_put_aside(tmp_path, kind):
+    file = tmp_path / FILE
+    if kind == "folder":
+        file.mkdir()
+        (file / "x").touch()
+    elif kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to(file if kind == "loop" else tmp_path / "no" / "such")
+    store = open_store(tmp_path)
+    store.put(some_losses(5))
+    store.close()
+    assert len(open_store(tmp_path)) == 5
+
+
+def test_a_damaged_file_that_another_process_mends_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "_WAIT_SECONDS", 0.3)
+    (tmp_path / FILE).write_bytes(b"garbage" * 500)
+    with (
+        FileLock((tmp_path / FILE).with_suffix(".lock")),
+        pytest.raises(ValueError, match="another process has held it"),
+    ):
+        open_store(tmp_path)
+    open_store(tmp_path)
+
+
+def test_a_run_without_a_model_waits_so_long_and_no_longer(tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("sstoken_plugin.history.losses._MOST_SECONDS", 1.0)
+    monkeypatch.setattr("sstoken_plugin.history.losses._SECONDS", 0.05)
+    store = open_store(tmp_path)
+    store.put({key(1): np.ones(3, np.float32)})
+    store.flush()
+    losses = HistoryLosses(None, store)
+    other = sqlite3.connect(tmp_path / FILE, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    started = time.monotonic()
+    assert losses._kept([key(1)], [3]) == [None]
+    assert 1 <= time.monotonic() - started < 3
+    threading.Timer(0.4, lambda: other.execute("COMMIT")).start()
+    assert losses._kept([key(1)], [3])[0] is not None
+
+
+def test_what_is_whole_in_a_damaged_file_is_taken_over(tmp_path, caplog):
+    store = open_store(tmp_path)
+    given = {}
+    for seed in range(20):
+        given |= store.put(some_losses(90, seed=seed))
+        store.flush()
+    store.close()
+    content = bytearray((tmp_path / FILE).read_bytes())
+    half = len(content) // 1024 * 512
+    content[half : half + 2048] = os.urandom(2048)
+    (tmp_path / FILE).write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        found = open_store(tmp_path).get(list(given))
+    kept = [(name, losses) for name, losses in zip(given, found, strict=True) if losses is not None]
+    assert len(kept) > 0.5 * len(given)
+    assert all(np.array_equal(losses, given[name]) for name, losses in kept)
+
+
+def test_a_file_of_another_format_is_put_aside_whole(tmp_path, caplog):
+    two_blocks(tmp_path)
+    database, _ = blocks(tmp_path)
+    database.execute(f"PRAGMA user_version = {FORMAT + 7}")
+    database.close()
+    before = (tmp_path / FILE).read_bytes()
+    with caplog.at_level(logging.WARNING):
+        # The name says the format: what is wrong is the number, and every block is looked at on its own.
+        assert len(open_store(tmp_path)) == 100
+    assert f"format {FORMAT + 7} in place of {FORMAT}" in caplog.text
+    assert (tmp_path / FILE).with_suffix(".damaged").read_bytes() == before
+
+
+def test_the_file_of_version_0_1_is_left_alone(tmp_path, caplog):
+    database = sqlite3.connect(tmp_path / "losses.sqlite")
+    database.execute("CREATE TABLE blocks (id INTEGER PRIMARY KEY, history BLOB, losses BLOB)")
+    database.close()
+    before = (tmp_path / "losses.sqlite").read_bytes()
+    with caplog.at_level(logging.WARNING):
+        store = open_store(tmp_path)
+    assert "version 0.1" in caplog.text
+    store.put(some_losses(5))
+    store.close()
+    assert (tmp_path / "losses.sqlite").read_bytes() == before
+
+
+def test_two_damaged_files_in_turn_are_both_kept(tmp_path):
+    for content in (b"one " * 500, b"two " * 500):
+        (tmp_path / FILE).write_bytes(content)
+        open_store(tmp_path).close()
+    assert {file.read_bytes()[:3] for file in tmp_path.glob("*.damaged*")} == {b"one", b"two"}
+
+
+def together(work, count=4):
+    """Run `work(number)` in so many processes at once; return their exit codes."""
+    children = []
+    for number in range(count):
+        child = os.fork()
+        if not child:
+            try:
+                work(number)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
+@pytest.mark.parametrize("content", [b"garbage" * 5000, b"SQLite format 3\x00" + bytes(2000)], ids=["text", "zeros"])
+def test_processes_that_meet_one_damaged_file_lose_nothing(tmp_path, content):
+    for turn in range(5):
+        folder = tmp_path / str(turn)
+        folder.mkdir()
+        (folder / FILE).write_bytes(content)
+        start = time.time() + 0.1
+
+        def work(number, folder=folder, start=start):
+            while time.time() < start:
+                pass
+            store = open_store(folder)
+            for part in range(3):
+                store.put(some_losses(20, seed=10 * number + part))
+                store.flush()
+            store.close()
+
+        assert together(work) == [0] * 4
+        assert len(open_store(folder)) == 4 * 3 * 20
+        assert len(list(folder.glob("*.damaged*"))) == 1
+
+
+def test_a_process_whose_file_was_put_aside_writes_into_the_new_one(tmp_path):
+    store = open_store(tmp_path)
+    store.put(some_losses(5))
+    store.flush()
+    (tmp_path / FILE).rename(tmp_path / "aside")
+    open_store(tmp_path).close()
+    store.put(some_losses(5, seed=1))
+    store.flush()
+    assert open_store(tmp_path).missing(some_losses(5, seed=1)) == []
+
+
+def test_a_file_that_is_held_for_long_is_neither_damaged_nor_given_up(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(stores, "_WAIT_SECONDS", 0.3)
+    store = open_store(tmp_path)
+    first, second = some_losses(5), some_losses(5, seed=1)
+    store.put(first)
+    store.flush()
+    other = sqlite3.connect(tmp_path / FILE, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(10):
+            store.put(second)
+            store.flush()
+            assert store.get(list(first)) == [None] * 5
+    assert time.monotonic() - started < 3
+    assert caplog.text.count("is held by another process") == 1
+    assert "damaged" not in caplog.text
+    with pytest.raises(ValueError, match=r"sstoken\.history_cache: .* another process has held it for"):
+        open_store(tmp_path)
+    other.execute("COMMIT")
+    assert all(found is not None for found in store.get(list(first)))
+    store.close()
+    assert len(open_store(tmp_path)) == 10
+
+
+def test_a_folder_that_may_only_be_read_serves(tmp_path, caplog, monkeypatch):
+    """Through SQLite's read-only mode, because a superuser may write to any file."""
+    given = two_blocks(tmp_path)
+
+    def connected(file, wait):
+        return sqlite3.connect(f"file:{file}?mode=ro", uri=True, isolation_level=None)
+
+    monkeypatch.setattr(databases, "_connected", connected)
+    store = open_store(tmp_path)
+    assert store.missing(given) == []
+    with caplog.at_level(logging.WARNING):
+        store.put(some_losses(5, seed=7))
+        store.flush()
+    assert "takes no more losses" in caplog.text
+    assert store.missing(some_losses(5, seed=7)) == []
+
+
+def test_a_flush_of_very_much_makes_blocks_that_can_be_read(tmp_path):
+    store = open_store(tmp_path)
+    long = {key(number): np.ones(2**21, np.float32) for number in range(4)}
+    store.put(long)
+    store.put({key(9): np.ones(2**22 + 1, np.float32)})
+    store.close()
+    again = open_store(tmp_path)
+    assert len(blocks(tmp_path)[1]) > 1
+    assert again.missing([*long, key(9)]) == [key(9)]

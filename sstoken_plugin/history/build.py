@@ -15,17 +15,19 @@ from sstoken_plugin.compatibility import expand
 from sstoken_plugin.config import SSTokenConfig
 from sstoken_plugin.history.adapter import AdapterOff
 from sstoken_plugin.history.base import History, Untrained, bytes_of
+from sstoken_plugin.history.blocks import KEY_BYTES
 from sstoken_plugin.history.frozen import FrozenModel
 from sstoken_plugin.history.given import load_given
 from sstoken_plugin.history.losses import HistoryLosses
-from sstoken_plugin.history.store import KEY_BYTES, LossStore
+from sstoken_plugin.history.store import LossStore
 from sstoken_plugin.history.weights import KeptWeights, MovingAverage, Snapshot
 from sstoken_plugin.modes import class_name, trial_tokens
-from sstoken_plugin.own_loss import refuse_encoder_decoder
 from sstoken_plugin.refusals import PLAIN_INITS
 from sstoken_plugin.samples import IGNORE_INDEX, as_batch, sample_keys
 from sstoken_plugin.sharding import any_rank, is_partitioned, is_sharded
 from sstoken_plugin.unchanged import traces_of
+from sstoken_plugin.visibility import refuse_encoder_decoder
+from sstoken_plugin.visible_text import one_line
 
 Sample = Mapping[str, Any]
 
@@ -82,7 +84,16 @@ def build_history(
 
 
 def _refuse_traces(config: SSTokenConfig, history: History, model: Any) -> None:
-    if changed := traces_of(history, model):
+    try:
+        changed = traces_of(history, model)
+    except Exception as error:
+        if not config.history_is_path:
+            raise
+        raise ValueError(
+            f"sstoken.history: {config.history}: a pass of it fails ({type(error).__name__}: "
+            f"{one_line(str(error))[:300]}); name an adapter folder or a checkpoint that is whole."
+        ) from error
+    if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise ValueError(
             f"sstoken.history: {config.history}: a pass of the history leaves {changed[0]}{more} of "
@@ -103,7 +114,12 @@ def _before_training(
         return None
     if config.history_is_path:
         return load_given(expand(config.history), cfg, model, tokenizer, is_trained=is_trained)
-    saved = None if trained_adapter is None else checkpoint.read(trained_adapter)
+    saved, reasons = None, []
+    try:
+        saved = None if trained_adapter is None else checkpoint.read(trained_adapter)
+        reasons = [saved.lost_history] if saved and saved.lost_history else []
+    except ValueError as error:
+        reasons = [str(error)]
     if saved is not None and saved.tensors and saved.history == config.history:
         kept = KeptWeights(model, f"the history ({config.history}) that {trained_adapter} holds")
         kept.restore(saved.tensors, model)
@@ -112,8 +128,9 @@ def _before_training(
         return load_given(Path(cfg["lora_model_dir"]), cfg, model, tokenizer, is_trained=True)
     if is_trained:
         raise ValueError(
-            f"sstoken.history: {config.history} cannot be told from {trained_adapter}; name a checkpoint folder that "
-            "was written by a run with this setting."
+            f"sstoken.history: {config.history} cannot be told from {trained_adapter}"
+            f"{''.join(f' ({reason})' for reason in reasons)}; name a checkpoint folder that was written by a run with "
+            "this setting."
         )
     return Untrained()
 
@@ -150,11 +167,11 @@ def _all_there(store: LossStore, samples: Iterable[Sample], model: Any) -> bool:
 
 
 def _any_missing(store: LossStore, samples: Iterable[Sample]) -> bool:
-    keys: list[bytes] = []
+    wanted: dict[bytes, int] = {}
     for sample in samples:
-        own, lengths = sample_keys(as_batch(sample), KEY_BYTES)
+        keys, lengths = sample_keys(as_batch(sample), KEY_BYTES)
         if sum(label != IGNORE_INDEX for label in sample["labels"]) != sum(lengths):
             # Of a sample's first token, or of padding, which may be trained on and is never kept: see HistoryLosses.of.
             return True
-        keys += own
-    return not keys or bool(store.missing(keys))
+        wanted |= dict(zip(keys, lengths, strict=True))
+    return not wanted or bool(store.missing(wanted, wanted.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,11 +12,15 @@ import torch
 from torch import Tensor
 
 from sstoken_plugin.history.base import History
-from sstoken_plugin.history.store import KEY_BYTES, LossStore, resolution
+from sstoken_plugin.history.blocks import KEY_BYTES, Losses, resolution
+from sstoken_plugin.history.store import LossStore
 from sstoken_plugin.modes import without_trace
 from sstoken_plugin.output_head import response_nll
 from sstoken_plugin.samples import BatchLayout, sample_keys
 from sstoken_plugin.sharding import any_rank
+
+# How long, and how far apart, a file that another process holds is asked again.
+_MOST_SECONDS, _SECONDS = 600.0, 5.0
 
 
 class HistoryLosses:
@@ -58,7 +63,7 @@ class HistoryLosses:
         # Plain training of packed rows learns from a sample's first token too, if it is labelled. Its loss
         # depends on the sample before, so that such a batch is not one to keep.
         is_kept = sum(lengths) == len(layout.position)
-        found = dict(zip(keys, self.store.get(keys) if is_kept else [None] * len(keys), strict=True))
+        found = dict(zip(keys, self._kept(keys, lengths) if is_kept else [None] * len(keys), strict=True))
         hits = sum(found[key] is not None for key in keys)
         is_missing = hits < len(keys) or not is_kept
         if any_rank(is_missing, layout.position.device) if self._together else is_missing:
@@ -82,6 +87,21 @@ class HistoryLosses:
         """
         rel = history - current
         return rel if self.store is None else torch.where(rel.abs() <= resolution(history), 0, rel)
+
+    def _kept(self, keys: list[bytes], lengths: list[int]) -> list[Losses | None]:
+        assert self.store is not None
+        found = self.store.get(keys, lengths)
+        # Where there is no model that could compute them, a file that is held is waited for.
+        deadline = time.monotonic() + _MOST_SECONDS
+        while (
+            self.history is None
+            and self.store.is_waited_for
+            and any(losses is None for losses in found)
+            and time.monotonic() < deadline
+        ):
+            time.sleep(_SECONDS)
+            found = self.store.get(keys, lengths)
+        return found
 
     def _computed(self, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout) -> Tensor:
         if self.history is None:

@@ -1,59 +1,45 @@
 """Losses of an unchanging history on disk, for later epochs and later runs: `sstoken.history_cache`.
 
-One SQLite file. Losses come in blocks of many samples, compressed with zlib, whose checksum shows a damaged
-block. Blocks are only ever added, so that several processes can read and write at once, and a process that is
-killed leaves whole blocks behind. A sample takes about 9 bytes and 2.25 bytes a token, before compression.
+One SQLite file. Losses come in blocks of many samples, whose checksum shows a damaged one. Blocks are only ever added,
+so that several processes can read and write at once, and a process that is killed leaves whole blocks behind. A sample
+takes about 12 bytes and 2.25 bytes a token, before compression.
 """
 
 from __future__ import annotations
 
-import logging
 import sqlite3
-import zlib
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+from sstoken_plugin.history.blocks import (
+    FORMAT,
+    KEY_BYTES,
+    MOST_BYTES,
+    MOST_TOKENS,
+    Codes,
+    Losses,
+    decode,
+    encode,
+    pack,
+    unpack,
+)
+from sstoken_plugin.history.database import FAULTS, is_busy, is_damage, open_database
+from sstoken_plugin.logs import logger
 
-LOG = logging.getLogger(__name__)
+LOG = logger(__name__)
 
-FILE = "losses.sqlite"
-KEY_BYTES = 8
-# A loss n is stored as 18 bits of log(1 + n / SMALL): fine where losses are small and so is what training changes
-# about them. Half a step is 1.3e-6 at a loss of 0, 1.5e-5 at 1, 1.4e-4 at 10 and 1.4e-3 at LARGEST.
-SMALL, LARGEST = 0.1, 100.0
-_STEPS = (2**18 - 1) / np.log1p(LARGEST / SMALL)
+# With the format, so that releases that know another one leave each other's files alone.
+FILE = f"losses-{FORMAT}.sqlite"
+OLD_FILE = "losses.sqlite"
 # Tokens that are collected before they are written: a page of the file is not left half empty too often.
 BLOCK_TOKENS = 8192
+# Tokens that are collected at most while another process holds the file.
+MOST_WAITING = 2**24
 # For another process to finish its writing.
-_WAIT_SECONDS = 60
-_TABLES = """
-PRAGMA page_size = 512;
-CREATE TABLE IF NOT EXISTS blocks (id INTEGER PRIMARY KEY, history BLOB, losses BLOB);
-"""
-
-Losses = NDArray[np.float32]
-Codes = NDArray[np.uint32]
-
-
-def encode(losses: Losses) -> Codes | None:
-    """Turn losses in nats into 18-bit codes, or None where one is not finite or above `LARGEST`."""
-    if not (np.isfinite(losses).all() and (losses <= LARGEST).all()):
-        return None
-    return np.rint(np.log1p(np.maximum(losses, 0).astype(np.float64) / SMALL) * _STEPS).astype("<u4")
-
-
-def decode(codes: Codes) -> Losses:
-    """Turn codes into losses, float32."""
-    return (np.expm1(codes / _STEPS) * SMALL).astype(np.float32)
-
-
-def resolution(losses: Tensor) -> Tensor:
-    """Return the difference between losses, any shape, that storing may make or hide."""
-    return (losses + SMALL) / float(_STEPS)
+_WAIT_SECONDS = 60.0
 
 
 class LossStore:
@@ -72,45 +58,68 @@ class LossStore:
         self._history = history
         self._writable = self._readable = True
         self._pending: dict[bytes, Codes] = {}
-        self._places: dict[bytes, tuple[int, int]]
+        # Tokens in there.
+        self._waiting = 0
+        # Block, and number of tokens, of each sample.
+        self._places: dict[bytes, tuple[int, int]] = {}
+        self._newest = 0
         self._block = lru_cache(maxsize=64)(self._read_block)
+        self._database: sqlite3.Connection | None = None
+        self._inode = 0
+        self._no_wait_before = 0.0
+        self._told: set[str] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            try:
-                self._open()
-            except sqlite3.OperationalError:
-                raise
-            except sqlite3.DatabaseError as error:
-                aside = self.file.with_suffix(".damaged")
-                LOG.warning("ssToken: %s is damaged (%s): it is now %s, and is begun anew.", self.file, error, aside)
-                self.file.rename(aside)
-                self._open()
-        except (OSError, sqlite3.Error) as error:
-            raise ValueError(
-                f"sstoken.history_cache: {folder} cannot be used ({error}); name a folder that can be written to."
-            ) from error
+            if not self.file.exists() and (folder / OLD_FILE).exists():
+                LOG.warning(
+                    "ssToken: %s is of version 0.1, which mixes up samples with other labels: it is left alone, and "
+                    "%s is begun.", folder / OLD_FILE, self.file,
+                )  # fmt: skip
+            self._open()
+        except (OSError, *FAULTS) as error:
+            if self.file.is_file() and not is_busy(error):
+                # A full disk or the like, at the worst moment: damage must be mended.
+                LOG.warning("ssToken: %s cannot be mended (%s): this run goes on without it.", self.file, error)
+                self._writable = self._readable = False
+                self._places = {}
+                return
+            mend = "empty it, or name a folder that can be written to"
+            if is_busy(error):
+                mend = f"another process has held it for {_WAIT_SECONDS:.0f} s: wait for it, or name another folder"
+            raise ValueError(f"sstoken.history_cache: {folder} cannot be used ({error}); {mend}.") from error
 
-    def _open(self) -> None:
-        self._newest, self._places = 0, {}
-        self._database = sqlite3.connect(self.file, timeout=_WAIT_SECONDS, isolation_level=None)
-        self._database.executescript(_TABLES)
-        self._read_new_blocks()
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether another process held the file at the last attempt, so that a later one may find more."""
+        return time.monotonic() < self._no_wait_before
 
     def __len__(self) -> int:
         """Return the number of samples whose losses are there."""
         return len(self._places.keys() | self._pending.keys())
 
-    def missing(self, keys: Iterable[bytes]) -> list[bytes]:
-        """Return those of `keys` that are not there, without doubles."""
-        self._try_to_read()
-        return [key for key in dict.fromkeys(keys) if key not in self._places and key not in self._pending]
+    def missing(self, keys: Iterable[bytes], lengths: Iterable[int] | None = None) -> list[bytes]:
+        """Return those of `keys` that are not there, without doubles.
 
-    def get(self, keys: list[bytes]) -> list[Losses | None]:
-        """Return the losses of samples, each float32 [n]; None where they are not there."""
-        if any(key not in self._places and key not in self._pending for key in keys):
+        Args:
+            keys: of samples.
+            lengths: number of losses that each must have; None for any.
+        """
+        self._try_to_read()
+        wanted = dict.fromkeys(keys) if lengths is None else dict(zip(keys, lengths, strict=True))
+        return [key for key, length in wanted.items() if not self._is_known(key, length)]
+
+    def get(self, keys: Sequence[bytes], lengths: Sequence[int] | None = None) -> list[Losses | None]:
+        """Return the losses of samples, each float32 [n]; None where they are not there.
+
+        Args:
+            keys: of samples.
+            lengths: see `missing`.
+        """
+        wanted = list(zip(keys, [None] * len(keys) if lengths is None else lengths, strict=True))
+        if not all(self._is_known(key, length) for key, length in wanted):
             # Another process may have written them since.
             self._try_to_read()
-        return [self._get(key) for key in keys]
+        return [self._get(key) if self._is_known(key, length) else None for key, length in wanted]
 
     def put(self, losses: Mapping[bytes, Losses]) -> dict[bytes, Losses]:
         """Keep the losses of samples.
@@ -122,98 +131,160 @@ class LossStore:
         for key, values in losses.items():
             codes = encode(values)
             rounded[key] = values if codes is None else decode(codes)
-            if codes is not None:
+            if codes is not None and len(codes) <= MOST_TOKENS and self._waiting < MOST_WAITING:
+                self._waiting += len(codes) - len(self._pending.get(key, ()))
                 self._pending[key] = codes
-        if sum(map(len, self._pending.values())) >= BLOCK_TOKENS:
+        if self._waiting >= BLOCK_TOKENS:
             self.flush()
         return rounded
 
     def flush(self) -> None:
-        """Write what is collected. A full disk ends the writing, with a warning, and nothing else."""
+        """Write what is collected, or keep it until another process lets go of the file.
+
+        A full disk ends the writing, with a warning, and nothing else.
+        """
         if not self._pending or not self._writable:
             return
         try:
-            self._database.execute(
-                "INSERT INTO blocks (history, losses) VALUES (?, ?)", (self._history, _pack(self._pending))
-            )
-        except sqlite3.Error as error:
-            self._writable = False
-            LOG.warning("ssToken: %s takes no more losses (%s); training goes on without.", self.file, error)
-            return
-        self._try_to_read()
-        self._pending.clear()
+            if self.file.stat().st_ino != self._inode:
+                # Another process found the file damaged and began it anew.
+                self._open()
+            try:
+                self._write()
+            except FAULTS as error:
+                if not is_damage(error):
+                    raise
+                self._open(error)
+                self._write()
+        except (OSError, *FAULTS) as error:
+            if not is_busy(error):
+                self._writable = False
+                LOG.warning("ssToken: %s takes no more losses (%s); training goes on without.", self.file, error)
 
     def close(self) -> None:
         """Write what is collected and close the file."""
         self.flush()
-        self._database.close()
+        if self._database is not None:
+            self._database.close()
+
+    def _open(self, fault: Exception | None = None) -> None:
+        """Open the file, anew where another process has replaced it or writing to it has shown damage."""
+        old = self._database
+        self._database = open_database(self.file, _WAIT_SECONDS, self._read_all_blocks, fault)
+        self._inode = self.file.stat().st_ino
+        if old is not None:
+            old.close()
+
+    def _write(self) -> None:
+        while self._pending:
+            block = self._next_block()
+            with self._patience() as database:
+                database.execute("INSERT INTO blocks (history, losses) VALUES (?, ?)", (self._history, pack(block)))
+            self._try_to_read()
+            for key in block:
+                self._waiting -= len(self._pending.pop(key))
+
+    @contextmanager
+    def _patience(self) -> Iterator[sqlite3.Connection]:
+        """Give the database, and wait for a file that another process holds, but not again and again within one step.
+
+        Raises:
+            sqlite3.OperationalError: it is still held.
+        """
+        assert self._database is not None
+        wait = 0 if self.is_waited_for else _WAIT_SECONDS
+        self._database.execute(f"PRAGMA busy_timeout = {wait * 1000:.0f}")
+        try:
+            yield self._database
+        except FAULTS as error:
+            if is_busy(error) and wait:
+                self._no_wait_before = time.monotonic() + wait
+                self._tell("ssToken: %s is held by another process (%s); training goes on without until it is free.",
+                           error)  # fmt: skip
+            raise
+
+    def _next_block(self) -> dict[bytes, Codes]:
+        """Return the samples that are collected, as many as a block may hold."""
+        block: dict[bytes, Codes] = {}
+        size = 4
+        for key, codes in self._pending.items():
+            # Key, length, and at most 3 bytes a loss.
+            size += KEY_BYTES + 4 + 3 * len(codes)
+            if block and size > MOST_BYTES:
+                break
+            block[key] = codes
+        return block
+
+    def _is_known(self, key: bytes, length: int | None) -> bool:
+        if key in self._pending:
+            found = len(self._pending[key])
+        elif key in self._places:
+            found = self._places[key][1]
+        else:
+            return False
+        return length in (None, found)
 
     def _get(self, key: bytes) -> Losses | None:
         if key in self._pending:
             return decode(self._pending[key])
-        if key not in self._places:
-            return None
-        block, place = self._places[key]
+        block, length = self._places[key]
         try:
-            return decode(self._block(block)[place])
-        except (sqlite3.Error, zlib.error, ValueError) as error:
-            self._forget(block, error)
+            with self._patience():
+                codes = self._block(block).get(key)
+            if codes is None or len(codes) != length:
+                raise ValueError("other samples than before")
+        except (ValueError, *FAULTS) as error:
+            if isinstance(error, ValueError) or is_damage(error):
+                self._forget(block, error)
             return None
+        return decode(codes)
 
-    def _read_block(self, block: int) -> list[Codes]:
-        row = self._database.execute("SELECT losses FROM blocks WHERE id = ?", (block,)).fetchone()
-        if row is None:
-            raise ValueError("deleted by another process")
-        return _unpack(row[0])[1]
+    def _read_block(self, block: int) -> dict[bytes, Codes]:
+        assert self._database is not None
+        row = self._database.execute(
+            "SELECT losses FROM blocks WHERE id = ? AND length(losses) <= ?", (block, MOST_BYTES)
+        ).fetchone()
+        return unpack(None if row is None else row[0])
 
     def _try_to_read(self) -> None:
         if not self._readable:
             return
         try:
-            self._read_new_blocks()
-        except sqlite3.Error as error:
-            self._readable = False
-            LOG.warning("ssToken: %s cannot be read any more (%s); losses are computed again.", self.file, error)
+            with self._patience() as database:
+                self._read_new_blocks(database)
+        except FAULTS as error:
+            if is_damage(error):
+                self._readable = False
+                LOG.warning("ssToken: %s cannot be read any more (%s); losses are computed again.", self.file, error)
+            elif not is_busy(error):
+                self._tell("ssToken: %s cannot be read now (%s); losses are computed again.", error)
 
-    def _read_new_blocks(self) -> None:
-        rows = self._database.execute(
-            "SELECT id, losses FROM blocks WHERE history = ? AND id > ? ORDER BY id", (self._history, self._newest)
-        )
+    def _read_all_blocks(self, database: sqlite3.Connection) -> None:
+        self._newest, self._places = 0, {}
+        self._block.cache_clear()
+        self._read_new_blocks(database)
+
+    def _read_new_blocks(self, database: sqlite3.Connection) -> None:
+        rows = database.execute(
+            "SELECT id, CASE WHEN length(losses) <= ? THEN losses END FROM blocks WHERE history = ? AND id > ? "
+            "ORDER BY id", (MOST_BYTES, self._history, self._newest),
+        )  # fmt: skip
         for block, packed in rows:
             self._newest = block
             try:
-                keys, _ = _unpack(packed)
-            except (zlib.error, ValueError) as error:
+                found = unpack(packed)
+            except ValueError as error:
                 self._forget(block, error)
             else:
-                self._places |= {key: (block, place) for place, key in enumerate(keys)}
+                self._places |= {key: (block, len(codes)) for key, codes in found.items()}
 
     def _forget(self, block: int, error: Exception) -> None:
         """A damaged block is not there: its samples are computed again."""
         LOG.warning("ssToken: losses in %s are damaged (block %d: %s) and are computed again.", self.file, block, error)
         self._places = {key: place for key, place in self._places.items() if place[0] != block}
 
-
-def _pack(losses: Mapping[bytes, Codes]) -> bytes:
-    """Lay out a block: number of samples, keys, lengths, and all codes: their 8 high bits, the 8 next, the 2 last."""
-    codes = np.concatenate(list(losses.values()))
-    lengths = np.array([len(values) for values in losses.values()], dtype="<u4")
-    last = np.packbits(codes[:, None] >> np.array([1, 0]) & 1)
-    planes = (codes >> 10, codes >> 2 & 0xFF, last)
-    count = len(losses).to_bytes(4, "little")
-    parts = (count, *losses, lengths.tobytes(), *(plane.astype(np.uint8).tobytes() for plane in planes))
-    return zlib.compress(b"".join(parts), level=6)
-
-
-def _unpack(packed: bytes) -> tuple[list[bytes], list[Codes]]:
-    raw = zlib.decompress(packed)
-    count = int.from_bytes(raw[:4], "little")
-    after_keys = 4 + count * KEY_BYTES
-    keys = [raw[start : start + KEY_BYTES] for start in range(4, after_keys, KEY_BYTES)]
-    lengths = np.frombuffer(raw, dtype="<u4", count=count, offset=after_keys)
-    planes = np.frombuffer(raw, dtype=np.uint8, offset=after_keys + lengths.nbytes)
-    total = int(lengths.sum())
-    high, middle = planes[: 2 * total].astype("<u4").reshape(2, total)
-    last = np.unpackbits(planes[2 * total :], count=2 * total).reshape(total, 2).astype("<u4")
-    codes = high << 10 | middle << 2 | last[:, 0] << 1 | last[:, 1]
-    return keys, np.split(codes, np.cumsum(lengths)[:-1])
+    def _tell(self, sentence: str, error: Exception) -> None:
+        """Warn, once for each sentence."""
+        if sentence not in self._told:
+            self._told.add(sentence)
+            LOG.warning(sentence, self.file, error)
