@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,15 +12,16 @@ from sstoken_plugin.compatibility import fused_losses
 from sstoken_plugin.config import SSTokenConfig
 from sstoken_plugin.fused import KERNELS
 from sstoken_plugin.history.losses import HistoryLosses
+from sstoken_plugin.logs import logger
 from sstoken_plugin.own_loss import OwnLoss
 from sstoken_plugin.step import TokenSelection
 from sstoken_plugin.survey import Survey, refuse_rows
 from sstoken_plugin.turns import EndTokens
 
-LOG = logging.getLogger(__name__)
+LOG = logger(__name__)
 
-# What templates write behind the end of a turn.
-BLANKS = (" ", "\n", "\n\n", "\r\n")
+# What vocabularies write for white space: byte-level ones, SentencePiece's, and those with a token for each byte.
+_BLANK_PIECE = re.compile(r"[\sĠĊĉčĈÂł▁]+|<0x(09|0A|0D|20)>")
 
 
 def build_selection(
@@ -97,7 +98,12 @@ def end_tokens(cfg: Mapping[str, Any], model: Any, tokenizer: Any) -> EndTokens:
         # As Axolotl finds them in its data.
         if len(found := encoded(text)) == 1:
             ids.update(found)
-    blank = {token for text in BLANKS for token in encoded(text) if not tokenizer.decode([token]).strip()}
+    # What may stand behind the end of a turn.
+    blank = {
+        token
+        for piece, token in tokenizer.get_vocab().items()
+        if _BLANK_PIECE.fullmatch(str(piece)) and not tokenizer.decode([token]).strip()
+    }
     return EndTokens(frozenset(ids - {None}), frozenset(blank))
 
 

@@ -181,3 +181,19 @@ def test_a_tokenizer_of_mistral_common_has_its_end(tmp_path):
     shutil.copy(str(files("mistral_common") / "data" / "tekken_240911.json"), tmp_path / "tekken.json")
     other = MistralCommonBackend.from_pretrained(tmp_path)
     assert set(end_tokens({}, Model([2, 1005]), other).ids) == {other.eos_token_id}
+
+
+BLANK_ENDS = ["", "\n", "\n\n", "\n\n\n", " \n", "  ", "    ", "\t", "\r\n", " \n \n"]
+
+
+@pytest.mark.parametrize("blank", BLANK_ENDS, ids=repr)
+def test_white_space_behind_the_end_of_a_turn_does_not_hide_it(tokenizer, blank):
+    ids = tokenizer(f"Q yes it is<|im_end|>{blank}", add_special_tokens=False)["input_ids"]
+    labels = [-100, *ids[1:]]
+    batch = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels])}
+    tokens = end_tokens({}, Model(None), tokenizer)
+    layout = BatchLayout.of(batch)
+    turns = Turns.of(batch, layout, tokens)
+    assert layout.target[turns.ends].tolist() == [tokenizer.eos_token_id]
+    words = tokenizer("yes it is", add_special_tokens=False)["input_ids"]
+    assert not set(words) & set(tokens.blank)
