@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import TrainerCallback
 
 from sstoken_plugin import token_table
+from sstoken_plugin.logs import logger
 from sstoken_plugin.page import report_of, write_page
 from sstoken_plugin.trainer import TokenSelectionTrainer
 from sstoken_plugin.trajectory import Trajectory
 
-LOG = logging.getLogger(__name__)
+LOG = logger(__name__)
+# Below "axolotl", because its logging shows other loggers from warnings on only.
+INFO = logger("axolotl.plugins.sstoken")
 
 
 class HistoryCallback(TrainerCallback):
@@ -59,55 +62,60 @@ class ReportCallback(TrainerCallback):
     """Scores samples during the training and writes OUTPUT_DIR/sstoken/report.html when it ends.
 
     Every rank takes part. The trained weights are not saved yet at any of these moments: no picture is worth losing
-    them, so that what fails here is said and left out.
+    them, so that what fails here is said and left out. What ranks do together is not done where errors are swallowed:
+    a rank that failed would leave the others waiting.
     """
 
     def __init__(self, trainer: TokenSelectionTrainer, trajectory: Trajectory):
         self._trainer = trainer
         self._trajectory = trajectory
-        self._failed = False
         self._finished = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say where the page will be."""
+        if state.is_world_process_zero:
+            INFO.info("ssToken: what is selected will be shown in %s.", _file(args))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Score samples at planned moments, and after the last step while trackers still listen."""
         if state.global_step >= state.max_steps:
             self._finish(state)
-        elif not self._failed:
-            self._attempt(
-                "samples were not scored", lambda: self._trajectory.after_step(state.global_step, state.max_steps)
-            )
+        else:
+            self._trajectory.after_step(state.global_step, state.max_steps)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Draw the page."""
         self._finish(state)
-        file = Path(args.output_dir) / "sstoken" / "report.html"
-        self._attempt(f"{file} was not written", lambda: self._draw(file, state))
+        counts = self._trainer.counts_of_kept()
+        if state.is_world_process_zero:
+            file = _file(args)
+            _attempt(f"{file} was not written", lambda: self._draw(file, state, counts))
 
     def _finish(self, state: Any) -> None:
         if self._finished:
             return
         self._finished = True
-        self._attempt(
-            "the last samples were not scored", lambda: self._trajectory.finish(state.global_step, state.max_steps)
-        )
+        self._trajectory.finish(state.global_step, state.max_steps)
         if state.is_world_process_zero and self._trajectory.moments:
             callbacks, records = self._trainer.callback_handler.callbacks, self._trajectory.moments[-1].records
-            self._attempt(
-                "no table of tokens was logged", lambda: token_table.send(callbacks, records, state.global_step)
-            )
+            _attempt("no table of tokens was logged", lambda: token_table.send(callbacks, records, state.global_step))
 
-    def _draw(self, file: Path, state: Any) -> None:
+    def _draw(self, file: Path, state: Any, counts: Tensor | None) -> None:
         trainer = self._trainer
-        tables = trainer.tables_of_kept()
-        if state.is_world_process_zero:
-            assert trainer.selection is not None
-            moments, tokenizer = self._trajectory.moments, trainer.processing_class
-            log, warnings = state.log_history, trainer.selection_warnings
-            write_page(file, report_of(trainer.selection, tokenizer, moments, tables, log, warnings))
+        assert trainer.selection is not None
+        tables = [] if trainer.kept_counts is None or counts is None else trainer.kept_counts.tables(counts)
+        moments, tokenizer = self._trajectory.moments, trainer.processing_class
+        log, warnings = state.log_history, trainer.selection_warnings
+        write_page(file, report_of(trainer.selection, tokenizer, moments, tables, log, warnings))
+        INFO.info("ssToken: what was selected is shown in %s.", file)
 
-    def _attempt(self, what: str, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except Exception as error:
-            self._failed = True
-            LOG.warning("ssToken: %s: %s: %s", what, type(error).__name__, error)
+
+def _file(args: Any) -> Path:
+    return Path(args.output_dir) / "sstoken" / "report.html"
+
+
+def _attempt(what: str, work: Callable[[], None]) -> None:
+    try:
+        work()
+    except Exception as error:
+        LOG.warning("ssToken: %s: %s: %s", what, type(error).__name__, error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,14 @@ from sstoken_plugin.token_text import token_texts
 from sstoken_plugin.turns import EndTokens, Turns
 
 Record = dict[str, Any]
+# A batch of one sample, see `as_batch`.
+Row = Mapping[str, Tensor]
 
 # Of a batch, padding included: enough to keep a GPU busy, and less than a training step takes.
 BATCH_TOKENS = 2048
+_UNSAFE = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
+# Fields of a record that hold a number or nothing for each token.
+_NUMBERS = ("current_nll", "history_nll", "rel", "attention", "score")
 
 
 def inspect_samples(
@@ -48,6 +54,25 @@ def inspect_samples(
     Yields:
         The fields of a line of selections.jsonl, see docs/configuration.md.
     """
+    done = 0
+    for rows, step in score_samples(selection, model, samples, phase, known):
+        count(step)
+        for record in records_of(step, rows, tokenizer, known[done : done + len(rows)]):
+            yield {"sample": done, **record}
+            done += 1
+
+
+def score_samples(
+    selection: TokenSelection,
+    model: Any,
+    samples: Iterable[Mapping[str, Any]],
+    phase: Phase,
+    known: Sequence[Record] = (),
+) -> Iterator[tuple[list[Row], ScoredStep]]:
+    """Score samples as `inspect_samples` does, and yield each batch: its rows, and what was scored.
+
+    Where weights are sharded, every rank must call this, and exhaust it.
+    """
     device = next(model.parameters()).device
     history = None if selection.history is None else selection.history.history
     is_steady = history is not None and not history.changes
@@ -59,13 +84,42 @@ def inspect_samples(
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         with without_trace(model), step.observed():
             step.loss(model(**inputs, use_cache=False))
-        count(step)
-        ids = [row["input_ids"][0].tolist() for row in rows]
-        texts = [record["tokens"] for record in before] or [token_texts(tokenizer, tokens) for tokens in ids]
-        targets = [row["labels"][0].tolist() for row in rows]
-        for fields in _fields(step, ids, targets, texts):
-            yield {"sample": done, **fields}
-            done += 1
+        yield rows, step
+        done += len(rows)
+
+
+def records_of(step: ScoredStep, rows: Sequence[Row], tokenizer: Any, known: Sequence[Record] = ()) -> list[Record]:
+    """Return a record for each row of a batch, see `inspect_samples`.
+
+    Args:
+        step: the scored batch.
+        rows: each a batch of one sample.
+        tokenizer: for the text of the tokens.
+        known: earlier records of the same samples, or nothing.
+    """
+    ids = [row["input_ids"][0].tolist() for row in rows]
+    texts = [record["tokens"] for record in known] or [token_texts(tokenizer, tokens) for tokens in ids]
+    targets = [row["labels"][0].tolist() for row in rows]
+    return list(_fields(step, ids, targets, texts))
+
+
+def is_record(found: Mapping[str, Any]) -> bool:
+    """Tell whether what was read from a file has the fields of a record, and as many entries in each."""
+    columns = {name: found.get(name) for name in (*_NUMBERS, "input_ids", "tokens", "response", "selected")}
+    labels = {"labels": found["labels"]} if "labels" in found else {}
+    kinds = {"tokens": str, "response": bool, "selected": bool, "input_ids": int, "labels": int}
+    length = len(columns["input_ids"]) if isinstance(columns["input_ids"], list) else -1
+    return isinstance(found.get("sample"), int) and all(
+        isinstance(column, list)
+        and len(column) == length
+        and all(
+            isinstance(entry, kinds[name])
+            if name in kinds
+            else entry is None or (isinstance(entry, float | int) and math.isfinite(entry))
+            for entry in column
+        )
+        for name, column in {**columns, **labels}.items()
+    )
 
 
 def ends_of_turns(record: Record, tokens: EndTokens) -> list[int]:
@@ -99,13 +153,8 @@ def _fields(
     step: ScoredStep, ids: Sequence[list[int]], targets: Sequence[list[int]], texts: Sequence[list[str]]
 ) -> Iterator[Record]:
     scores = step.scores
-    numbers = {
-        "current_nll": scores.current,
-        "history_nll": scores.history,
-        "rel": scores.rel,
-        "attention": scores.attention,
-        "score": scores.score,
-    }
+    found = (scores.current, scores.history, scores.rel, scores.attention, scores.score)
+    numbers = dict(zip(_NUMBERS, found, strict=True))
     width = step.layout.shape[1]
     position = step.layout.position
     for number, (row_ids, labels, row_texts) in enumerate(zip(ids, targets, texts, strict=True)):
@@ -144,6 +193,11 @@ def write_records(records: Iterable[Record], file: Path) -> list[Record]:
     written = []
     with file.open("w", encoding="utf-8") as lines:
         for record in records:
-            lines.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+            lines.write(_one_line(json.dumps(record, ensure_ascii=False, allow_nan=False)) + "\n")
             written.append(record)
     return written
+
+
+def _one_line(text: str) -> str:
+    """Escape what some readers of lines take for the end of one, and what UTF-8 does not have."""
+    return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

@@ -16,14 +16,17 @@ METRICS = {
     "sstoken/selected_ratio": ("kept", "response"),
     "sstoken/rel_mean": ("rel", "rel_tokens"),
     "sstoken/attention_mean": ("attention", "attention_tokens"),
-    "sstoken/loss_selected": ("kept_loss", "kept"),
-    "sstoken/loss_unselected": ("dropped_loss", "dropped"),
+    "sstoken/loss_selected": ("kept_loss", "kept_finite"),
+    "sstoken/loss_unselected": ("dropped_loss", "dropped_finite"),
     "sstoken/signal_overlap": ("signals_both", "signals_either"),
     "sstoken/position_overlap": ("position_both", "position_either"),
     "sstoken/eos_selected": ("eos_kept", "eos"),
     "sstoken/gamma": ("gamma", "steps"),
     "sstoken/history_cache_hits": ("cached_samples", "samples"),
+    "sstoken/not_finite": ("non_finite", "response"),
 }
+# Logged where it is not 0.
+_IF_ANY = {"sstoken/not_finite"}
 MEANINGS = {
     "sstoken/selected_ratio": "kept tokens per response token",
     "sstoken/rel_mean": "mean REL over response tokens, in nats",
@@ -35,6 +38,7 @@ MEANINGS = {
     "sstoken/eos_selected": "share of the tokens that end a turn which were kept",
     "sstoken/gamma": "weight of REL in the score: 0 during the warm-up",
     "sstoken/history_cache_hits": "share of samples whose history losses came from the cache",
+    "sstoken/not_finite": "share of response tokens whose loss or REL is not finite; other means leave them out",
 }
 # Not logged; the monitor reads it.
 INTERNAL = {"leading": ("leading_kept", "free_kept")}
@@ -59,9 +63,10 @@ def counts(step: ScoredStep) -> dict[str, Tensor]:
         "cached_samples": one * step.cached_samples,
         "response": one * len(layout.position),
         "kept": kept.sum(),
-        "dropped": (~kept).sum(),
         "kept_loss": loss[kept].sum(),
+        "kept_finite": (kept & finite).sum(),
         "dropped_loss": loss[~kept].sum(),
+        "dropped_finite": (~kept & finite).sum(),
         "position_both": position_both,
         "position_either": position_either,
         "leading_kept": (free & first_k).sum(),
@@ -73,7 +78,8 @@ def counts(step: ScoredStep) -> dict[str, Tensor]:
         "non_finite": (~finite).sum(),
     }
     if scores.attention is not None:
-        found |= {"attention": scores.attention.sum(), "attention_tokens": one * len(layout.position)}
+        seen = torch.isfinite(scores.attention)
+        found |= {"attention": torch.where(seen, scores.attention, 0).sum(), "attention_tokens": seen.sum()}
     if scores.rel is not None:
         usable = torch.isfinite(scores.rel)
         found |= {
@@ -127,4 +133,8 @@ class Totals:
 
 def ratios(total: dict[str, float], table: dict[str, tuple[str, str]] = METRICS) -> dict[str, float]:
     """Turn counts into metrics; one whose denominator is zero (nothing dropped, say) is left out."""
-    return {name: total[above] / total[below] for name, (above, below) in table.items() if total[below]}
+    return {
+        name: total[above] / total[below]
+        for name, (above, below) in table.items()
+        if total[below] and (total[above] or name not in _IF_ANY)
+    }

@@ -6,7 +6,7 @@ that what is dropped is unlearned; and attention can be nothing but a score of p
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from sstoken_plugin.metrics import INTERNAL, METRICS, ratios
 from sstoken_plugin.step import Rule
@@ -18,6 +18,8 @@ RUNAWAY_NATS = 0.5
 RUNAWAY_FACTOR = 1.25
 # Share of kept tokens (end-of-turn tokens aside) that are among the first k of their sample.
 LEADING_SHARE = 0.98
+# Of the response tokens; with more, means of the others say nothing about the selection.
+NOT_FINITE_SHARE = 0.01
 
 
 class SelectionMonitor:
@@ -58,9 +60,23 @@ class SelectionMonitor:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+        """Go on from a `state`.
+
+        Raises:
+            ValueError: it is none.
+        """
+        numbers = [state.get(name) for name in ("dropped", "leading")]
+        raised = state.get("raised")
+        if not (
+            "rule" in state
+            and state["rule"] in (None, *get_args(Rule))
+            and all(isinstance(some, list) and all(map(_is_number, some)) for some in numbers)
+            and isinstance(raised, list)
+            and all(isinstance(sign, str) for sign in raised)
+        ):
+            raise ValueError("it holds other things than are watched")
         self._rule, self._dropped, self._leading = state["rule"], state["dropped"], state["leading"]
-        self._raised = set(state["raised"])
+        self._raised = set(raised)
 
     def _is_new(self, sign: str) -> bool:
         known = sign in self._raised
@@ -98,6 +114,8 @@ class SelectionMonitor:
         return found
 
     def _collapse(self, rule: Rule, total: dict[str, float]) -> list[tuple[str, str]]:
+        if total["non_finite"] > NOT_FINITE_SHARE * total["response"]:
+            return []
         found = []
         logged = ratios(total, METRICS)
         if "sstoken/loss_unselected" in logged:
@@ -124,6 +142,10 @@ class SelectionMonitor:
                 )
             )
         return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and -1e30 < value < 1e30
 
 
 def _mean(values: list[float]) -> float:

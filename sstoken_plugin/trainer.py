@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,17 +13,17 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from sstoken_plugin import checkpoint
-from sstoken_plugin.breakdown import KeptCounts, Table
+from sstoken_plugin.breakdown import KeptCounts
 from sstoken_plugin.checkpoint import ReportState, SelectionState
+from sstoken_plugin.logs import logger
 from sstoken_plugin.metrics import Totals, counts, ratios
 from sstoken_plugin.monitor import SelectionMonitor
-from sstoken_plugin.report import Moment
 from sstoken_plugin.samples import IGNORE_INDEX
 from sstoken_plugin.step import Phase, TokenSelection
 from sstoken_plugin.trajectory import Trajectory
 from sstoken_plugin.turns import Turns
 
-LOG = logging.getLogger(__name__)
+LOG = logger(__name__)
 
 
 class TokenSelectionTrainer(Trainer):
@@ -52,6 +51,7 @@ class TokenSelectionTrainer(Trainer):
         self._totals = Totals()
         self._monitor = SelectionMonitor()
         self._phase: Phase | None = None
+        self._scored = False
         self._resumes_from: Path | None = None
 
     @property
@@ -64,16 +64,17 @@ class TokenSelectionTrainer(Trainer):
         return Phase.of(config, in_warmup=in_warmup, draw=int(self.state.epoch or 0))
 
     def refuse_if_bypassed(self) -> None:
-        """Stop a run whose steps do not come to `compute_loss`, and so train on everything.
+        """Stop a run whose last step did not come to `compute_loss`, and so trained on everything.
 
         Raises:
-            RuntimeError: no step was scored yet.
+            RuntimeError: see there.
         """
-        if self.selection is not None and self._phase is None:
+        if self.selection is not None and not self._scored:
             raise RuntimeError(
-                f"plugins: {type(self).__name__} computed the loss of the first step without sstoken, so that nothing "
-                "was selected; remove the key or the plugin that brings a loss or a trainer of its own, or sstoken."
+                f"plugins: {type(self).__name__} computed the loss of a step without sstoken, so that nothing was "
+                "selected; remove the key or the plugin that brings a loss or a trainer of its own, or sstoken."
             )
+        self._scored = False
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -81,16 +82,30 @@ class TokenSelectionTrainer(Trainer):
         """Return the mean loss of the kept tokens in training, and the ordinary loss in evaluation."""
         if self.selection is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._refuse_other_loss()
         self._phase = self.selection_phase
         step = self.selection.begin(self.model, inputs, self._phase)
+
+        def loss_of_step(*args: Any, **kwargs: Any) -> Tensor:
+            self._scored = True
+            return step.loss(*args, **kwargs)
+
         # Trainer pops the labels and hands outputs to this function: no fused loss, no second forward pass.
         # It must not stay set, because Trainer then normalises losses in another way.
-        self.compute_loss_func = step.loss
+        self.compute_loss_func = loss_of_step
+        self._scored = False
         try:
             with step.observed():
                 loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        except Exception:
+            if "labels" in inputs:
+                # Whoever computes the loss in Trainer's place did not take them out.
+                self.refuse_if_bypassed()
+            raise
         finally:
             self.compute_loss_func = None
+        if not self._scored:
+            self.refuse_if_bypassed()
         self._totals.add(counts(step))
         if self.kept_counts is not None:
             self.kept_counts.add(step)
@@ -123,13 +138,16 @@ class TokenSelectionTrainer(Trainer):
             ValueError: the trainer was given a loss of its own, which the selection would replace.
         """
         if self.selection is None and self.make_selection is not None:
-            if self.compute_loss_func is not None:
-                name = getattr(self.compute_loss_func, "__name__", type(self.compute_loss_func).__name__)
-                raise ValueError(
-                    f"compute_loss_func: the trainer was given a loss of its own, {name}, in place of which sstoken "
-                    "would compute its own; remove the key or the plugin that sets it, or sstoken."
-                )
+            self._refuse_other_loss()
             self.selection = self.make_selection()
+
+    def _refuse_other_loss(self) -> None:
+        if self.compute_loss_func is not None:
+            name = getattr(self.compute_loss_func, "__name__", type(self.compute_loss_func).__name__)
+            raise ValueError(
+                f"compute_loss_func: the trainer was given a loss of its own, {name}, in place of which sstoken "
+                "would compute its own; remove the key or the plugin that sets it, or sstoken."
+            )
 
     def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         self.begin_selection()
@@ -147,7 +165,10 @@ class TokenSelectionTrainer(Trainer):
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             state = self._selection_state(self.selection)
             if self.args.should_save:
-                checkpoint.write(folder, state)
+                mark = checkpoint.new_mark()
+                checkpoint.write(folder, state, mark)
+                states: Any = self.state.stateful_callbacks
+                states[checkpoint.FOLDER] = mark
         super()._save_checkpoint(model, trial, *args, **kwargs)
 
     def _selection_state(self, selection: TokenSelection) -> SelectionState:
@@ -170,45 +191,98 @@ class TokenSelectionTrainer(Trainer):
         if self.kept_counts is None or self.trajectory is None:
             return None
         counted = self.kept_counts.peek(self._sum_over_ranks)
-        return ReportState([vars(moment) for moment in self.trajectory.moments], self.kept_counts.rule, counted)
+        return ReportState(self.trajectory.moments, self.kept_counts.rule, counted)
 
     def resume_selection(self) -> None:
-        """Take over the state of the checkpoint that this run resumes from, once its weights are loaded."""
+        """Take over the state of the checkpoint that this run resumes from, once its weights are loaded.
+
+        What cannot be read on one rank is taken over on none.
+        """
         if self.selection is None or self._resumes_from is None:
             return
-        history = None if self.selection.history is None else self.selection.history.history
+        state, reason = None, "another rank could not read it"
         try:
             state = checkpoint.read(self._resumes_from)
-            if state is None:
-                raise ValueError("it was made without the plugin")
-            if state.history != self.selection.config.history:
-                raise ValueError(f"it was made with sstoken.history: {state.history}")
-            if history is not None:
-                history.restore(state.tensors, self.model)
-        except ValueError as reason:
-            assumed = "the history is the one that a new run would have"
-            if history is not None and history.changes:
-                history.restart(self.model)
-                assumed = "the history begins anew at the weights of the checkpoint"
+            reason = "it was made without the plugin" if state is None else reason
+        except ValueError as error:
+            reason = str(error)
+        if self.any_rank(state is None):
+            assumed = self._restart_history()
             self._warn(
                 [f"ssToken: {self._resumes_from} does not hold the state of this selection ({reason}): {assumed}, and "
                  "metrics and warnings begin anew."]
             )  # fmt: skip
             return
-        if history is not None and state.digest not in (None, history.digest(self.model)):
-            self._warn(
-                ["ssToken: the weights before training are not those that the resumed run had; REL compares with "
-                 "base_model as it is now."]
-            )  # fmt: skip
-        self._monitor.restore(state.monitor)
-        self.selection_warnings[:0] = state.warnings
-        is_first = self.args.process_index == 0
-        if is_first:
+        assert state is not None
+        found = [*state.faults, *self._resume_metrics(state), *self._resume_report(state)]
+        told = self._resume_history(state)
+        self.selection_warnings[:0] = state.warnings or []
+        if found:
+            self._warn([f"ssToken: {self._resumes_from} holds parts that cannot be read, and begin anew: "
+                        f"{', '.join(found)}."])  # fmt: skip
+        self._warn(told)
+
+    def _resume_history(self, state: SelectionState) -> list[str]:
+        """Take over the history; return a sentence where it is not the one of the resumed run."""
+        assert self.selection is not None
+        history = None if self.selection.history is None else self.selection.history.history
+        if history is None:
+            return []
+        reason = ""
+        try:
+            if state.lost_history:
+                raise ValueError(state.lost_history)
+            if state.history not in (None, self.selection.config.history):
+                raise ValueError(f"it was made with sstoken.history: {state.history}")
+            history.restore(state.tensors, self.model)
+        except ValueError as error:
+            reason = str(error)
+        if self.any_rank(bool(reason)):
+            assumed = self._restart_history()
+            reason = reason or "another rank could not read it"
+            return [f"ssToken: {self._resumes_from} does not hold the history of this selection ({reason}): {assumed}."]
+        own = history.digest(self.model)
+        if self.any_rank(state.digest not in (None, own)):
+            return ["ssToken: the weights before training are not those that the resumed run had; REL compares with "
+                    "base_model as it is now."]  # fmt: skip
+        return []
+
+    def _restart_history(self) -> str:
+        """Let a history begin anew where a checkpoint says nothing; return what is assumed, in words."""
+        assert self.selection is not None
+        history = None if self.selection.history is None else self.selection.history.history
+        if history is None or not history.changes:
+            return "the history is the one that a new run would have"
+        history.restart(self.model)
+        return "the history begins anew at the weights of the checkpoint"
+
+    def _resume_metrics(self, state: SelectionState) -> list[str]:
+        found = []
+        try:
+            if state.monitor is not None:
+                self._monitor.restore(state.monitor)
+        except ValueError as error:
+            found.append(f"what is watched for warnings ({error})")
+        if state.totals is not None and self.args.process_index == 0:
             self._totals.restore(state.totals, self.args.device)
-        if state.report is not None and self.kept_counts is not None and self.trajectory is not None:
-            self.trajectory.moments = [Moment(**moment) for moment in state.report.moments]
-            counted = state.report.counts
-            self.kept_counts.restore(state.report.rule, counted if is_first else torch.zeros_like(counted))
+        return found
+
+    def _resume_report(self, state: SelectionState) -> list[str]:
+        """Take over what is only for the page."""
+        if self.kept_counts is None or self.trajectory is None:
+            return []
+        # Every rank comes to the question below, whatever it could read.
+        report = state.report or ReportState(None, None, None)
+        if not self.any_rank(report.moments is None):
+            self.trajectory.moments = list(report.moments or [])
+        if report.counts is None:
+            return []
+        is_first = self.args.process_index == 0
+        try:
+            self.kept_counts.restore(report.rule, report.counts if is_first else torch.zeros_like(report.counts))
+        except ValueError as error:
+            return [f"the page's tables ({error})"]
+        return []
 
     def _sum_over_ranks(self, vector: Tensor) -> Tensor:
         if self.args.world_size == 1:
@@ -220,11 +294,13 @@ class TokenSelectionTrainer(Trainer):
         own = value if self.args.process_index == 0 else 0.0
         return self._sum_over_ranks(torch.tensor([own], dtype=torch.float64)).item()
 
-    def tables_of_kept(self) -> list[Table]:
-        """Return tables of what was kept over the data, see `KeptCounts.tables`; every rank must call this."""
-        if self.kept_counts is None:
-            return []
-        return self.kept_counts.tables(self.kept_counts.peek(self._sum_over_ranks))
+    def any_rank(self, flag: bool) -> bool:
+        """Tell whether `flag` is set on any rank; every rank must call this."""
+        return self._sum_over_ranks(torch.tensor([float(flag)], dtype=torch.float64)).item() > 0
+
+    def counts_of_kept(self) -> Tensor | None:
+        """Return counts of what was kept over the data, see `KeptCounts`; every rank must call this."""
+        return None if self.kept_counts is None else self.kept_counts.peek(self._sum_over_ranks)
 
     def _warn(self, warnings: list[str]) -> None:
         self.selection_warnings += warnings

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sstoken_plugin.inspection import Record, inspect_samples
+from sstoken_plugin.inspection import Record, records_of, score_samples
+from sstoken_plugin.logs import logger
 from sstoken_plugin.report import Moment
 from sstoken_plugin.samples import as_batch
+from sstoken_plugin.sharding import is_sharded
 from sstoken_plugin.step import Phase, TokenSelection
 
 if TYPE_CHECKING:
     from sstoken_plugin.trainer import TokenSelectionTrainer
+
+LOG = logger(__name__)
+
+Result = TypeVar("Result")
 
 # Of the run's time, but for this many seconds, which a short run may spend too.
 SHARE, LEAST_SECONDS = 0.01, 5.0
@@ -28,7 +34,8 @@ class Trajectory:
     """Scores samples as the model in training would select from them next.
 
     The first moment, after a step whose time is known, decides how many samples the run can afford; later ones are
-    left out where they would cost more. What one rank decides all do, because all take part.
+    left out where they would cost more. Every rank takes part, and all decide alike: where scoring fails on one, all
+    go on without.
 
     Args:
         trainer: whose model and data set.
@@ -44,6 +51,7 @@ class Trajectory:
         self._samples: list[Any] = []
         self._first_step = 0
         self._began = self._last = 0.0
+        self._failed = False
         self.seconds = 0.0
 
     def after_step(self, step: int, steps: int) -> None:
@@ -53,9 +61,11 @@ class Trajectory:
             step: of the run, from 1.
             steps: of the whole run.
         """
+        if self._failed:
+            return
         if not self._began:
             self._began, self._first_step = time.perf_counter(), step
-            self._samples = self._of_checkpoint()
+            self._go_on()
         elif self._is_planned(step, steps):
             allowed, phase = self._agreed(self._allowed(step, steps)), self._trainer.selection_phase
             if not self._samples:
@@ -66,9 +76,12 @@ class Trajectory:
 
     def finish(self, step: int, steps: int) -> None:
         """Score the samples with the trained model, by the rule that the settings name."""
-        self._samples = self._samples or self._of_checkpoint()
+        # What failed before may have been passing.
+        self._failed = False
+        if not self._samples:
+            self._go_on()
         phase = Phase.of(self._selection.config)
-        if self._samples:
+        if self._samples and self.moments:
             self._take(step, steps, phase)
         else:
             self._take_first(step, steps, phase, LEAST_SECONDS / MOST_MOMENTS)
@@ -89,26 +102,45 @@ class Trajectory:
         each = (time.perf_counter() - self._began - self.seconds) / (step - self._first_step)
         return max(LEAST_SECONDS, SHARE * each * steps)
 
+    def _go_on(self) -> None:
+        """Find the samples of the moments that a checkpoint held; without those, its moments are dropped."""
+        found = self._alone("the samples of the checkpoint were not found", self._of_checkpoint)
+        if self._trainer.any_rank(not found):
+            self.moments.clear()
+        else:
+            self._samples = found or []
+
     def _take_first(self, step: int, steps: int, phase: Phase, seconds: float) -> None:
         """Score samples from all over the data set, as many as can be in this time."""
         start = time.perf_counter()
+        self._samples = []
         records: list[Record] = []
-        candidates = list(self._candidates())
+        candidates = self._alone("no samples were found to score", lambda: list(self._candidates())) or []
+        if self._trainer.any_rank(not candidates):
+            self._failed = True
+            return
         tokens = 0
         for group in _groups(candidates):
             tokens += sum(len(sample["input_ids"]) for sample in group)
             if records and (tokens > MOST_TOKENS or self._agreed(time.perf_counter() - start) > seconds):
                 break
+            scored = self._score(group, phase, ())
+            if scored is None:
+                return
             self._samples += group
-            records += self._score(group, phase, ())
+            records += scored
         self._add(step, steps, phase, records, start)
 
     def _take(self, step: int, steps: int, phase: Phase) -> None:
         start = time.perf_counter()
         before = self.moments[0].records
+        records: list[Record] = []
         # In the batches of the first moment: numbers that do not change are the same to the last bit.
-        groups = zip(_groups(self._samples), _groups(before), strict=True)
-        records = [record for group, known in groups for record in self._score(group, phase, known)]
+        for group, known in zip(_groups(self._samples), _groups(before), strict=True):
+            scored = self._score(group, phase, known)
+            if scored is None:
+                return
+            records += scored
         self._add(step, steps, phase, records, start)
 
     def _add(self, step: int, steps: int, phase: Phase, records: list[Record], start: float) -> None:
@@ -116,10 +148,32 @@ class Trajectory:
         self._last = time.perf_counter() - start
         self.seconds += self._last
 
-    def _score(self, samples: Sequence[Any], phase: Phase, known: Sequence[Record]) -> list[Record]:
-        selection, model, tokenizer = self._selection, self._trainer.model, self._trainer.processing_class
-        found = inspect_samples(selection, model, samples, phase, tokenizer, known=known)
-        return [{**record, "sample": sample["sample"]} for record, sample in zip(found, samples, strict=True)]
+    def _score(self, samples: Sequence[Any], phase: Phase, known: Sequence[Record]) -> list[Record] | None:
+        """Return a record for each sample; None, on every rank, where it fails on any."""
+        selection, tokenizer = self._selection, self._trainer.processing_class
+        model: Any = self._trainer.model
+        # A rank that gives up a sharded pass leaves the others waiting inside of it: such an error ends the run.
+        done = list(score_samples(selection, model, samples, phase, known)) if is_sharded(model) else None
+
+        def scored() -> list[Record]:
+            found: list[Record] = []
+            for rows, step in done or score_samples(selection, model, samples, phase, known):
+                found += records_of(step, rows, tokenizer, known[len(found) : len(found) + len(rows)])
+            return found
+
+        records = self._alone("samples were not scored", scored)
+        if self._trainer.any_rank(records is None):
+            self._failed = True
+            return None
+        return [{**record, "sample": sample["sample"]} for record, sample in zip(records or [], samples, strict=True)]
+
+    def _alone(self, what: str, work: Callable[[], Result]) -> Result | None:
+        """Do work that no other rank waits for; None if it fails."""
+        try:
+            return work()
+        except Exception as error:
+            LOG.warning("ssToken: %s: %s: %s", what, type(error).__name__, error)
+            return None
 
     def _candidates(self) -> Iterator[dict[str, Any]]:
         data: Any = self._trainer.train_dataset
@@ -129,7 +183,6 @@ class Trajectory:
             yield from ({**data[index], "sample": index} for index in spread_over(len(data), MOST_SAMPLES))
 
     def _of_checkpoint(self) -> list[dict[str, Any]]:
-        """Return the samples of the moments that a checkpoint held; without those, its moments are dropped."""
         if not self.moments:
             return []
         data: Any = self._trainer.train_dataset
@@ -139,7 +192,6 @@ class Trajectory:
             tokens = (as_batch(sample)["input_ids"][0].tolist() for sample in found)
             if all(own == record["input_ids"] for own, record in zip(tokens, records, strict=True)):
                 return found
-        self.moments.clear()
         return []
 
     def _agreed(self, value: float) -> float:

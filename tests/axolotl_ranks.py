@@ -76,9 +76,10 @@ def main(file: Path, out: Path) -> None:
         folder.mkdir()
         ours = run_axolotl({**config, "output_dir": str(folder / "ours")}, folder)
         assert isinstance(ours.trainer, SSTokenTrainer)
+        tables = ours.trainer.kept_counts.tables(ours.trainer.counts_of_kept())
         seen[f"ours, {counted}"] = {
             "losses": ours.losses, "weights": ours.weights, "steps": recorder.steps, "lines": ours.lines,
-            "tables": ours.trainer.tables_of_kept(), "moments": list(map(vars, ours.trainer.trajectory.moments)),
+            "tables": tables, "moments": list(map(vars, ours.trainer.trajectory.moments)),
             "page": (folder / "ours" / "sstoken" / "report.html").exists(),
         }  # fmt: skip
 
@@ -93,7 +94,8 @@ def main(file: Path, out: Path) -> None:
             return collect(self, iter(batches), len(batches), device)
 
         Trainer.get_batch_samples = replay  # type: ignore[method-assign]
-        plain = run_axolotl({**config, "plugins": config["plugins"][1:], "output_dir": str(folder / "plain")}, folder)
+        without = {**config, "plugins": config["plugins"][1:], "sstoken": None, "output_dir": str(folder / "plain")}
+        plain = run_axolotl(without, folder)
         Trainer.get_batch_samples = collect  # type: ignore[method-assign]
         assert not isinstance(plain.trainer, SSTokenTrainer)
         assert not recorder.kept

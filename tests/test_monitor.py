@@ -8,7 +8,7 @@ from sstoken_plugin.monitor import SelectionMonitor
 
 def line(**counts):
     """One log line of 100 response tokens, 60 of them kept, 30 of those among the first 60."""
-    usual = {"samples": 4, "response": 100, "kept": 60, "dropped": 40, "rel_tokens": 100, "free_kept": 60}
+    usual = {"samples": 4, "response": 100, "kept": 60, "dropped_finite": 40, "rel_tokens": 100, "free_kept": 60}
     return dict.fromkeys(COUNTS, 0.0) | usual | {"leading_kept": 30} | counts
 
 
@@ -40,7 +40,7 @@ def test_the_first_tokens_being_kept_is_told_once():
 
 def test_it_is_no_warning_where_the_user_asked_for_it():
     assert observe([line(leading_kept=60)] * 20, rule="position") == []
-    assert observe([line(kept=100, dropped=0, free_kept=100, leading_kept=100)] * 20) == []
+    assert observe([line(kept=100, dropped_finite=0, free_kept=100, leading_kept=100)] * 20) == []
 
 
 def test_the_end_of_the_warmup_starts_the_watch_anew():
@@ -55,3 +55,15 @@ def test_the_end_of_the_warmup_starts_the_watch_anew():
 def test_odd_data_is_told_once():
     texts = observe([line(), line(promptless_samples=2), line(promptless_samples=1, non_finite=3), line(non_finite=9)])
     assert ["2 of 4 samples have no prompt" in texts[0], "3 tokens" in texts[1], len(texts)] == [True, True, 2]
+
+
+def test_losses_that_are_not_finite_are_told_and_nothing_else_is_drawn_from_them():
+    """Once weights are no numbers, the first tokens are kept, and the loss of those that are finite says little."""
+    ordinary = [line(dropped_loss=40)] * 10
+    broken = [line(leading_kept=60, dropped_loss=400, dropped_finite=10, non_finite=90)] * 20
+    (text,) = observe(ordinary + broken)
+    assert "90 tokens have a loss that is not finite" in text
+    # A few among many do not switch the watch off.
+    texts = observe([line(leading_kept=60, non_finite=1)] * 20)
+    assert len(texts) == 2
+    assert "first tokens" in texts[1]

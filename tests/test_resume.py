@@ -1,5 +1,6 @@
 """A run that was stopped and resumed is the run that was not, bit for bit."""
 
+import gzip
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import torch
 from conftest import write
 
 from sstoken_plugin import checkpoint
+from sstoken_plugin.monitor import SelectionMonitor
 
 FULL = {"adapter": None, "learning_rate": 0.005}
 # The warm-up is the first 3 of 6 steps.
@@ -135,29 +137,208 @@ def test_a_checkpoint_made_without_the_plugin_resumes_with_a_warning(config, tra
     assert run.trainer.state.global_step == 4
 
 
-@pytest.mark.parametrize("damage", ["text", "tensors", "another history"])
-def test_a_state_that_does_not_serve_is_named_and_training_goes_on(config, train, tmp_path, damage):
-    settings = {**config, "save_strategy": "steps", "save_steps": 2, "sstoken": {**WARMUP, "history": "ema"}}
-    train(settings)
-    start = Path(config["output_dir"]) / "checkpoint-2"
-    changes = {}
-    if damage == "text":
-        (start / "sstoken" / "state.json").write_text("{")
-    elif damage == "tensors":
-        (start / "sstoken" / "history.safetensors").write_bytes(b"short")
+def text(**changes):
+    """Change entries of state.json; ... removes one."""
+
+    def change(folder):
+        file = folder / "state.json"
+        found = {**json.loads(file.read_text()), **changes}
+        file.write_text(json.dumps({name: value for name, value in found.items() if value is not ...}))
+
+    return change
+
+
+def moments(change_moment):
+    def change(folder):
+        file = folder / "moments.json.gz"
+        found = json.loads(gzip.decompress(file.read_bytes()))
+        found["moments"] = [change_moment(moment) for moment in found["moments"]]
+        file.write_bytes(gzip.compress(json.dumps(found).encode()))
+
+    return change
+
+
+def flipped(name, at):
+    def change(folder):
+        content = bytearray((folder / name).read_bytes())
+        content[at] ^= 4
+        (folder / name).write_bytes(content)
+
+    return change
+
+
+def cut(name, size):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
+
+
+def written(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def record(**changes):
+    """Change every record of every moment."""
+    return moments(lambda moment: {**moment, "records": [{**one, **changes} for one in moment["records"]]})
+
+
+# What is done to the folder, and what the warning says; "" where there is none.
+DAMAGE = {
+    "no text": (written("state.json", b"{"), "metrics and warnings (state.json"),
+    "text of another kind": (written("state.json", b"[1]"), "metrics and warnings (state.json"),
+    "text that is no UTF-8": (written("state.json", b"\xff\xfe"), "metrics and warnings (state.json"),
+    "no state.json": (lambda folder: (folder / "state.json").unlink(), "metrics and warnings (state.json"),
+    "an empty monitor": (text(monitor={}), "what is watched for warnings"),
+    "a monitor of text": (text(monitor="x"), "what is watched for warnings"),
+    "a monitor of other things": (
+        text(monitor={"rule": "sstoken", "dropped": ["a"], "leading": [], "raised": []}), "what is watched",
+    ),
+    "a monitor of huge numbers": (
+        text(monitor={"rule": "sstoken", "dropped": [10**400], "leading": [], "raised": []}), "what is watched",
+    ),
+    "text without an end": (written("state.json", b"[" * 200_000), "metrics and warnings (state.json"),
+    "moments without an end": (written("moments.json.gz", gzip.compress(b"[" * 200_000)), "the page's samples"),
+    "no totals": (text(totals=None), "the metrics since the last log line"),
+    "totals of text": (text(totals={"kept": "many"}), "the metrics since the last log line"),
+    "warnings of numbers": (text(warnings=[1]), "earlier warnings"),
+    "a field to come": (text(future=1), ""),
+    "a bit of the moments": (flipped("moments.json.gz", 60), "the page's samples"),
+    "half of the moments": (cut("moments.json.gz", 200), "the page's samples"),
+    "no moments": (lambda folder: (folder / "moments.json.gz").unlink(), "the page's samples"),
+    "moments of a release to come": (moments(lambda moment: {**moment, "new": 1}), ""),
+    "a moment without its rule": (
+        moments(lambda moment: {name: value for name, value in moment.items() if name != "rule"}),
+        "the page's samples",
+    ),
+    "records of other lengths": (record(tokens=["a"]), "the page's samples"),
+    "records of other kinds": (record(score="high"), "the page's samples"),
+    "a record without its place": (record(sample=None), "the page's samples"),
+    "no counts": (lambda folder: (folder / "kept.safetensors").unlink(), "the page's tables"),
+    "counts that are cut": (cut("kept.safetensors", 40), "the page's tables"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """What is done once for all damages: a run with everything that a checkpoint can hold."""
+    return tmp_path_factory.mktemp("stopped")
+
+
+def stopped_run(config, train, stopped):
+    """Return the settings of the run, and its checkpoint."""
+    settings = {
+        **config, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "logging_steps": 4,
+        "sstoken": {"warmup_ratio": 0.25, "history": "ema", "history_ema_decay": 0.7},
+    }  # fmt: skip
+    start = stopped / "out" / "checkpoint-2"
+    if not start.exists():
+        train({**settings, "output_dir": str(stopped / "out")})
+    return settings, start
+
+
+def resumed_after(change, config, train, tmp_path, stopped):
+    """Resume from the checkpoint of a run whose folder is changed before."""
+    settings, start = stopped_run(config, train, stopped)
+    again = tmp_path / "checkpoint-2"
+    shutil.copytree(start, again)
+    change(again / "sstoken")
+    return train({**settings, "output_dir": str(tmp_path / "again"), "resume_from_checkpoint": str(again)})
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_costs_its_own_part_alone(config, train, tmp_path, stopped, damage):
+    change, words = DAMAGE[damage]
+    _, start = stopped_run(config, train, stopped)
+    whole = checkpoint.read(start)
+    again = tmp_path / "checkpoint-2"
+    shutil.copytree(start, again)
+    change(again / "sstoken")
+    found = checkpoint.read(again)
+    assert found.tensors.keys() == whole.tensors.keys(), "the history's own file is whole"
+    assert not found.lost_history
+    told = " ".join(found.faults)
+    if "what is watched" in words and isinstance(found.monitor, dict):
+        with pytest.raises(ValueError, match="watched"):
+            SelectionMonitor().restore(found.monitor)
     else:
-        changes = {"history": "snapshot"}
-    run = train(
-        {
-            **settings,
-            "output_dir": str(tmp_path / "again"),
-            "resume_from_checkpoint": str(start),
-            "sstoken": {**settings["sstoken"], **changes},
-        }
-    )
+        assert words in told
+        assert bool(told) == bool(words)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["no text", "an empty monitor", "half of the moments", "records of other kinds", "no counts", "a field to come"],
+)
+def test_a_run_goes_on_without_the_part_and_with_its_history(config, train, tmp_path, stopped, damage):
+    change, words = DAMAGE[damage]
+    run = resumed_after(change, config, train, tmp_path, stopped)
+    told = " ".join(run.trainer.selection_warnings)
+    assert words in told
+    assert bool(told) == bool(words)
+    assert "begins anew at the weights" not in told
+    assert run.trainer.state.global_step == 4
+    assert (tmp_path / "again" / "sstoken" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (cut("history.safetensors", 5), "history.safetensors"),
+        (flipped("history.safetensors", 12), "history.safetensors"),
+        (lambda folder: (folder / "history.safetensors").unlink(), "history.safetensors"),
+        (text(history="snapshot"), "made with sstoken.history: snapshot"),
+    ],
+    ids=["cut", "a bit of the header", "gone", "another history"],
+)
+def test_a_history_that_does_not_serve_begins_anew(config, train, tmp_path, stopped, change, words):
+    run = resumed_after(change, config, train, tmp_path, stopped)
     (warning,) = run.trainer.selection_warnings
+    assert words in warning
     assert "begins anew at the weights of the checkpoint" in warning
-    assert ("made with sstoken.history: ema" in warning) == (damage == "another history")
+
+
+def of_another_run(folder):
+    """Leave the folder beside the checkpoint of a run without the plugin."""
+    file = folder.parent / "trainer_state.json"
+    found = json.loads(file.read_text())
+    del found["stateful_callbacks"]["sstoken"]
+    file.write_text(json.dumps(found))
+
+
+def of_a_cut_save(folder):
+    """Leave the folder of a save that came to no end over the checkpoint of an earlier one."""
+    for name in ("state.json",):
+        found = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**found, "mark": "another"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (of_another_run, "left by another run"),
+        (of_a_cut_save, "a save that was cut"),
+        (text(format=99), "another version"),
+        (text(format=...), "version 0.1"),
+    ],
+    ids=["another run", "a cut save", "a version to come", "version 0.1"],
+)
+def test_a_folder_that_is_not_of_its_checkpoint_is_not_believed(config, train, tmp_path, stopped, change, words):
+    run = resumed_after(change, config, train, tmp_path, stopped)
+    (warning,) = run.trainer.selection_warnings
+    assert words in warning
+    assert "begins anew at the weights of the checkpoint" in warning
+
+
+def test_a_run_without_the_plugin_into_the_same_folder_leaves_nothing_to_believe(config, train, tmp_path):
+    saving = {**config, "save_strategy": "steps", "save_steps": 2}
+    train({**saving, "sstoken": {**WARMUP, "history": "ema"}})
+    train({**saving, "plugins": [], "sstoken": None})
+    start = Path(config["output_dir"]) / "checkpoint-2"
+    assert (start / "sstoken").exists()
+    run = train({
+        **saving, "output_dir": str(tmp_path / "again"), "resume_from_checkpoint": str(start),
+        "sstoken": {**WARMUP, "history": "ema"},
+    })  # fmt: skip
+    (warning,) = run.trainer.selection_warnings
+    assert "left by another run" in warning
 
 
 def test_another_base_model_on_resume_is_told(config, train, tmp_path, tiny_llama):

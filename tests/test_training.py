@@ -2,6 +2,7 @@
 
 import json
 import math
+import types
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,12 @@ import torch
 import yaml
 from conftest import STEADY, chat, write
 from torch.nn import functional
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
-from sstoken_plugin.metrics import METRICS, counts
+from sstoken_plugin.metrics import METRICS, Totals, counts, ratios
+from sstoken_plugin.samples import BatchLayout
+from sstoken_plugin.step import Phase, TokenScores
+from sstoken_plugin.turns import EndTokens, Turns
 
 
 def data(tmp_path, *lines) -> list[dict]:
@@ -54,7 +58,7 @@ def data(tmp_path, *lines) -> list[dict]:
 def test_ratio_one_trains_as_without_the_plugin(config, train, changes):
     settings = changes.pop("sstoken", {"ratio": 1.0})
     selected = train({**config, **STEADY, **changes, "sstoken": settings})
-    plain = train({**config, **STEADY, **changes, "plugins": []})
+    plain = train({**config, **STEADY, **changes, "plugins": [], "sstoken": None})
     assert selected.losses == pytest.approx(plain.losses, abs=2e-5)
     assert selected.trainer.state.best_metric == pytest.approx(plain.trainer.state.best_metric, abs=2e-5)
     for name, weight in plain.weights.items():
@@ -178,8 +182,9 @@ def test_metrics_are_in_every_log_line_and_in_the_trainer_state(config, train):
     lines = [line for line in state["log_history"] if "loss" in line]
     assert len(lines) == 4
     for line in lines:
-        assert METRICS.keys() <= line.keys()
-        assert all(math.isfinite(line[name]) for name in METRICS)
+        assert METRICS.keys() - {"sstoken/not_finite"} <= line.keys()
+        assert all(math.isfinite(value) for name, value in line.items() if name in METRICS)
+        assert "sstoken/not_finite" not in line
     assert lines[0]["sstoken/rel_mean"] == 0
     assert lines[0]["sstoken/eos_selected"] == 1
     assert 0 < lines[0]["sstoken/attention_mean"] < 1
@@ -253,9 +258,58 @@ def test_a_trainer_that_goes_round_the_selection_is_stopped_after_its_first_step
     monkeypatch.setattr(SSTokenTrainer, "compute_loss", compute_loss)
     finished = []
     monkeypatch.setattr(SSTokenTrainer, "log", lambda self, logs, *args: finished.append(self.state.global_step))
-    with pytest.raises(RuntimeError, match="SSTokenTrainer computed the loss of the first step without sstoken"):
+    with pytest.raises(RuntimeError, match="SSTokenTrainer computed the loss of a step without sstoken"):
         train(config)
     assert max(finished, default=0) <= 1
+
+
+class Meddler(TrainerCallback):
+    """What another plugin's callback may do to the trainer at a moment of the run."""
+
+    def __init__(self, trainer, moment, meddle):
+        setattr(self, moment, lambda *args, **kwargs: meddle(trainer))
+
+
+def other_loss(outputs, labels, num_items_in_batch=None):
+    return outputs.logits.float().pow(2).mean()
+
+
+def plain_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    outputs = model(**inputs)
+    return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+
+def take_over(trainer):
+    trainer.compute_loss = types.MethodType(plain_loss, trainer)
+
+
+@pytest.mark.parametrize(
+    ("moment", "meddle", "error"),
+    [
+        ("on_step_end", take_over, "computed the loss of a step without sstoken"),
+        ("on_train_begin", take_over, "computed the loss of a step without sstoken"),
+        ("on_train_begin", lambda trainer: setattr(trainer, "compute_loss_func", other_loss), "of its own, other_loss"),
+        ("on_step_end", lambda trainer: setattr(trainer, "compute_loss_func", other_loss), "of its own, other_loss"),
+    ],
+)
+def test_a_loss_that_takes_over_later_stops_the_run(config, train, monkeypatch, moment, meddle, error):
+    from sstoken_plugin.axolotl_trainer import SSTokenTrainer
+
+    create = SSTokenTrainer.__init__
+
+    def init(self, *args, **kwargs):
+        create(self, *args, **kwargs)
+        self.add_callback(Meddler(self, moment, meddle))
+
+    monkeypatch.setattr(SSTokenTrainer, "__init__", init)
+    with pytest.raises((RuntimeError, ValueError), match=error):
+        train(config)
+
+
+def test_a_patched_trainer_is_told_by_our_sentence(config, train, monkeypatch):
+    monkeypatch.setattr(Trainer, "compute_loss", plain_loss)
+    with pytest.raises(RuntimeError, match="computed the loss of a step without sstoken"):
+        train(config)
 
 
 def test_evaluation_reports_the_ordinary_loss(config, train):
@@ -363,6 +417,39 @@ def test_losses_that_are_not_finite_rank_last_and_are_reported(config, train, st
     run.trainer._totals.add(counts(again))
     run.trainer.log({"loss": 1.0})
     assert any("not finite" in text for text in run.trainer.selection_warnings)
+
+
+def test_losses_that_are_not_finite_are_not_counted_as_nothing(config, train):
+    """The second step goes far beyond what float32 holds."""
+    run = train({**config, "learning_rate": 1e30, "max_steps": 3, "sstoken": {"warmup_ratio": 0.0}})
+    first, *others = run.lines
+    assert first["sstoken/loss_selected"] > 1
+    assert "sstoken/not_finite" not in first
+    for line in others:
+        assert line["sstoken/not_finite"] > 0.5
+        for name in ("sstoken/loss_selected", "sstoken/loss_unselected", "sstoken/attention_mean"):
+            assert name not in line or (math.isfinite(line[name]) and line[name] > 0)
+    told = [warning for warning in run.trainer.selection_warnings if "not finite" in warning]
+    assert run.trainer.selection_warnings == told
+    assert len(told) == 1
+
+
+def test_a_loss_that_is_not_finite_on_some_tokens_is_left_out_of_the_mean():
+    batch = {"input_ids": torch.tensor([[5, 6, 7, 8, 9]]), "labels": torch.tensor([[-100, 6, 7, 8, 9]])}
+    layout = BatchLayout.of(batch)
+    losses = torch.tensor([1.0, math.nan, 2.0, math.inf])
+    step = types.SimpleNamespace(
+        layout=layout, scores=TokenScores(losses, None, None, torch.tensor([0.5, math.nan, 0.5, 0.5]), losses),
+        kept=torch.tensor([True, True, False, False]), places=torch.tensor([2]), cached_samples=0,
+        turns=Turns.of(batch, layout, EndTokens()), phase=Phase("position", 0.0, 0.5),
+    )  # fmt: skip
+    totals = Totals()
+    totals.add(counts(step))
+    found = ratios(totals.take())
+    assert found["sstoken/loss_selected"] == 1.0
+    assert found["sstoken/loss_unselected"] == 2.0
+    assert found["sstoken/not_finite"] == 0.5
+    assert found["sstoken/attention_mean"] == 0.5
 
 
 def test_a_report_is_written_unless_switched_off(config, train):

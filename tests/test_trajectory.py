@@ -72,13 +72,13 @@ def test_what_scoring_may_cost_is_bounded(config, train, drawn, monkeypatch):
     began = 100.0
     now = [began]
     monkeypatch.setattr(trajectory.time, "perf_counter", lambda: now[0])
-    score = trajectory.inspect_samples
+    score = trajectory.score_samples
 
     def slow(*args, **options):
         now[0] += trajectory.LEAST_SECONDS / 5
         return score(*args, **options)
 
-    monkeypatch.setattr(trajectory, "inspect_samples", slow)
+    monkeypatch.setattr(trajectory, "score_samples", slow)
     train({**config, "max_steps": 12, "sstoken": BLOCK})
     (report,) = drawn
     assert [len(moment.records) for moment in report.moments] == [trajectory.GROUP] * len(report.moments)
@@ -102,6 +102,8 @@ def test_long_runs_spend_a_share_of_their_time(monkeypatch, later, moments):
         @staticmethod
         def of_first_rank(value):
             return value
+
+        any_rank = of_first_rank
 
     watched = trajectory.Trajectory(Trainer())
     scored, spent = [], []
@@ -165,7 +167,7 @@ def test_a_failure_costs_the_page_and_not_the_run(config, train, monkeypatch, tm
     def fail(*args, **options):
         raise RuntimeError("no room")
 
-    monkeypatch.setattr(trajectory, "inspect_samples", fail)
+    monkeypatch.setattr(trajectory, "score_samples", fail)
     run = train({**config, "sstoken": BLOCK})
     assert run.trainer.state.global_step == 4
     assert "samples were not scored: RuntimeError: no room" in caplog.text

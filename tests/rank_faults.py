@@ -1,0 +1,99 @@
+"""Run by torchrun: runs in which something for the page fails on one rank alone. Each must end on all.
+
+What each rank saw goes into OUT/rank-N.json, for tests/test_rank_faults.py to look at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from conftest import run_axolotl
+
+from sstoken_plugin import callbacks, trajectory
+
+RANK = int(os.environ.get("RANK", "0"))
+
+
+@contextmanager
+def failing(owner: Any, name: str, rank: int, calls: Callable[[int], bool]) -> Any:
+    """Let a function fail on one rank, at those of its calls that are asked for, counted from 0."""
+    own, count = getattr(owner, name), 0
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if rank == RANK and calls(count - 1):
+            raise RuntimeError("made up, on this rank alone")
+        return own(*args, **kwargs)
+
+    setattr(owner, name, fail)
+    try:
+        yield
+    finally:
+        setattr(owner, name, own)
+
+
+def first(call: int) -> bool:
+    return call == 0
+
+
+def later(call: int) -> bool:
+    return call > 3
+
+
+def always(call: int) -> bool:
+    return True
+
+
+# Where, on which rank, and at which of its calls.
+FAULTS: dict[str, tuple[Any, str, int, Callable[[int], bool]]] = {
+    "the first moment, rank 1": (trajectory, "score_samples", 1, first),
+    "the first moment, rank 0": (trajectory, "score_samples", 0, first),
+    "a later moment": (trajectory, "score_samples", 1, later),
+    "every moment": (trajectory, "score_samples", 1, always),
+    "the texts": (trajectory, "records_of", 1, always),
+    "the samples": (trajectory.Trajectory, "_candidates", 1, always),
+    "the samples of the checkpoint": (trajectory.Trajectory, "_of_checkpoint", 1, always),
+    "the page": (callbacks, "write_page", 0, always),
+    "the table for trackers": (callbacks.token_table, "send", 0, always),
+}
+
+
+def main(file: Path, out: Path) -> None:
+    config = json.loads(file.read_text())
+    end = dist.destroy_process_group
+    dist.destroy_process_group = lambda *args: None
+    torch.cuda.can_device_access_peer = lambda *args: True
+    seen: dict[str, Any] = {}
+    for number, (name, fault) in enumerate(FAULTS.items()):
+        folder = out / f"{RANK}-{number}"
+        folder.mkdir()
+        changes: dict[str, Any] = {"output_dir": str(folder / "out")}
+        if name == "the samples of the checkpoint":
+            changes["resume_from_checkpoint"] = str(out / "0-0" / "out" / "checkpoint-6")
+            changes["max_steps"] = 8
+        with failing(*fault):
+            run = run_axolotl({**config, **changes}, folder)
+        moments = run.trainer.trajectory.moments
+        seen[name] = {
+            "steps": run.trainer.state.global_step,
+            "moments": [moment.label for moment in moments],
+            "samples": [len(moment.records) for moment in moments],
+            "page": (folder / "out" / "sstoken" / "report.html").exists(),
+            "weights": float(sum(weight.double().sum() for weight in run.weights.values())),
+        }
+    (out / f"rank-{RANK}.json").write_text(json.dumps(seen))
+    dist.barrier()
+    end()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
