@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 from sstoken_plugin.step import ScoredStep
+from sstoken_plugin.token_text import REPLACEMENT, decode, token_text
 
 PLACES, TURNS = 10, 8
 # Tenths of a power of two, from a loss of 2^-20 to one of 2^6: fine enough to be merged into deciles.
 LOSS_BINS, LOSS_FLOOR, PER_OCTAVE = 260, -20, 10
-PARTS = ("words", "numbers", "punctuation", "whitespace", "code", "template tokens")
+PARTS = ("words", "numbers", "punctuation", "whitespace", "parts of characters", "code", "template tokens")
 FENCE = "```"
 # Of the table by text.
 MOST_TOKENS = 400
@@ -75,9 +77,14 @@ class KeptCounts:
         return reduce(self._counts.double()).long().cpu()
 
     def restore(self, rule: str | None, counts: Tensor) -> None:
-        """Go on from counts that `peek` gave, unless they are of another vocabulary."""
-        if counts.shape == self._counts.shape:
-            self.rule, self._counts = rule, counts
+        """Go on from counts that `peek` gave.
+
+        Raises:
+            ValueError: they are of another vocabulary, or none.
+        """
+        if counts.shape != self._counts.shape or counts.dtype != self._counts.dtype:
+            raise ValueError("they are of another vocabulary")
+        self.rule, self._counts = rule, counts
 
     def tables(self, counts: Tensor) -> list[Table]:
         """Return tables of what was kept.
@@ -90,7 +97,8 @@ class KeptCounts:
         found = [
             (
                 "By part of the text",
-                "Code is what stands between ``` and ```; template tokens are the tokenizer's special ones.",
+                "Code is what stands between ``` and ```; template tokens are the tokenizer's special ones; parts of "
+                "characters are what letters and emoji of several tokens are made of.",
                 self._parts(tokens),
             ),
             (
@@ -122,17 +130,25 @@ class KeptCounts:
         totals = {name: [0, 0] for name in PARTS}
         seen, kept = tokens
         for inside, token in (seen > 0).nonzero().tolist():
-            if token in special:
-                part = "template tokens"
-            else:
-                part = "code" if inside else part_of(self._tokenizer.decode([token]))
+            part = "template tokens" if token in special else "code" if inside else self._part_of(token)
             totals[part][0] += int(seen[inside, token])
             totals[part][1] += int(kept[inside, token])
         return [(name, counts[0], counts[1]) for name, counts in totals.items() if counts[0]]
 
     def _texts(self, tokens: Tensor) -> list[Row]:
         order = torch.argsort(tokens[0], descending=True, stable=True)[:MOST_TOKENS].tolist()
-        return _rows((self._tokenizer.decode([token]) for token in order), tokens[:, order])
+        labels = [token_text(self._tokenizer, token) for token in order]
+        count = Counter(labels)
+        # Some vocabularies have a text twice, as a byte and as a piece.
+        shown = (
+            f"{text} (token {token})" if count[text] > 1 else text for text, token in zip(labels, order, strict=True)
+        )
+        return _rows(shown, tokens[:, order])
+
+    def _part_of(self, token: int) -> str:
+        if REPLACEMENT in decode(self._tokenizer, [token]):
+            return "parts of characters"
+        return part_of(token_text(self._tokenizer, token))
 
 
 def part_of(text: str) -> str:

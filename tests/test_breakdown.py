@@ -118,3 +118,22 @@ def test_parts_of_text():
         "é": "words",
     }.items():
         assert part_of(text) == part, text
+
+
+def test_letters_of_several_tokens_are_no_punctuation(tokenizer):
+    counts = KeptCounts(tokenizer, len(tokenizer))
+    counts.add(Step(tokenizer, [["Say it", "你好世界我喜欢学习。안녕 🎉"]]))
+    found = tables(counts)
+    parts = found["By part of the text"]
+    assert "punctuation" not in parts or parts["punctuation"][0] <= 3
+    assert parts["parts of characters"][0] > 10
+    assert "\ufffd" not in "".join(found["By text"])
+
+
+def test_no_two_rows_have_one_name(tokenizer):
+    counts = KeptCounts(tokenizer, len(tokenizer))
+    step = Step(tokenizer, [["Say it", "你好世界我喜欢学习 안녕 🎉🎊🥳 𓀀"]])
+    counts.add(step)
+    found = counts.tables(counts.peek(lambda counted: counted))
+    labels = next([label for label, _, _ in rows] for title, _, rows in found if title == "By text")
+    assert len(set(labels)) == len(labels) == len(set(step.layout.target.tolist()))
