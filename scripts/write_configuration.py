@@ -49,10 +49,12 @@ stopped. See [histories.md](histories.md).
 ## `axolotl sstoken-inspect CONFIG [--adapter DIR ...] [--samples N] [--show N] [--out DIR] [--sstoken.KEY=VALUE ...]`
 
 Scores the first N samples (default 20) of the prepared data set without training, with the settings after
-the warm-up. Prints the first of them in colour (`--show`, default 3) and writes `report.html` and `selections.jsonl` to
-DIR (default `OUTPUT_DIR/sstoken`). Without `--adapter` it shows the untrained model, whose REL is zero. With two, it
-compares them: the page has a slider from one to the other, the terminal shows the second and how far they agree, and
-the second's samples are in `selections-2.jsonl`. A line of `selections.jsonl` is one sample:
+the warm-up. Prints the first of them in colour (`--show`, default 3) and writes `inspect.html` and
+`selections.jsonl` to DIR (default `OUTPUT_DIR/sstoken`). Files come first, so that nothing that happens to a terminal
+costs one; characters that it does not have are shown as `?`. An option that neither this command nor Axolotl knows is
+refused. Without `--adapter` it shows the untrained model, whose REL is zero. With two, it compares them: the page has a
+slider from one to the other, the terminal shows both and how far they agree, and the second's samples are in
+`selections-2.jsonl`. A line of `selections.jsonl` is one sample:
 
 | field | content |
 | --- | --- |

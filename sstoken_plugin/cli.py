@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import difflib
+import io
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from sstoken_plugin.config import SSTokenConfig
+from sstoken_plugin.config import SSTokenConfig, nearest
+from sstoken_plugin.visible_text import one_line, visible
 
 if TYPE_CHECKING:
     from sstoken_plugin.report import Report
@@ -50,13 +55,11 @@ def inspect_command(
 ) -> None:
     """Score samples of the data set of CONFIG without training.
 
-    Prints some of them and writes selections.jsonl and report.html. Settings can be overridden as in
+    Prints some of them and writes selections.jsonl and inspect.html. Settings can be overridden as in
     `--sstoken.ratio=0.4`. CONFIG need not name the plugin yet.
     """
-    try:
-        inspect(config, _overrides(context.args), adapters, samples, show, out)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    with _told_in_a_sentence():
+        inspect(config, _overrides(context), adapters, samples, show, out)
 
 
 def inspect(
@@ -84,24 +87,28 @@ def inspect(
     for number, adapter in enumerate(adapters or [None], start=1):
         files.append(folder / ("selections.jsonl" if number == 1 else f"selections-{number}.jsonl"))
         reports.append(_inspect(cfg, settings, adapter, data, samples, files[-1]))
-        (moment,) = reports[-1].moments
-        click.echo(f"{moment.label}: {terminal.total(moment.records)}")
-        for record in moment.records[:show]:
-            click.echo("\n".join(terminal.view(record)))
-    if show:
-        click.echo(terminal.legend())
     moments = [moment for report in reports for moment in report.moments]
-    if len(moments) == 2:
-        click.echo(terminal.agreement(*(moment.records for moment in moments)))
     tables = [
         replace(table, title=table.title if len(moments) == 1 else f"{moment.label}: {table.title}")
         for report in reports
         for moment in report.moments
         for table in report.breakdowns
     ]
-    page = folder / "report.html"
-    write_page(page, replace(reports[-1], moments=moments, breakdowns=tables))
-    click.echo(f"Written: {', '.join(map(str, [*files, page]))}")
+    # Beside the page of a training, which has another name; with a folder of the user's own also by the name of 0.1.
+    files += [folder / "inspect.html", *([folder / "report.html"] if out and folder.name != "sstoken" else [])]
+    for page in files[len(reports) :]:
+        write_page(page, replace(reports[-1], moments=moments, breakdowns=tables))
+    # Last, so that nothing that happens to a terminal costs a file.
+    for report, moment in zip(reports, moments, strict=True):
+        click.echo(one_line(report.sentence))
+        click.echo(one_line(f"{moment.label}: {terminal.total(moment.records)}"))
+        for record in moment.records[:show]:
+            click.echo("\n".join(terminal.view(record)))
+    if show:
+        click.echo(terminal.legend())
+    if len(moments) == 2:
+        click.echo(terminal.agreement(*(moment.records for moment in moments)))
+    click.echo(one_line(f"Written: {', '.join(map(str, files))}"))
 
 
 def _inspect(cfg: Any, settings: SSTokenConfig, adapter: str | None, data: Any, samples: int, file: Path) -> Report:
@@ -114,7 +121,7 @@ def _inspect(cfg: Any, settings: SSTokenConfig, adapter: str | None, data: Any, 
     from sstoken_plugin.inspection import inspect_samples, write_records
     from sstoken_plugin.page import report_of
     from sstoken_plugin.report import Moment
-    from sstoken_plugin.setup import build_selection, describe, look_at_data, vocabulary_size
+    from sstoken_plugin.setup import build_selection, look_at_data, vocabulary_size
     from sstoken_plugin.step import Phase
 
     model, tokenizer, _ = load_model_and_tokenizer(
@@ -134,7 +141,6 @@ def _inspect(cfg: Any, settings: SSTokenConfig, adapter: str | None, data: Any, 
     counts, phase = KeptCounts(tokenizer, vocabulary_size(model, tokenizer)), Phase.of(settings)
     with precision():
         selection = build_selection(settings, cfg, model, history, ends)
-        click.echo(describe(selection, tokenizer))
         chosen = data.select(range(min(samples, len(data))))
         records = write_records(inspect_samples(selection, model, chosen, phase, tokenizer, counts.add), file)
     label = f"adapter {adapter}" if adapter else "untrained model"
@@ -162,10 +168,8 @@ def score_command(context: click.Context, config: str, batch_tokens: int) -> Non
     Training after it runs no history model. Can be interrupted: run again, it goes on where it stopped. Settings can
     be overridden as in `--sstoken.history_cache=FOLDER`.
     """
-    try:
-        score(config, _overrides(context.args), batch_tokens)
-    except ValueError as error:
-        raise click.ClickException(str(error)) from error
+    with _told_in_a_sentence():
+        score(config, _overrides(context), batch_tokens)
 
 
 def score(config: str, overrides: dict[str, str], batch_tokens: int) -> None:
@@ -196,7 +200,8 @@ def score(config: str, overrides: dict[str, str], batch_tokens: int) -> None:
         raise ValueError(f"sstoken.selector: {settings.selector} ranks by no history; there is nothing to score.")
     work = scoring.work_left(losses, data)
     tokens = sum(batch["input_ids"].shape[1] for batch in work.missing)
-    click.echo(f"{work.samples} samples, {work.samples - len(work.missing)} of them in {losses.store.file} already.")
+    there, file = work.samples - len(work.missing), one_line(str(losses.store.file))
+    click.echo(f"{work.samples} samples, {there} of them in {file} already.")
     with tqdm(total=tokens, unit=" tokens", unit_scale=True, disable=not tokens) as progress:
         for done in scoring.score(losses, model, work, batch_tokens):
             progress.update(done)
@@ -205,22 +210,23 @@ def score(config: str, overrides: dict[str, str], batch_tokens: int) -> None:
     if tokens:
         click.echo(f"{tokens} tokens in {seconds:.0f} s: {tokens / seconds:.0f} tokens a second.")
     size = losses.store.file.stat().st_size
-    click.echo(
-        f"{losses.store.file}: {size / 2**20:.2f} MiB, of which this data set has {work.response_tokens} losses."
-    )
+    click.echo(f"{file}: {size / 2**20:.2f} MiB, of which this data set has {work.response_tokens} losses.")
 
 
 def _load(config: str, overrides: dict[str, str]) -> tuple[Any, SSTokenConfig]:
     """Load and check a YAML, which need not name the plugin yet."""
     from axolotl.cli.config import load_cfg
     from axolotl.utils.dict import DictDefault
+    from axolotl.utils.schemas.config import AxolotlInputConfig
 
     from sstoken_plugin import compatibility
 
     raw = DictDefault(yaml.safe_load(Path(config).read_text(encoding="utf-8")))
+    known = {*raw, *AxolotlInputConfig.model_fields}
     if not compatibility.names_us(raw):
         raw.plugins = [*(raw.plugins or []), "sstoken_plugin.SSTokenPlugin"]
     cfg = load_cfg(raw, **overrides)
+    _refuse_unknown(overrides, {*known, *cfg})
     # Axolotl writes a configuration that is no file to one, and leaves it behind.
     Path(cfg.axolotl_config_path).unlink(missing_ok=True)
     return cfg, compatibility.check(cfg)
@@ -234,15 +240,46 @@ def _precision(cfg: Any, model: Any) -> Callable[[], Any]:
     return lambda: torch.autocast(model.device.type, dtype=cfg.torch_dtype, enabled=enabled)
 
 
-def _overrides(arguments: list[str]) -> dict[str, str]:
+@contextmanager
+def _told_in_a_sentence() -> Iterator[None]:
+    """Tell errors about the configuration in a sentence, on a terminal that may not have every character."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        yield
+    except ValueError as error:
+        raise click.ClickException(visible(str(error))) from error
+
+
+def _overrides(context: click.Context) -> dict[str, str]:
     """Turn `--sstoken.ratio 0.4` and `--sstoken.ratio=0.4` into Axolotl's keywords for nested keys."""
     found = {}
-    words = iter(arguments)
+    words = iter(context.args)
     for word in words:
         key, separator, value = word.partition("=")
+        name = key.removeprefix("--")
+        if not key.startswith("--") or not name:
+            raise ValueError(f"{word} is not an option; an override is written as --sstoken.ratio=0.4.")
+        if name in SSTokenConfig.model_fields and name not in ("seed", "warmup_ratio"):
+            raise ValueError(f"{key} is not an option; write --sstoken.{name}=VALUE.")
+        own = [option.removeprefix("--") for parameter in context.command.params for option in parameter.opts]
+        if difflib.get_close_matches(name, own, 1, 0.8):
+            raise ValueError(f"{key} is not an option; did you mean --{nearest(name, own)}?")
         if not separator:
             value = next(words, "")
-        if not key.startswith("--") or not value:
-            raise ValueError(f"{word} is not an option; an override is written as --sstoken.ratio=0.4.")
-        found[key.removeprefix("--").replace(".", "__").replace("-", "_")] = value
+        if not value or value.startswith("--"):
+            raise ValueError(f"{key} has no value; an override is written as --sstoken.ratio=0.4.")
+        found[name.replace(".", "__").replace("-", "_")] = value
     return found
+
+
+def _refuse_unknown(overrides: Iterable[str], known: Collection[str]) -> None:
+    """Refuse options that Axolotl would take in and never read."""
+    for key in overrides:
+        name = key.partition("__")[0]
+        if name not in known:
+            raise ValueError(
+                f"--{key.replace('__', '.')} is no option of this command and no key of Axolotl's; the nearest key is "
+                f"{nearest(name, known)}."
+            )

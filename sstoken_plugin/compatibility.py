@@ -54,9 +54,9 @@ def check(cfg: Mapping[str, Any]) -> SSTokenConfig:
 
 
 def expand(path: str) -> Path:
-    """Return a path of the YAML with `~` and `~user` replaced, where there is such a user."""
+    """Return a path of the YAML with `~`, `~user` and `$VARIABLE` replaced, where there is such a user or variable."""
     # Unlike Path.expanduser, it leaves an unknown user as it is instead of raising a RuntimeError.
-    return Path(os.path.expanduser(path))
+    return Path(os.path.expandvars(os.path.expanduser(path)))
 
 
 def fused_losses(cfg: Mapping[str, Any]) -> list[str]:
@@ -101,6 +101,13 @@ def _number(value: Any) -> float:
 
 
 def _refuse_misplaced_keys(cfg: Mapping[str, Any]) -> None:
+    # These two are keys of Axolotl's as well.
+    for key in SSTokenConfig.model_fields.keys() - {"seed", "warmup_ratio"}:
+        if cfg.get(key) is not None:
+            raise ValueError(
+                f"{key} is no key of Axolotl's; settings of the selection go into the `sstoken:` block: write "
+                f"`sstoken:` and, indented below it, `{key}: {cfg[key]}`."
+            )
     for key in cfg:
         plain = re.sub(r"[^a-z]", "", str(key).lower())
         if key != "sstoken" and plain.startswith("sstoken"):
@@ -114,10 +121,23 @@ def _refuse_misplaced_keys(cfg: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} is not a key; the nearest one is `sstoken:`.")
 
 
+def _refuse_no_local_path(key: str, path: str) -> None:
+    if "://" in path:
+        raise ValueError(
+            f"sstoken.{key}: {path} is an address, and what is needed is a folder of this machine; name one, with a "
+            "copy of what the address holds if there is anything."
+        )
+    if unknown := re.search(r"\$(\w+|\{[^}]*\})", str(expand(path))):
+        raise ValueError(
+            f"sstoken.{key}: {path}: there is no environment variable {unknown[0]}; set it, or write the folder out."
+        )
+
+
 def _refuse_unfit_cache(cfg: Mapping[str, Any], path: str) -> None:
     for refusal in refusals.WITH_CACHE:
         if cfg.get(refusal.key):
             refusal.refuse()
+    _refuse_no_local_path("history_cache", path)
     try:
         unfit = not stat.S_ISDIR(expand(path).stat().st_mode)
     except FileNotFoundError:
@@ -143,8 +163,14 @@ def _refuse_unfit_history(cfg: Mapping[str, Any], config: SSTokenConfig) -> None
 
 
 def _refuse_unfit_folder(cfg: Mapping[str, Any], config: SSTokenConfig) -> None:
+    _refuse_no_local_path("history", config.history)
     folder = expand(config.history)
     if not os.path.isdir(folder):
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", config.history, re.ASCII):
+            raise ValueError(
+                f"sstoken.history: {config.history} is no folder; a model of a hub must be downloaded first, as by "
+                f"`hf download {config.history} --local-dir FOLDER`."
+            )
         word = nearest(config.history, ("initial", *CHANGING))
         raise ValueError(
             f"sstoken.history: {config.history} is no folder, and none of initial, ema, snapshot; did you mean "

@@ -6,6 +6,7 @@ The field descriptions are the reference documentation: docs/configuration.md is
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
@@ -221,6 +222,20 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return max(known, key=lambda name: difflib.SequenceMatcher(None, word.lower(), name).ratio())
 
 
+def _share(value: Any) -> str | None:
+    """Return what was meant by a share of 1 in per cent or with a comma; None if that cannot be told."""
+    text = str(value).strip().replace(",", ".").replace(".nan", "nan")
+    try:
+        number = float(text.removesuffix("%"))
+    except ValueError:
+        return None
+    if math.isnan(number):
+        return "a number such as 0.6"
+    if text.endswith("%") or 2 <= number <= 100:
+        number /= 100
+    return f"{number:g}" if 0 <= number <= 1 and number != value else None
+
+
 def _sentence(fault: Any) -> str:
     """Turn one pydantic fault into a sentence that names the key, the value and the mend."""
     if not fault["loc"]:
@@ -231,6 +246,8 @@ def _sentence(fault: Any) -> str:
         shown = f"sstoken.{key}" if re.fullmatch(r"[\w.-]+", key, re.ASCII) else f"sstoken: {key!a}"
         return f"{shown} is not a key; the nearest one is sstoken.{nearest(key, SSTokenConfig.model_fields)}."
     field = SSTokenConfig.model_fields[key]
+    if field.annotation is float and (meant := _share(fault["input"])):
+        return f"sstoken.{key}: {fault['input']} is not allowed: it is a share of 1; write {meant}."
     reason = str(fault["msg"]).removeprefix("Value error, ")
     mend = f"remove the key for its default, {field.default!r}."
     if fault["type"] == "literal_error" and isinstance(fault["input"], str) and fault["input"].strip():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -12,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from sstoken_plugin.linear_nll import RowLosses, linear_nll
+from sstoken_plugin.logs import logger
 from sstoken_plugin.losses import token_nll
 from sstoken_plugin.modes import without_trace
 from sstoken_plugin.samples import BatchLayout
 from sstoken_plugin.sharding import is_sharded
 
-LOG = logging.getLogger(__name__)
+LOG = logger(__name__)
 
 # Tokens of the first batch that a fast way must agree on with the model's own logits.
 _PROOF_TOKENS = 8

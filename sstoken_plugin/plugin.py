@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from sstoken_plugin import compatibility, refusals, releases
 from sstoken_plugin.config import SSTokenConfig
+from sstoken_plugin.logs import logger
 
 # Before anything of Axolotl is imported, which in another release may be elsewhere.
 releases.refuse_unsupported()
@@ -17,7 +18,9 @@ from axolotl.integrations.base import BasePlugin, PluginManager  # noqa: E402
 from axolotl.utils.logging import get_logger  # noqa: E402
 
 # Below "axolotl", because its logging shows other loggers from warnings on only.
-LOG = get_logger("axolotl.plugins.sstoken")
+_NAME = "axolotl.plugins.sstoken"
+logger(_NAME)
+LOG = get_logger(_NAME)
 
 
 class SSTokenArgs(BaseModel):

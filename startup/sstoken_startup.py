@@ -1,39 +1,101 @@
-"""Lets `plugins: [sstoken]` work: Axolotl itself loads plugins by the dotted path of a class only.
+"""Lets `plugins: [sstoken]` work, and stops a run whose `sstoken:` block nobody would read.
 
-The interpreter imports this module at start, through the line in `sstoken_startup.pth`. It puts one
-finder on `sys.meta_path`, which compares a name and does nothing else until somebody imports
-`axolotl.integrations.base`; then it wraps that module's `load_plugin` and removes itself. It imports
-nothing that the interpreter has not loaded already and never raises. `SSTOKEN_STARTUP=0` in the
-environment turns it off. Reasons and an upstream proposal: docs/plugin-name.md.
+Axolotl itself loads plugins by the dotted path of a class only, and ignores keys that it does not know. The
+interpreter imports this module at start, through the line in `sstoken_startup.pth`. It puts one finder on
+`sys.meta_path`, which compares names and does nothing else until somebody imports one of two modules of Axolotl; then
+it wraps a function of that module. It imports nothing that the interpreter has not loaded already and never raises.
+`SSTOKEN_STARTUP=0` in the environment turns it off. Reasons and an upstream proposal: docs/plugin-name.md.
 """
 
 import os
 import sys
 
-WATCHED = "axolotl.integrations.base"
 SHORT_NAME = "sstoken"
 DOTTED_NAME = "sstoken_plugin.SSTokenPlugin"
+DOTTED_NAMES = (DOTTED_NAME, "sstoken_plugin.plugin.SSTokenPlugin")
+PLAIN_NAMES = ("sstoken", "sstokenplugin")
+
+
+def is_ours(name):  # type: ignore[no-untyped-def]
+    """Tell whether an entry of `plugins:` names this plugin; since 0.21 Axolotl takes `module:Class` too."""
+    return str(name).replace(":", ".") in (SHORT_NAME, *DOTTED_NAMES)
+
+
+def is_misspelt(name):  # type: ignore[no-untyped-def]
+    """Tell whether an entry of `plugins:` means this plugin and is none that can be loaded."""
+    from difflib import SequenceMatcher
+
+    package, dot, _ = str(name).replace(":", ".").partition(".")
+    if is_ours(name) or package == "sstoken_plugin":
+        return not is_ours(name)
+    plain = "".join(filter(str.isalnum, package.lower()))
+    if not plain.startswith("s") or max(SequenceMatcher(None, plain, one).ratio() for one in PLAIN_NAMES) < 0.8:
+        return False
+    return not (dot and can_be_imported(package))
+
+
+def can_be_imported(package):  # type: ignore[no-untyped-def]
+    """Tell whether there is a module of a name; one that others have made by hand has no spec."""
+    from importlib.util import find_spec
+
+    try:
+        return package in sys.modules or find_spec(package) is not None
+    except Exception:
+        return False
 
 
 def resolve_short_name(load_plugin):  # type: ignore[no-untyped-def]
-    """Wrap Axolotl's `load_plugin` so that our short name stands for our dotted one; all others pass through."""
+    """Wrap Axolotl's `load_plugin`: our short name stands for our dotted one, and all other plugins pass through."""
 
     def load_plugin_by_name(plugin_name):  # type: ignore[no-untyped-def]
+        if isinstance(plugin_name, str) and len(plugin_name) == 1:
+            # A text in place of a list is read letter by letter.
+            raise ValueError(f"plugins: is a list of names; write it as in `plugins: [{SHORT_NAME}]`.")
+        if is_misspelt(plugin_name):
+            raise ValueError(f"plugins: {plugin_name!r} is no plugin; did you mean '{SHORT_NAME}'?")
         return load_plugin(DOTTED_NAME if plugin_name == SHORT_NAME else plugin_name)
 
     return load_plugin_by_name
 
 
+def refuse_idle_block(validate_config):  # type: ignore[no-untyped-def]
+    """Wrap Axolotl's `validate_config`: a block of settings for a plugin that is not named would do nothing."""
+
+    def validate_named(cfg, *args, **kwargs):  # type: ignore[no-untyped-def]
+        plugins = cfg.get("plugins") or []
+        plugins = plugins if isinstance(plugins, (list, tuple)) else [plugins]
+        idle = [key for key in cfg if str(key).split(".")[0] == SHORT_NAME and cfg[key] is not None]
+        if idle and not any(map(is_ours, plugins)):
+            raise ValueError(
+                f"{idle[0]}: it would do nothing, because `plugins:` does not name the plugin; write `plugins: "
+                f"[{', '.join(map(str, [*plugins, SHORT_NAME]))}]`, or remove `{idle[0]}` for a run without it."
+            )
+        return validate_config(cfg, *args, **kwargs)
+
+    return validate_named
+
+
+# Module that is waited for: the function in it, and what wraps it.
+WATCHED = {
+    "axolotl.integrations.base": ("load_plugin", resolve_short_name),
+    "axolotl.utils.config": ("validate_config", refuse_idle_block),
+}
+
+
 class Watcher:
-    """A meta-path finder that finds nothing itself: it waits for one import, then is gone."""
+    """A meta-path finder that finds nothing itself: it waits for its modules, then is gone."""
+
+    waiting = WATCHED.copy()  # ClassVar would have to be imported
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):  # type: ignore[no-untyped-def]
-        """Return None for every module but the watched one, whose loader it wraps."""
-        if name != WATCHED:
+        """Return None for every module but those watched, whose loaders it wraps."""
+        if name not in cls.waiting:
             return None
         try:
-            sys.meta_path.remove(cls)  # type: ignore[arg-type]
+            attribute, wrap = cls.waiting.pop(name)
+            if not cls.waiting:
+                sys.meta_path.remove(cls)  # type: ignore[arg-type]
             from importlib.util import find_spec
 
             spec = find_spec(name)
@@ -41,8 +103,8 @@ class Watcher:
 
             def exec_module(module):  # type: ignore[no-untyped-def]
                 execute(module)
-                if hasattr(module, "load_plugin"):
-                    module.load_plugin = resolve_short_name(module.load_plugin)
+                if hasattr(module, attribute):
+                    setattr(module, attribute, wrap(getattr(module, attribute)))
 
             spec.loader.exec_module = exec_module  # type: ignore[union-attr, method-assign]
             return spec

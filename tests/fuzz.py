@@ -28,6 +28,7 @@ import yaml
 from conftest import MODELS, ROOT, write_chats, write_tiny_llama
 
 import sstoken_plugin
+import sstoken_startup
 from sstoken_plugin.config import SSTokenConfig
 
 LIMIT_SECONDS = 120
@@ -95,8 +96,8 @@ WRONG = [
 # Values inside the bounds or next to them.
 VALUES: dict[str, list[Any]] = {
     "selector": ["sstoken", "rel", "attention", "random", "position", "reference", "all", "REL", "sstokn"],
-    "ratio": [1e-9, 0.01, 0.5, 0.999999, 1.0, 1, "0.4", 1.0000001],
-    "gamma": [0, 1e-9, 0.5, 1, 1.0000001],
+    "ratio": [1e-9, 0.01, 0.5, 0.999999, 1.0, 1, "0.4", 1.0000001, 60, "60%", "0,6", math.nan],
+    "gamma": [0, 1e-9, 0.5, 1, 1.0000001, 50, "50 %"],
     "warmup_ratio": [0, 0.0, 1, 1.0, 0.5, 1e-9],
     "warmup_selector": ["attention", "all", "random", "rel"],
     "attention_layer": [-1, -3, -4, 0, 2, 3, 1.0, 1.5],
@@ -110,7 +111,11 @@ VALUES: dict[str, list[Any]] = {
     "report": [True, False, "no"],
 }
 MISSPELT = ["rato", "Ratio", "ratio ", "gama", "warmup", "history_model", "keep-eos", "héllo", "", "seeds", "report.x"]
-OUTSIDE = ["sstoken_ratio", "ss_token", "SSToken", "sstoken.ratio", "sstoken.rtio", "sstoken.ratio.x", "sstokens"]
+OUTSIDE = [
+    "sstoken_ratio", "ss_token", "SSToken", "sstoken.ratio", "sstoken.rtio", "sstoken.ratio.x", "sstokens",
+    # Keys of the block at top level.
+    "ratio", "gamma", "selector", "warmup_selector", "history", "history_cache", "keep_eos", "report",
+]  # fmt: skip
 
 # Other keys of Axolotl: each entry is a set of keys that come together.
 AXOLOTL: list[dict[str, Any]] = [
@@ -220,6 +225,9 @@ AXOLOTL: list[dict[str, Any]] = [
     {"plugins": "sstoken"},
     {"plugins": ["sstoken_plugin.SSTokenPlugin"]},
     {"plugins": ["axolotl.integrations.liger.LigerPlugin", "sstoken"]},
+    # The plugin left out, or misspelt.
+    *({"plugins": value} for value in (None, [], ["axolotl.integrations.grokfast.GrokfastPlugin"])),
+    *({"plugins": [value]} for value in ("sstokn", "ss_token", "ssToken", "sstoken_plugin", "sstoken_plugin.SSToken")),
     {"max_grad_norm": 0},
     {"dataloader_drop_last": True, "micro_batch_size": 64},
     {"shuffle_merged_datasets": False},
@@ -419,7 +427,8 @@ def outcome_of_training(text: str, lines: list[dict[str, Any]], selection: Any) 
     wanted = dict(raw.get("sstoken") or {})
     wanted |= {key.removeprefix("sstoken."): value for key, value in raw.items() if key.startswith("sstoken.")}
     if "sstoken" not in str(raw.get("plugins")):
-        # Nothing of ours is loaded then, so nothing of ours can say so: README, "Check that it is on".
+        if raw.get("sstoken") is not None:
+            return "SILENT", "the run trained without the plugin, and its block was read by nobody"
         return "trained", "without the plugin, which the YAML does not name"
     if selection is None:
         return "SILENT", "the run trained without the selection"
@@ -438,7 +447,7 @@ def outcome_of(error: BaseException) -> str:
     """Tell a refusal from a fault, and ours from Axolotl's."""
     from pydantic import ValidationError
 
-    ours = os.path.dirname(sstoken_plugin.__file__) + os.sep
+    ours = (os.path.dirname(sstoken_plugin.__file__) + os.sep, sstoken_startup.__file__)
     origins = [error]
     if isinstance(error, ValidationError):
         # Our refusals reach the user inside Axolotl's list of faults.

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import subprocess
 import sys
 
 import pytest
@@ -170,7 +172,7 @@ def test_two_adapters_are_compared(config, train, inspect, tmp_path):
     marks = [(a, b) for one, other in pairs for a, b in zip(one["selected"], other["selected"], strict=True)]
     both, either = sum(a and b for a, b in marks), sum(a or b for a, b in marks)
     assert f"({both} of {either}); {sum(a != b for a, b in marks)} tokens are kept by one alone" in result.output
-    page = (folder / "report.html").read_text()
+    page = (folder / "inspect.html").read_text()
     assert all(f"adapter {adapter}" in page for adapter in adapters)
 
 
@@ -203,3 +205,74 @@ def test_labels_of_ones_own_are_in_the_record(config, inspect, tokenizer, tmp_pa
         own,
         None,
     ]
+
+
+def test_the_page_of_a_training_stays_beside_that_of_an_inspection(config, train, tmp_path):
+    from sstoken_plugin.cli import inspect_command
+
+    train({**config, "max_steps": 2, "save_strategy": "steps", "save_steps": 2})
+    folder = tmp_path / "out" / "sstoken"
+    page = (folder / "report.html").read_bytes()
+    result = CliRunner().invoke(inspect_command, [str(write(config, tmp_path)), "--samples", "2"])
+    assert result.exit_code == 0, result.output
+    assert (folder / "report.html").read_bytes() == page
+    assert (folder / "inspect.html").read_bytes() != page
+
+
+def write_chat(file, *texts):
+    file.write_text(
+        "\n".join(
+            json.dumps({"messages": [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": text}]})
+            for text in texts
+        )
+    )
+    return [{"path": str(file), "type": "chat_template", "field_messages": "messages"}]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_a_terminal_of_another_encoding_loses_nothing(config, tmp_path, encoding):
+    datasets = write_chat(tmp_path / "other.jsonl", "Caf\u00e9 \u4f60\u597d \U0001f389 fine\nnew line", "plain")
+    file = write({**config, "datasets": datasets}, tmp_path)
+    command = [sys.executable, "-m", "sstoken_plugin", "sstoken-inspect", str(file), "--out", str(tmp_path / "o")]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    result = subprocess.run(command, capture_output=True, env=environment)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert b"Written: " in result.stdout
+    assert (tmp_path / "o" / "inspect.html").stat().st_size > 10_000
+    assert "\u4f60\u597d" in (tmp_path / "o" / "selections.jsonl").read_text(encoding="utf-8").replace('", "', "")
+
+
+def test_a_line_of_the_records_is_one_line_for_every_reader(config, inspect, tmp_path):
+    odd = "one\u2028two\u2029three\u0085four"
+    result, records = inspect({**config, "datasets": write_chat(tmp_path / "odd.jsonl", odd, "plain")})
+    assert result.exit_code == 0, result.output
+    content = (tmp_path / "inspection" / "selections.jsonl").read_text(encoding="utf-8")
+    assert len(content.splitlines()) == content.count("\n") == 2
+    assert any("one\u2028two" in "".join(record["tokens"]) for record in records)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--sample", "5"], "--sample is not an option; did you mean --samples?"),
+        (["--adaptr", "outputs"], "did you mean --adapter?"),
+        (["--ratio", "0.4"], "--ratio is not an option; write --sstoken.ratio=VALUE."),
+        (["--gamma=0.4"], "write --sstoken.gamma=VALUE."),
+        (["--sstoken.rato=0.4"], "the nearest one is sstoken.ratio"),
+        (["--micro_batch_sise=4"], "the nearest key is micro_batch_size"),
+        (["--no-such-thing=1"], "no option of this command and no key of Axolotl's"),
+        (["--sstoken.ratio"], "--sstoken.ratio has no value"),
+        (["more.yaml"], "more.yaml is not an option"),
+    ],
+    ids=str,
+)
+def test_an_option_that_nobody_reads_is_refused(config, inspect, arguments, words):
+    result, _ = inspect(config, *arguments)
+    assert result.exit_code == 1
+    assert words in result.output
+    assert "Traceback" not in result.output
+
+
+def test_keys_of_axolotl_are_options(config, inspect):
+    result, _ = inspect(config, "--samples", "2", "--sequence-len=128", "--bf16", "false")
+    assert result.exit_code == 0, result.output

@@ -1,8 +1,10 @@
 """The bare name: every command, both kinds of installation, and a start-up file that does nothing else."""
 
+import re
 import subprocess
 import sys
 import sysconfig
+import types
 import venv
 from importlib.metadata import entry_points
 
@@ -86,8 +88,77 @@ def test_only_the_bare_name_stands_for_another():
     import sstoken_startup
 
     load = sstoken_startup.resolve_short_name(lambda name: name)
-    names = ["sstoken", "sstoken_plugin.SSTokenPlugin", "some.Plugin", "nobody", "sstoken2"]
+    names = [
+        "sstoken", "sstoken_plugin.SSTokenPlugin", "some.Plugin", "nobody", "token", "token_plugin.TokenPlugin",
+        "tokens.TokenPlugin", "sstream.Plugin", "sstoken_tools.Plugin", "json.JSONDecoder", "__main__.Plugin",
+    ]  # fmt: skip
     assert list(map(load, names)) == ["sstoken_plugin.SSTokenPlugin", *names[1:]]
+    assert load(7) == 7
+
+
+def test_a_module_that_was_made_by_hand_is_one(monkeypatch):
+    """Notebooks and scripts put modules without a spec into sys.modules, `__main__` among them."""
+    import sstoken_startup
+
+    monkeypatch.setitem(sys.modules, "stokens", types.ModuleType("stokens"))
+    load = sstoken_startup.resolve_short_name(lambda name: name)
+    assert load("stokens.Plugin") == "stokens.Plugin"
+    assert load("stokens:Plugin") == "stokens:Plugin"
+
+
+MISSPELT = [
+    "sstokn", "ss_token", "ss-token", "ssToken", "SSToken", "sstoken2", "sstokens", "sstoken-plugin", "sstoken_plugin",
+    "sstoken.SSTokenPlugin", "sstoken_plugin.SSTokenPlugn", "sstoken_plugin.SSToken", "sstokenplugin.SSTokenPlugin",
+    "sstoken_plugn.SSTokenPlugin",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISSPELT)
+def test_a_misspelt_name_is_told_in_a_sentence(name, config, tmp_path):
+    from axolotl.cli.config import load_cfg
+
+    with pytest.raises(ValueError, match=rf"^plugins: '{re.escape(name)}' is no plugin; did you mean 'sstoken'\?$"):
+        load_cfg(str(write({**config, "plugins": [name]}, tmp_path)))
+
+
+def test_a_misspelt_name_stops_a_real_run(config, tmp_path):
+    file = write({**config, "plugins": ["sstokn"]}, tmp_path)
+    result = run_command(*COMMANDS["accelerate"], str(file), check=False)
+    assert result.returncode != 0
+    assert "plugins: 'sstokn' is no plugin; did you mean 'sstoken'?" in result.stdout
+
+
+def test_a_text_in_place_of_the_list_is_told(config, tmp_path):
+    from axolotl.cli.config import load_cfg
+
+    with pytest.raises(ValueError, match=r"plugins: .*list"):
+        load_cfg(str(write({**config, "plugins": "sstoken"}, tmp_path)))
+
+
+FOREIGN = "axolotl.integrations.grokfast.GrokfastPlugin"
+
+
+@pytest.mark.parametrize("plugins", [None, [], [FOREIGN]], ids=str)
+@pytest.mark.parametrize("block", [{"ratio": 0.5}, {}, "on"], ids=str)
+def test_a_block_without_the_plugin_is_refused(config, tmp_path, plugins, block):
+    from axolotl.cli.config import load_cfg
+
+    named = ", ".join([*(plugins or []), "sstoken"])
+    with pytest.raises(ValueError, match=rf"^sstoken: it would do nothing, .*write `plugins: \[{re.escape(named)}\]`"):
+        load_cfg(str(write({**config, "plugins": plugins, "sstoken": block}, tmp_path)))
+
+
+def test_a_block_without_the_plugin_stops_a_real_run_and_an_empty_one_does_not(config, tmp_path):
+    settings = {**config, "max_steps": 1, "plugins": None}
+    result = run_command(
+        *COMMANDS["python"], str(write({**settings, "sstoken": {"ratio": 0.5}}, tmp_path)), check=False
+    )
+    assert result.returncode != 0
+    assert "sstoken: it would do nothing" in result.stdout
+    assert ACTIVE not in run_command(*COMMANDS["python"], str(write({**settings, "sstoken": None}, tmp_path))).stdout
+    overridden = run_command(*COMMANDS["python"], str(write(settings, tmp_path)), "--sstoken.ratio=0.5", check=False)
+    assert overridden.returncode != 0
+    assert "it would do nothing" in overridden.stdout
 
 
 NAMES = [
@@ -152,7 +223,6 @@ def test_a_yaml_that_follows_in_the_same_process_and_names_nothing_is_plain(conf
     plugins = PluginManager.get_instance()
     assert plugins.get_trainer_cls(run.cfg) is not None
     for changes in (
-        {"sstoken": {"rato": 1}},
         {"trainer_cls": "my.Trainer"},
         {"plugins": ["axolotl.integrations.grokfast.GrokfastPlugin"]},
     ):

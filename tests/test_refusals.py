@@ -21,6 +21,13 @@ from sstoken_plugin.config import SSTokenConfig
         ({"ratio": 0}, ["sstoken.ratio", "greater than 0", "0.6"]),
         ({"ratio": 1.5}, ["sstoken.ratio", "1.5", "less than or equal to 1"]),
         ({"ratio": True}, ["sstoken.ratio", "True"]),
+        ({"ratio": 60}, ["sstoken.ratio: 60 is not allowed", "write 0.6."]),
+        ({"ratio": "60%"}, ["sstoken.ratio: 60% is not allowed", "write 0.6."]),
+        ({"ratio": "0,6"}, ["sstoken.ratio: 0,6 is not allowed", "write 0.6."]),
+        ({"ratio": float("nan")}, ["sstoken.ratio: nan is not allowed", "write a number such as 0.6."]),
+        ({"gamma": "50 %"}, ["sstoken.gamma: 50 % is not allowed", "write 0.5."]),
+        ({"history_ema_decay": 99}, ["sstoken.history_ema_decay: 99", "write 0.99."]),
+        ({"warmup_ratio": 10}, ["sstoken.warmup_ratio: 10", "write 0.1."]),
         ({"ratio": "many"}, ["sstoken.ratio", "many", "number"]),
         ({"ratio": float("nan")}, ["sstoken.ratio", "nan"]),
         ({"gamma": -0.1}, ["sstoken.gamma", "-0.1"]),
@@ -65,6 +72,17 @@ def test_a_bad_block_is_refused(block, words):
         ({"ss_token_gama": 0.5}, ["ss_token_gama", "sstoken: {gamma"]),
         ({"sstokens": {"ratio": 0.5}}, ["sstokens", "sstoken"]),
         ({"ssstoken": {"ratio": 0.5}}, ["ssstoken", "sstoken"]),
+        ({"ratio": 0.5}, ["ratio is no key of Axolotl's", "`sstoken:`", "`ratio: 0.5`"]),
+        ({"gamma": 0.5}, ["gamma is no key of Axolotl's"]),
+        ({"selector": "random"}, ["selector is no key of Axolotl's", "`selector: random`"]),
+        ({"keep_eos": False}, ["keep_eos is no key of Axolotl's"]),
+        ({"history_cache": "cache"}, ["history_cache is no key of Axolotl's"]),
+        ({"sstoken": {"history_cache": "s3://bucket/cache"}}, ["sstoken.history_cache: s3://bucket", "an address"]),
+        ({"sstoken": {"history_cache": "$NO_SUCH/x"}}, ["sstoken.history_cache: $NO_SUCH/x", "variable $NO_SUCH"]),
+        ({"sstoken": {"history_cache": "${NO_SUCH}/x"}}, ["sstoken.history_cache", "variable ${NO_SUCH}"]),
+        ({"sstoken": {"history": "hf://org/model"}}, ["sstoken.history: hf://org/model", "an address"]),
+        ({"sstoken": {"history": "$NO_SUCH"}}, ["sstoken.history: $NO_SUCH", "variable $NO_SUCH"]),
+        ({"sstoken": {"history": "org/Model-1B"}}, ["sstoken.history: org/Model-1B", "hf download org/Model-1B"]),
         ({"rl": "dpo"}, ["rl: dpo"]),
         ({"reward_model": True}, ["reward_model"]),
         ({"process_reward_model": True}, ["process_reward_model"]),
@@ -250,6 +268,36 @@ def test_an_adapter_over_weights_that_were_changed_in_a_way_to_come_is_no_histor
         train({**config, "sstoken": {"history": adapter()}})
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_an_adapter_that_goes_on_from_one_that_changed_its_base_weights_cannot_share_them(
+    config, train, tiny_llama, adapter, tmp_path, init
+):
+    """`lora_model_dir`: PEFT changes the base weights again when it loads such an adapter."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    settings = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=init)
+    get_peft_model(model, settings).save_pretrained(tmp_path / "start")
+    history = adapter()
+    with pytest.raises(ValueError, match=rf"sstoken\.history: .* has changed \(init_lora_weights: {init}\); make"):
+        train({**config, "lora_model_dir": str(tmp_path / "start"), "sstoken": {"history": history}})
+
+
+def test_an_adapter_over_repeated_layers_is_refused_before_anything_is_loaded(config, adapter, tmp_path):
+    with pytest.raises(ValidationError, match=r"peft_layer_replication: .* changes the base weights"):
+        load({**config, "peft_layer_replication": [[0, 3], [1, 3]], "sstoken": {"history": adapter()}}, tmp_path)
+
+
+def test_an_adapter_that_repeats_layers_is_no_history(config, train, adapter):
+    with pytest.raises(ValueError, match=r"sstoken\.history: .* was trained with layer_replication: "):
+        train({**config, "sstoken": {"history": adapter(layer_replication=[[0, 3], [1, 3]])}})
+
+
+def test_an_adapter_over_a_base_without_the_new_tokens_is_refused(config, train, adapter, tmp_path):
+    """Full fine-tuning loads the base a second time, as it is on disk."""
+    changes = {"adapter": None, "learning_rate": 0.001, "tokens": ["<|brand_new|>"]}
+    with pytest.raises(ValueError, match=r"sstoken\.history: .* knows 49152 tokens and the tokenizer of this run has"):
+        train({**config, **changes, "sstoken": {"history": adapter()}})
+
+
 def test_an_adapter_for_other_layers_is_refused_before_training(config, train, adapter):
     with pytest.raises(ValueError, match=r"sstoken\.history: .*adapter cannot be loaded"):
         train({**config, "sstoken": {"history": adapter(target_modules=["no_such_layer"])}})
@@ -362,3 +410,12 @@ def test_settings_without_effect_are_named():
     assert [sentence.split(":")[0] for sentence in sentences] == ["sstoken.keep_eos"]
     assert "every response token" in SSTokenConfig.from_block({"ratio": 1}).keys_without_effect()[0]
     assert "REL is measured and never ranks" in SSTokenConfig.from_block({"warmup_ratio": 1}).keys_without_effect()[0]
+
+
+def test_variables_and_home_are_replaced_in_paths(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("SOMEWHERE", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in ("$SOMEWHERE/cache", "${SOMEWHERE}/cache", "~/cache"):
+        assert compatibility.expand(path) == tmp_path / "cache"
+        compatibility.check({**config, "sstoken": {"history_cache": path}})
+    assert not (tmp_path / "$SOMEWHERE").exists()
