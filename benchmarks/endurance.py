@@ -22,7 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness import FREED_AT_ONCE, MODEL, Case, in_child, load, save, unpack_model
+from harness import FREED_AT_ONCE, MODEL, Case, in_child, load, save, unpack_model, write_random_model
 
 # Steps between two readings, and those before the line begins.
 EVERY, SETTLING = 10, 200
@@ -37,27 +37,8 @@ BLOCKS: dict[str, dict[str, Any] | None] = {
 
 def write_model() -> None:
     """Write the model, unless it is there."""
-    import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    if (FOLDER / "complete").exists():
-        return
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(FOLDER)
-    tokenizer.save_pretrained(FOLDER)
-    (FOLDER / "complete").touch()
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
+    write_random_model(FOLDER, "llama", vocab_size=49152, **sizes)
 
 
 def readings(config: dict[str, Any]) -> list[tuple[int, float, int]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from harness import MODEL, NEVER_FREED, Case, asked, in_child, measure, save
+from harness import MODEL, NEVER_FREED, Case, asked, in_child, measure, save, write_random_model
 from plots import draw
 from step import line
 
@@ -35,30 +35,16 @@ CASES: dict[str, dict[float, Case]] = {
 
 def write_model(vocabulary: int) -> None:
     """Write a random Qwen2, as wide as Qwen2.5-0.5B and of fewer layers, with SmolLM2's tokenizer."""
-    import torch
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
-
-    folder = model_folder(vocabulary)
-    done = folder / "complete"
-    if done.exists():
-        return
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    torch.manual_seed(0)
-    config = Qwen2Config(
+    write_random_model(
+        model_folder(vocabulary),
+        "qwen2",
         vocab_size=vocabulary,
         hidden_size=896,
         intermediate_size=4864,
         num_hidden_layers=4,
         num_attention_heads=14,
         num_key_value_heads=2,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    done.touch()
 
 
 def main() -> None:

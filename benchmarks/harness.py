@@ -289,6 +289,29 @@ def unpack_model() -> None:
     unpack(MODEL)
 
 
+def write_random_model(folder: Path, kind: str, **sizes: int) -> None:
+    """Write a random model with SmolLM2's tokenizer, unless it is there.
+
+    Args:
+        folder: where to.
+        kind: its `model_type` in transformers.
+        sizes: of its configuration.
+    """
+    import torch
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
+
+    done = folder / "complete"
+    if done.exists():
+        return
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    torch.manual_seed(0)
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = CONFIG_MAPPING[kind](tie_word_embeddings=True, **ids, **sizes)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    done.touch()
+
+
 def machine() -> dict[str, str]:
     """Return what the figures depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()

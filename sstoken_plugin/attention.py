@@ -31,7 +31,6 @@ _MASS_TOLERANCE = 0.02
 # Of the pass that shows the layers; DeepSeek V4 makes blocks of up to 128 tokens.
 TRIAL_TOKENS = 160
 
-
 # In the names of kinds of layers.
 _PART_OF_SAMPLE = ("sliding", "chunked", "local", "sparse", "compressed")
 
@@ -157,21 +156,25 @@ def softmax_layers(model: PreTrainedModel) -> list[SoftmaxLayer]:
         if not isinstance(module, PreTrainedModel)
         and hasattr(getattr(module, "config", None), "_attn_implementation_internal")
     }
-    seen: list[_Call] = []
+    # Module, number of keys, and whether it sees the whole sample: not the tensors of every layer at once.
+    seen: list[tuple[nn.Module, int, bool]] = []
+
+    def observe(call: _Call) -> None:
+        seen.append((call.module, call.key.shape[-2], _sees_whole_sample(call)))
+
     # Long enough for blocks of tokens to be made, where a model makes them.
     tokens = trial_tokens(model, TRIAL_TOKENS)
     with without_trace(model), ExitStack() as stack:
         for module in candidates:
-            stack.enter_context(_Watch(module, seen.append).on())
+            stack.enter_context(_Watch(module, observe).on())
         model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
-    count = Counter(id(call.module) for call in seen)
-    calls: Counter[int] = Counter()
+    total = Counter(module for module, _, _ in seen)
+    so_far: Counter[nn.Module] = Counter()
     found = []
-    for call in seen:
-        number, total = calls[id(call.module)], count[id(call.module)]
-        calls[id(call.module)] += 1
-        if call.key.shape[-2] == tokens.shape[1]:
-            found.append(SoftmaxLayer(call.module, candidates[call.module], number, total, _sees_whole_sample(call)))
+    for module, keys, whole in seen:
+        if keys == tokens.shape[1]:
+            found.append(SoftmaxLayer(module, candidates[module], so_far[module], total[module], whole))
+        so_far[module] += 1
     return [layer for layer in found if layer.sees_whole_sample] or found
 
 

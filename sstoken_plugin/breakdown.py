@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sstoken_plugin.step import ScoredStep
-from sstoken_plugin.token_text import REPLACEMENT, decode, token_text
+from sstoken_plugin.token_text import REPLACEMENT, LoneTokens
 
 PLACES, TURNS = 10, 8
 # Tenths of a power of two, from a loss of 2^-20 to one of 2^6: fine enough to be merged into deciles.
@@ -126,18 +126,18 @@ class KeptCounts:
         return ((_count_in_sample(fence, step) % 2 == 1) | fence).long()
 
     def _parts(self, tokens: Tensor) -> list[Row]:
-        special = set(self._tokenizer.all_special_ids)
+        special, alone = set(self._tokenizer.all_special_ids), LoneTokens(self._tokenizer)
         totals = {name: [0, 0] for name in PARTS}
         seen, kept = tokens
         for inside, token in (seen > 0).nonzero().tolist():
-            part = "template tokens" if token in special else "code" if inside else self._part_of(token)
+            part = "template tokens" if token in special else "code" if inside else part_of(alone.decoded(token))
             totals[part][0] += int(seen[inside, token])
             totals[part][1] += int(kept[inside, token])
         return [(name, counts[0], counts[1]) for name, counts in totals.items() if counts[0]]
 
     def _texts(self, tokens: Tensor) -> list[Row]:
         order = torch.argsort(tokens[0], descending=True, stable=True)[:MOST_TOKENS].tolist()
-        labels = [token_text(self._tokenizer, token) for token in order]
+        labels = list(map(LoneTokens(self._tokenizer).named, order))
         count = Counter(labels)
         # Some vocabularies have a text twice, as a byte and as a piece.
         shown = (
@@ -145,17 +145,14 @@ class KeptCounts:
         )
         return _rows(shown, tokens[:, order])
 
-    def _part_of(self, token: int) -> str:
-        if REPLACEMENT in decode(self._tokenizer, [token]):
-            return "parts of characters"
-        return part_of(token_text(self._tokenizer, token))
-
 
 def part_of(text: str) -> str:
     """Return the member of `PARTS` that a token's text is, on its own."""
     content = text.strip()
     if not content:
         return "whitespace"
+    if REPLACEMENT in content:
+        return "parts of characters"
     kinds = {unicodedata.category(character)[0] for character in content}
     if kinds == {"N"}:
         return "numbers"

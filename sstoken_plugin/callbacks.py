@@ -10,14 +10,13 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from sstoken_plugin import token_table
-from sstoken_plugin.logs import logger
+from sstoken_plugin.logs import SHOWN, logger
 from sstoken_plugin.page import report_of, write_page
 from sstoken_plugin.trainer import TokenSelectionTrainer
 from sstoken_plugin.trajectory import Trajectory
 
 LOG = logger(__name__)
-# Below "axolotl", because its logging shows other loggers from warnings on only.
-INFO = logger("axolotl.plugins.sstoken")
+INFO = logger(SHOWN)
 
 
 class HistoryCallback(TrainerCallback):
@@ -39,8 +38,7 @@ class HistoryCallback(TrainerCallback):
         """
         trainer = self._trainer
         trainer.refuse_if_bypassed()
-        losses = trainer.selection.history if trainer.selection is not None else None
-        history = None if losses is None else losses.history
+        history = None if trainer.selection is None else trainer.selection.history_model
         if history is not None and not trainer.accelerator.optimizer_step_was_skipped:
             history.after_step(trainer.model, state.global_step)
 

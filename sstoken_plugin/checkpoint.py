@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
@@ -23,8 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.trainer import TRAINER_STATE_NAME
 
-from sstoken_plugin.inspection import is_record
-from sstoken_plugin.report import Moment
+from sstoken_plugin.report.content import Moment, is_record
 
 FOLDER = "sstoken"
 # Of the files below; a reader of one format leaves others alone.
@@ -34,8 +33,6 @@ _FACTS, _TENSORS, _COUNTS, _MOMENTS = "state.json", "history.safetensors", "kept
 _MOST_BYTES = 2**28
 _UNREADABLE = (OSError, EOFError, TypeError, KeyError, AttributeError, ValueError, SafetensorError, zlib.error,
                RecursionError)  # fmt: skip
-
-Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sstoken_plugin.batching import in_batches, padded
 from sstoken_plugin.modes import without_trace
+from sstoken_plugin.report.content import NUMBERS
 from sstoken_plugin.samples import IGNORE_INDEX, BatchLayout, as_batch
 from sstoken_plugin.step import Phase, ScoredStep, TokenSelection
 from sstoken_plugin.token_text import token_texts
@@ -26,8 +27,6 @@ Row = Mapping[str, Tensor]
 # Of a batch, padding included: enough to keep a GPU busy, and less than a training step takes.
 BATCH_TOKENS = 2048
 _UNSAFE = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
-# Fields of a record that hold a number or nothing for each token.
-_NUMBERS = ("current_nll", "history_nll", "rel", "attention", "score")
 
 
 def inspect_samples(
@@ -74,7 +73,7 @@ def score_samples(
     Where weights are sharded, every rank must call this, and exhaust it.
     """
     device = next(model.parameters()).device
-    history = None if selection.history is None else selection.history.history
+    history = selection.history_model
     is_steady = history is not None and not history.changes
     done = 0
     for rows in in_batches(map(as_batch, samples), BATCH_TOKENS):
@@ -101,25 +100,6 @@ def records_of(step: ScoredStep, rows: Sequence[Row], tokenizer: Any, known: Seq
     texts = [record["tokens"] for record in known] or [token_texts(tokenizer, tokens) for tokens in ids]
     targets = [row["labels"][0].tolist() for row in rows]
     return list(_fields(step, ids, targets, texts))
-
-
-def is_record(found: Mapping[str, Any]) -> bool:
-    """Tell whether what was read from a file has the fields of a record, and as many entries in each."""
-    columns = {name: found.get(name) for name in (*_NUMBERS, "input_ids", "tokens", "response", "selected")}
-    labels = {"labels": found["labels"]} if "labels" in found else {}
-    kinds = {"tokens": str, "response": bool, "selected": bool, "input_ids": int, "labels": int}
-    length = len(columns["input_ids"]) if isinstance(columns["input_ids"], list) else -1
-    return isinstance(found.get("sample"), int) and all(
-        isinstance(column, list)
-        and len(column) == length
-        and all(
-            isinstance(entry, kinds[name])
-            if name in kinds
-            else entry is None or (isinstance(entry, float | int) and math.isfinite(entry))
-            for entry in column
-        )
-        for name, column in {**columns, **labels}.items()
-    )
 
 
 def ends_of_turns(record: Record, tokens: EndTokens) -> list[int]:
@@ -154,7 +134,7 @@ def _fields(
 ) -> Iterator[Record]:
     scores = step.scores
     found = (scores.current, scores.history, scores.rel, scores.attention, scores.score)
-    numbers = dict(zip(_NUMBERS, found, strict=True))
+    numbers = dict(zip(NUMBERS, found, strict=True))
     width = step.layout.shape[1]
     position = step.layout.position
     for number, (row_ids, labels, row_texts) in enumerate(zip(ids, targets, texts, strict=True)):

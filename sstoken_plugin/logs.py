@@ -6,6 +6,9 @@ import logging
 
 from sstoken_plugin.visible_text import one_line
 
+# Below "axolotl", because its logging shows other loggers from warnings on only.
+SHOWN = "axolotl.plugins.sstoken"
+
 
 def logger(name: str) -> logging.Logger:
     """Return the logger of a module. A line break in a folder's or a token's name does not begin a line of its own."""

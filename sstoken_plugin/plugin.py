@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from sstoken_plugin import compatibility, refusals, releases
 from sstoken_plugin.config import SSTokenConfig
-from sstoken_plugin.logs import logger
+from sstoken_plugin.logs import SHOWN, logger
 
 # Before anything of Axolotl is imported, which in another release may be elsewhere.
 releases.refuse_unsupported()
@@ -17,10 +17,8 @@ releases.refuse_unsupported()
 from axolotl.integrations.base import BasePlugin, PluginManager  # noqa: E402
 from axolotl.utils.logging import get_logger  # noqa: E402
 
-# Below "axolotl", because its logging shows other loggers from warnings on only.
-_NAME = "axolotl.plugins.sstoken"
-logger(_NAME)
-LOG = get_logger(_NAME)
+logger(SHOWN)
+LOG = get_logger(SHOWN)
 
 
 class SSTokenArgs(BaseModel):

@@ -21,6 +21,7 @@ from torch import Tensor
 from sstoken_plugin import selection
 from sstoken_plugin.attention import PromptAttention
 from sstoken_plugin.config import SSTokenConfig
+from sstoken_plugin.history.base import History
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.linear_nll import RowLosses
 from sstoken_plugin.logs import logger
@@ -130,6 +131,11 @@ class TokenSelection:
         self._is_proven = False
         # Where nothing is dropped, training is plain training whatever samples see.
         self._is_separate = config.selector == "all" or config.ratio == 1
+
+    @property
+    def history_model(self) -> History | None:
+        """What gives the losses of the past; None if REL is not measured, or the losses are all kept."""
+        return None if self.history is None else self.history.history
 
     def begin(
         self, model: Any, batch: Mapping[str, Tensor], phase: Phase, history_nll: Sequence[float] | None = None

@@ -37,15 +37,31 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return texts
 
 
-def token_text(tokenizer: Any, token: int) -> str:
-    """Return the text of a token on its own, as it is in the midst of a sample; bytes of a character as \\xNN."""
-    before = tokenizer.encode("a", add_special_tokens=False)[-1:]
-    head, both = decode(tokenizer, before), decode(tokenizer, [*before, token])
-    text = both[len(head) :] if both.startswith(head) else decode(tokenizer, [token])
-    if REPLACEMENT not in text:
-        return text
-    content = _bytes_of(str(tokenizer.convert_ids_to_tokens([token])[0]))
-    return text if content is None else content.decode("utf-8", errors="backslashreplace")
+class LoneTokens:
+    """The texts of tokens on their own, as they are in the midst of a sample.
+
+    Args:
+        tokenizer: of transformers.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        # Some decoders leave out the first space.
+        self._before = tokenizer.encode("a", add_special_tokens=False)[-1:]
+        self._head = decode(tokenizer, self._before)
+
+    def decoded(self, token: int) -> str:
+        """Return what a token adds to a text; `REPLACEMENT` stands in it where it is a part of a character."""
+        both = decode(self._tokenizer, [*self._before, token])
+        return both[len(self._head) :] if both.startswith(self._head) else decode(self._tokenizer, [token])
+
+    def named(self, token: int) -> str:
+        """Return the same with the bytes of a part of a character as \\xNN."""
+        text = self.decoded(token)
+        if REPLACEMENT not in text:
+            return text
+        content = _bytes_of(str(self._tokenizer.convert_ids_to_tokens([token])[0]))
+        return text if content is None else content.decode("utf-8", errors="backslashreplace")
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:

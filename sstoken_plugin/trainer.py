@@ -19,6 +19,7 @@ from sstoken_plugin.logs import logger
 from sstoken_plugin.metrics import Totals, counts, ratios
 from sstoken_plugin.monitor import SelectionMonitor
 from sstoken_plugin.samples import IGNORE_INDEX
+from sstoken_plugin.sharding import any_rank
 from sstoken_plugin.step import Phase, TokenSelection
 from sstoken_plugin.trajectory import Trajectory
 from sstoken_plugin.turns import Turns
@@ -172,7 +173,7 @@ class TokenSelectionTrainer(Trainer):
         super()._save_checkpoint(model, trial, *args, **kwargs)
 
     def _selection_state(self, selection: TokenSelection) -> SelectionState:
-        history = None if selection.history is None else selection.history.history
+        history = selection.history_model
         tensors = {}
         for name, tensor in () if history is None else history.tensors(self.model):
             if self.args.should_save:
@@ -225,7 +226,7 @@ class TokenSelectionTrainer(Trainer):
     def _resume_history(self, state: SelectionState) -> list[str]:
         """Take over the history; return a sentence where it is not the one of the resumed run."""
         assert self.selection is not None
-        history = None if self.selection.history is None else self.selection.history.history
+        history = self.selection.history_model
         if history is None:
             return []
         reason = ""
@@ -250,7 +251,7 @@ class TokenSelectionTrainer(Trainer):
     def _restart_history(self) -> str:
         """Let a history begin anew where a checkpoint says nothing; return what is assumed, in words."""
         assert self.selection is not None
-        history = None if self.selection.history is None else self.selection.history.history
+        history = self.selection.history_model
         if history is None or not history.changes:
             return "the history is the one that a new run would have"
         history.restart(self.model)
@@ -296,7 +297,7 @@ class TokenSelectionTrainer(Trainer):
 
     def any_rank(self, flag: bool) -> bool:
         """Tell whether `flag` is set on any rank; every rank must call this."""
-        return self._sum_over_ranks(torch.tensor([float(flag)], dtype=torch.float64)).item() > 0
+        return any_rank(flag, self.args.device) if self.args.world_size > 1 else flag
 
     def counts_of_kept(self) -> Tensor | None:
         """Return counts of what was kept over the data, see `KeptCounts`; every rank must call this."""

@@ -63,8 +63,9 @@ def watching_changes(attention: PromptAttention, model: Any, batch: Mapping[str,
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Give every buffer the value that it had before the block."""
+    # In the computer's memory: the weights of some quantised models are buffers.
     kept = [
-        (module, name, buffer, buffer.clone())
+        (module, name, buffer, buffer.to("cpu", copy=True))
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
     ]

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import unicodedata
 
+# Characters of one line of text, and of what a library says in one, which may go on for pages.
+MAX_LINE = 1000
+MAX_ERROR = 300
+
 
 def visible(text: str) -> str:
     """Return a text whose control, format and direction characters are replaced by marks; line breaks stay."""
@@ -13,6 +17,19 @@ def visible(text: str) -> str:
 def one_line(text: str) -> str:
     """Return a text as `visible` does, on one line."""
     return "".join(map(_visible, text))
+
+
+def cut(text: str, limit: int = MAX_LINE) -> str:
+    """Return a text of bounded length; what is missing is said."""
+    return text if len(text) <= limit else f"{text[:limit]}[... {len(text) - limit} more characters]"
+
+
+def in_short(error: Exception) -> str:
+    """Return what an error of a library says, in part of a line, with its kind if it is not for users."""
+    words = cut(one_line(" ".join(str(error).split())), MAX_ERROR).removesuffix(".")
+    if isinstance(error, ValueError):
+        return words
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
 
 
 def _visible(character: str) -> str:

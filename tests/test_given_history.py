@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from damage import cut, edited, flipped, gone, written
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -27,37 +28,12 @@ def sources(tiny_llama, tmp_path_factory):
     return folder
 
 
-def cut(name, size):
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
-
-
-def written(name, content):
-    return lambda folder: (folder / name).write_bytes(content)
-
-
-def edited(name, **changes):
-    def change(folder):
-        found = {**json.loads((folder / name).read_text()), **changes}
-        (folder / name).write_text(json.dumps({key: value for key, value in found.items() if value is not ...}))
-
-    return change
-
-
 def without_tensors(name, part):
     def change(folder):
         tensors = load_file(folder / name)
         kept = {key: value for key, value in tensors.items() if part not in key}
         assert 0 < len(kept) < len(tensors)
         save_file(kept, folder / name, metadata={"format": "pt"})
-
-    return change
-
-
-def flipped(name, at):
-    def change(folder):
-        content = bytearray((folder / name).read_bytes())
-        content[at] ^= 16
-        (folder / name).write_bytes(content)
 
     return change
 
@@ -107,7 +83,7 @@ ADAPTER, MODEL = "adapter_model.safetensors", "model.safetensors"
 DAMAGE = {
     "adapter: cut": ("adapter", cut(ADAPTER, 500)),
     "adapter: empty": ("adapter", written(ADAPTER, b"")),
-    "adapter: no weights": ("adapter", lambda folder: (folder / ADAPTER).unlink()),
+    "adapter: no weights": ("adapter", gone(ADAPTER)),
     "adapter: a bit of the header": ("adapter", flipped(ADAPTER, 3)),
     "adapter: tensors missing": ("adapter", without_tensors(ADAPTER, "layers.1")),
     "adapter: weights that its settings leave out": ("adapter", surplus),
@@ -123,7 +99,7 @@ DAMAGE = {
     "adapter: a pickle": ("adapter", pickled(ADAPTER, "adapter_model.bin")),
     "model: cut": ("model", cut(MODEL, 500)),
     "model: empty": ("model", written(MODEL, b"")),
-    "model: no weights": ("model", lambda folder: (folder / MODEL).unlink()),
+    "model: no weights": ("model", gone(MODEL)),
     "model: tensors missing": ("model", without_tensors(MODEL, "layers.2.mlp")),
     "model: fewer layers than its file": ("model", edited("config.json", num_hidden_layers=2)),
     "model: weights that are no numbers": ("model", not_finite(MODEL)),

@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 import pytest
 from conftest import AXOLOTL, ROOT, run_command, write
 
-from sstoken_plugin import releases
+from sstoken_plugin import compatibility, releases
 
 ACTIVE = "ssToken is active"
 COMMANDS = {
@@ -94,6 +94,13 @@ def test_only_the_bare_name_stands_for_another():
     ]  # fmt: skip
     assert list(map(load, names)) == ["sstoken_plugin.SSTokenPlugin", *names[1:]]
     assert load(7) == 7
+
+
+def test_the_start_up_file_and_the_plugin_know_the_same_names():
+    """The one must import nothing of the other."""
+    import sstoken_startup
+
+    assert (sstoken_startup.SHORT_NAME, *sstoken_startup.DOTTED_NAMES) == compatibility.NAMES
 
 
 def test_a_module_that_was_made_by_hand_is_one(monkeypatch):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write
+from damage import cut, edited, flipped, gone, written
 
 from sstoken_plugin import checkpoint
 from sstoken_plugin.monitor import SelectionMonitor
@@ -137,17 +138,6 @@ def test_a_checkpoint_made_without_the_plugin_resumes_with_a_warning(config, tra
     assert run.trainer.state.global_step == 4
 
 
-def text(**changes):
-    """Change entries of state.json; ... removes one."""
-
-    def change(folder):
-        file = folder / "state.json"
-        found = {**json.loads(file.read_text()), **changes}
-        file.write_text(json.dumps({name: value for name, value in found.items() if value is not ...}))
-
-    return change
-
-
 def moments(change_moment):
     def change(folder):
         file = folder / "moments.json.gz"
@@ -158,51 +148,31 @@ def moments(change_moment):
     return change
 
 
-def flipped(name, at):
-    def change(folder):
-        content = bytearray((folder / name).read_bytes())
-        content[at] ^= 4
-        (folder / name).write_bytes(content)
-
-    return change
-
-
-def cut(name, size):
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:size])
-
-
-def written(name, content):
-    return lambda folder: (folder / name).write_bytes(content)
-
-
 def record(**changes):
     """Change every record of every moment."""
     return moments(lambda moment: {**moment, "records": [{**one, **changes} for one in moment["records"]]})
 
 
+WATCHED = {"rule": "sstoken", "dropped": [], "leading": [], "raised": []}
 # What is done to the folder, and what the warning says; "" where there is none.
 DAMAGE = {
     "no text": (written("state.json", b"{"), "metrics and warnings (state.json"),
     "text of another kind": (written("state.json", b"[1]"), "metrics and warnings (state.json"),
     "text that is no UTF-8": (written("state.json", b"\xff\xfe"), "metrics and warnings (state.json"),
-    "no state.json": (lambda folder: (folder / "state.json").unlink(), "metrics and warnings (state.json"),
-    "an empty monitor": (text(monitor={}), "what is watched for warnings"),
-    "a monitor of text": (text(monitor="x"), "what is watched for warnings"),
-    "a monitor of other things": (
-        text(monitor={"rule": "sstoken", "dropped": ["a"], "leading": [], "raised": []}), "what is watched",
-    ),
-    "a monitor of huge numbers": (
-        text(monitor={"rule": "sstoken", "dropped": [10**400], "leading": [], "raised": []}), "what is watched",
-    ),
+    "no state.json": (gone("state.json"), "metrics and warnings (state.json"),
+    "an empty monitor": (edited("state.json", monitor={}), "what is watched for warnings"),
+    "a monitor of text": (edited("state.json", monitor="x"), "what is watched for warnings"),
+    "a monitor of other things": (edited("state.json", monitor={**WATCHED, "dropped": ["a"]}), "what is watched"),
+    "a monitor of huge numbers": (edited("state.json", monitor={**WATCHED, "dropped": [10**400]}), "what is watched"),
     "text without an end": (written("state.json", b"[" * 200_000), "metrics and warnings (state.json"),
     "moments without an end": (written("moments.json.gz", gzip.compress(b"[" * 200_000)), "the page's samples"),
-    "no totals": (text(totals=None), "the metrics since the last log line"),
-    "totals of text": (text(totals={"kept": "many"}), "the metrics since the last log line"),
-    "warnings of numbers": (text(warnings=[1]), "earlier warnings"),
-    "a field to come": (text(future=1), ""),
+    "no totals": (edited("state.json", totals=None), "the metrics since the last log line"),
+    "totals of text": (edited("state.json", totals={"kept": "many"}), "the metrics since the last log line"),
+    "warnings of numbers": (edited("state.json", warnings=[1]), "earlier warnings"),
+    "a field to come": (edited("state.json", future=1), ""),
     "a bit of the moments": (flipped("moments.json.gz", 60), "the page's samples"),
     "half of the moments": (cut("moments.json.gz", 200), "the page's samples"),
-    "no moments": (lambda folder: (folder / "moments.json.gz").unlink(), "the page's samples"),
+    "no moments": (gone("moments.json.gz"), "the page's samples"),
     "moments of a release to come": (moments(lambda moment: {**moment, "new": 1}), ""),
     "a moment without its rule": (
         moments(lambda moment: {name: value for name, value in moment.items() if name != "rule"}),
@@ -211,7 +181,7 @@ DAMAGE = {
     "records of other lengths": (record(tokens=["a"]), "the page's samples"),
     "records of other kinds": (record(score="high"), "the page's samples"),
     "a record without its place": (record(sample=None), "the page's samples"),
-    "no counts": (lambda folder: (folder / "kept.safetensors").unlink(), "the page's tables"),
+    "no counts": (gone("kept.safetensors"), "the page's tables"),
     "counts that are cut": (cut("kept.safetensors", 40), "the page's tables"),
 }  # fmt: skip
 
@@ -278,23 +248,6 @@ def test_a_run_goes_on_without_the_part_and_with_its_history(config, train, tmp_
     assert (tmp_path / "again" / "sstoken" / "report.html").exists()
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (cut("history.safetensors", 5), "history.safetensors"),
-        (flipped("history.safetensors", 12), "history.safetensors"),
-        (lambda folder: (folder / "history.safetensors").unlink(), "history.safetensors"),
-        (text(history="snapshot"), "made with sstoken.history: snapshot"),
-    ],
-    ids=["cut", "a bit of the header", "gone", "another history"],
-)
-def test_a_history_that_does_not_serve_begins_anew(config, train, tmp_path, stopped, change, words):
-    run = resumed_after(change, config, train, tmp_path, stopped)
-    (warning,) = run.trainer.selection_warnings
-    assert words in warning
-    assert "begins anew at the weights of the checkpoint" in warning
-
-
 def of_another_run(folder):
     """Leave the folder beside the checkpoint of a run without the plugin."""
     file = folder.parent / "trainer_state.json"
@@ -303,24 +256,23 @@ def of_another_run(folder):
     file.write_text(json.dumps(found))
 
 
-def of_a_cut_save(folder):
-    """Leave the folder of a save that came to no end over the checkpoint of an earlier one."""
-    for name in ("state.json",):
-        found = json.loads((folder / name).read_text())
-        (folder / name).write_text(json.dumps({**found, "mark": "another"}))
+# What is done to the folder, and what the warning says.
+FOREIGN = {
+    "a history that is cut": (cut("history.safetensors", 5), "history.safetensors"),
+    "a bit of the history's header": (flipped("history.safetensors", 12), "history.safetensors"),
+    "a history that is gone": (gone("history.safetensors"), "history.safetensors"),
+    "another history": (edited("state.json", history="snapshot"), "made with sstoken.history: snapshot"),
+    "another run": (of_another_run, "left by another run"),
+    # A save that came to no end, over the checkpoint of an earlier one.
+    "a cut save": (edited("state.json", mark="another"), "a save that was cut"),
+    "a version to come": (edited("state.json", format=99), "another version"),
+    "version 0.1": (edited("state.json", format=...), "version 0.1"),
+}
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (of_another_run, "left by another run"),
-        (of_a_cut_save, "a save that was cut"),
-        (text(format=99), "another version"),
-        (text(format=...), "version 0.1"),
-    ],
-    ids=["another run", "a cut save", "a version to come", "version 0.1"],
-)
-def test_a_folder_that_is_not_of_its_checkpoint_is_not_believed(config, train, tmp_path, stopped, change, words):
+@pytest.mark.parametrize("damage", FOREIGN)
+def test_a_history_that_does_not_serve_or_belong_begins_anew(config, train, tmp_path, stopped, damage):
+    change, words = FOREIGN[damage]
     run = resumed_after(change, config, train, tmp_path, stopped)
     (warning,) = run.trainer.selection_warnings
     assert words in warning

@@ -424,16 +424,17 @@ def no_more_room(size):
         signal.signal(signal.SIGXFSZ, ignored)
 
 
-def damaged_in_the_middle(folder):
+def damaged_in_the_middle(folder, blocks=8, samples=40, size=1024):
+    """Write a store and spoil some of it; return what it gave before."""
     store = open_store(folder)
     given = {}
-    for seed in range(8):
-        given |= store.put(some_losses(40, seed=seed))
+    for seed in range(blocks):
+        given |= store.put(some_losses(samples, seed=seed))
         store.flush()
     store.close()
     content = bytearray((folder / FILE).read_bytes())
     half = len(content) // 1024 * 512
-    content[half : half + 1024] = os.urandom(1024)
+    content[half : half + size] = os.urandom(size)
     (folder / FILE).write_bytes(content)
     return given
 
@@ -516,16 +517,7 @@ def test_a_run_without_a_model_waits_so_long_and_no_longer(tmp_path, monkeypatch
 
 
 def test_what_is_whole_in_a_damaged_file_is_taken_over(tmp_path, caplog):
-    store = open_store(tmp_path)
-    given = {}
-    for seed in range(20):
-        given |= store.put(some_losses(90, seed=seed))
-        store.flush()
-    store.close()
-    content = bytearray((tmp_path / FILE).read_bytes())
-    half = len(content) // 1024 * 512
-    content[half : half + 2048] = os.urandom(2048)
-    (tmp_path / FILE).write_bytes(content)
+    given = damaged_in_the_middle(tmp_path, blocks=20, samples=90, size=2048)
     with caplog.at_level(logging.WARNING):
         found = open_store(tmp_path).get(list(given))
     kept = [(name, losses) for name, losses in zip(given, found, strict=True) if losses is not None]

@@ -76,13 +76,12 @@ def test_every_logger_of_ours_is_such_a_one():
     assert made == ["logs.py"]
 
 
-def test_names_in_somebody_elses_files_stay_in_their_line(config, train, capfd, trained_adapter, tmp_path):
+def test_names_in_somebody_elses_files_stay_in_their_line(config, train, caplog, trained_adapter, tmp_path):
     folder = tmp_path / "odd\n[INFO] forged"
     shutil.copytree(trained_adapter, folder)
     settings = json.loads((folder / "adapter_config.json").read_text())
     settings["base_model_name_or_path"] = "other\n[WARNING] forged too"
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     train({**config, "max_steps": 1, "sstoken": {"history": str(folder), "report": False}})
-    printed = "".join(capfd.readouterr())
-    (line,) = [line for line in printed.splitlines() if "was trained over" in line]
+    (line,) = [line for line in caplog.text.splitlines() if "was trained over" in line]
     assert "odd␊[INFO] forged was trained over other␊[WARNING] forged too; it is used over" in line

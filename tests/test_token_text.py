@@ -8,7 +8,7 @@ from pathlib import Path
 import mistral_common
 import pytest
 
-from sstoken_plugin.token_text import decode, token_text, token_texts
+from sstoken_plugin.token_text import LoneTokens, decode, token_texts
 from sstoken_plugin.visible_text import visible
 
 TEXTS = [
@@ -102,7 +102,7 @@ def test_text_of_a_sample_is_text_with_mistral_common(other_tokenizer):
 def test_different_tokens_have_different_texts(other_tokenizer, tokenizer):
     for own in (other_tokenizer, tokenizer):
         ids = dict.fromkeys(own.encode("the end, the 你好 한국어 🎊", add_special_tokens=False))
-        texts = [token_text(own, token) for token in ids]
+        texts = list(map(LoneTokens(own).named, ids))
         if "tekken" not in str(vars(own)):
             assert len(set(texts)) == len(texts), texts
-    assert token_text(tokenizer, tokenizer("你")["input_ids"][0]) == "\\xe4\\xbd"
+    assert LoneTokens(tokenizer).named(tokenizer("你")["input_ids"][0]) == "\\xe4\\xbd"

@@ -27,7 +27,7 @@ from sstoken_plugin.samples import IGNORE_INDEX, as_batch, sample_keys
 from sstoken_plugin.sharding import any_rank, is_partitioned, is_sharded
 from sstoken_plugin.unchanged import traces_of
 from sstoken_plugin.visibility import refuse_encoder_decoder
-from sstoken_plugin.visible_text import one_line
+from sstoken_plugin.visible_text import in_short
 
 Sample = Mapping[str, Any]
 
@@ -90,8 +90,8 @@ def _refuse_traces(config: SSTokenConfig, history: History, model: Any) -> None:
         if not config.history_is_path:
             raise
         raise ValueError(
-            f"sstoken.history: {config.history}: a pass of it fails ({type(error).__name__}: "
-            f"{one_line(str(error))[:300]}); name an adapter folder or a checkpoint that is whole."
+            f"sstoken.history: {config.history}: a pass of it fails ({in_short(error)}); name an adapter folder or a "
+            "checkpoint that is whole."
         ) from error
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""

@@ -60,34 +60,37 @@ def open_database(
     Raises:
         OSError, sqlite3.Error: the surroundings do not allow it.
     """
-    if fault is None:
-        try:
-            return _opened(file, wait, read)
-        except FAULTS as error:
-            if not is_damage(error):
-                raise
-    before, unfinished = _identity(file), file.with_suffix(".new")
+    found = fault or _opened_or_damage(file, wait, read)
+    if isinstance(found, sqlite3.Connection):
+        return found
+    before = _identity(file)
     # One process at a time: else the good file of the first is put aside by the second.
     with FileLock(file.with_suffix(".lock"), timeout=wait):
-        if unfinished.exists() and not os.path.lexists(file):
+        if _unfinished(file).exists() and not os.path.lexists(file):
             # Whoever mended it was stopped at its last step.
-            unfinished.rename(file)
-        if fault is not None and _identity(file) != before:
-            fault = None
-        if fault is None:
-            try:
-                return _opened(file, wait, read)
-            except FAULTS as error:
-                if not is_damage(error):
-                    raise
-                fault = error
-        _replace(file, wait, fault)
+            _unfinished(file).rename(file)
+        if fault is None or _identity(file) != before:
+            found = _opened_or_damage(file, wait, read)
+            if isinstance(found, sqlite3.Connection):
+                return found
+        _replace(file, wait, found)
         return _opened(file, wait, read)
+
+
+def _opened_or_damage(
+    file: Path, wait: float, read: Callable[[sqlite3.Connection], None]
+) -> sqlite3.Connection | Exception:
+    try:
+        return _opened(file, wait, read)
+    except FAULTS as error:
+        if not is_damage(error):
+            raise
+        return error
 
 
 def _replace(file: Path, wait: float, fault: Exception) -> None:
     """Put a damaged cache aside, and a new one in its place, with the blocks that can still be read."""
-    new = file.with_suffix(".new")
+    new = _unfinished(file)
     new.unlink(missing_ok=True)
     try:
         rescued = _rescue(file, new, wait)
@@ -109,8 +112,7 @@ def _replace(file: Path, wait: float, fault: Exception) -> None:
 def _opened(file: Path, wait: float, read: Callable[[sqlite3.Connection], None]) -> sqlite3.Connection:
     if os.path.lexists(file) and not file.is_file():
         raise NoCacheError("it is no file")
-    unfinished = file.with_suffix(".new")
-    if not file.exists() and unfinished.exists():
+    if not file.exists() and _unfinished(file).exists():
         raise NoCacheError("a process that mended it was stopped")
     database = _connected(file, wait)
     try:
@@ -179,6 +181,11 @@ def _readable(damaged: Path, order: str) -> Iterator[tuple[int, object, object]]
                     yield row
     except FAULTS:
         return
+
+
+def _unfinished(file: Path) -> Path:
+    """Return where the new file is made that takes the place of a damaged one."""
+    return file.with_suffix(".new")
 
 
 def _free_name(file: Path) -> Path:

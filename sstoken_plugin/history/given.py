@@ -25,13 +25,11 @@ from sstoken_plugin.modes import under_adapter
 from sstoken_plugin.projections import with_plain_projections
 from sstoken_plugin.refusals import PLAIN_INITS
 from sstoken_plugin.sharding import is_sharded
-from sstoken_plugin.visible_text import one_line
+from sstoken_plugin.visible_text import in_short
 
 LOG = logger(__name__)
 
 ADAPTER_FILE, MODEL_FILE = "adapter_config.json", "config.json"
-# What a library says of a folder may go on for pages.
-MOST_WORDS = 300
 
 
 def load_given(
@@ -159,12 +157,7 @@ def _loading(folder: Path) -> Iterator[None]:
     except UserWarning:
         reason = "weights are missing from its file; name a whole adapter folder"
     except Exception as error:
-        words = one_line(" ".join(str(error).split())).removesuffix(".")
-        if len(words) > MOST_WORDS:
-            words = f"{words[:MOST_WORDS]} ..."
-        if not isinstance(error, ValueError):
-            words = f"{type(error).__name__}{': ' if words else ''}{words}"
-        reason = f"{words}; name an adapter folder or a checkpoint that is whole"
+        reason = f"{in_short(error)}; name an adapter folder or a checkpoint that is whole"
     else:
         return
     raise ValueError(f"sstoken.history: {folder} cannot be loaded: {reason}.")

@@ -229,8 +229,7 @@ class LossStore:
             return decode(self._pending[key])
         block, length = self._places[key]
         try:
-            with self._patience():
-                codes = self._block(block).get(key)
+            codes = self._block(block).get(key)
             if codes is None or len(codes) != length:
                 raise ValueError("other samples than before")
         except (ValueError, *FAULTS) as error:
@@ -240,10 +239,10 @@ class LossStore:
         return decode(codes)
 
     def _read_block(self, block: int) -> dict[bytes, Codes]:
-        assert self._database is not None
-        row = self._database.execute(
-            "SELECT losses FROM blocks WHERE id = ? AND length(losses) <= ?", (block, MOST_BYTES)
-        ).fetchone()
+        with self._patience() as database:
+            row = database.execute(
+                "SELECT losses FROM blocks WHERE id = ? AND length(losses) <= ?", (block, MOST_BYTES)
+            ).fetchone()
         return unpack(None if row is None else row[0])
 
     def _try_to_read(self) -> None:

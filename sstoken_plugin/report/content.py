@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sstoken_plugin.inspection import Record
+
+# Fields of a record that hold a number or nothing for each token.
+NUMBERS = ("current_nll", "history_nll", "rel", "attention", "score")
 
 
 @dataclass(frozen=True)
@@ -73,3 +77,22 @@ class Report:
     warnings: Sequence[str] = ()
     breakdowns: Sequence[Breakdown] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
+
+
+def is_record(found: Mapping[str, Any]) -> bool:
+    """Tell whether what was read from a file has the fields of a record, and as many entries in each."""
+    columns = {name: found.get(name) for name in (*NUMBERS, "input_ids", "tokens", "response", "selected")}
+    labels = {"labels": found["labels"]} if "labels" in found else {}
+    kinds = {"tokens": str, "response": bool, "selected": bool, "input_ids": int, "labels": int}
+    length = len(columns["input_ids"]) if isinstance(columns["input_ids"], list) else -1
+    return isinstance(found.get("sample"), int) and all(
+        isinstance(column, list)
+        and len(column) == length
+        and all(
+            isinstance(entry, kinds[name])
+            if name in kinds
+            else entry is None or (isinstance(entry, float | int) and math.isfinite(entry))
+            for entry in column
+        )
+        for name, column in {**columns, **labels}.items()
+    )

@@ -15,15 +15,15 @@ import numpy as np
 
 from sstoken_plugin.report.content import Moment
 from sstoken_plugin.report.window import Run, window
+from sstoken_plugin.visible_text import MAX_LINE, cut
 
 if TYPE_CHECKING:
     from sstoken_plugin.inspection import Record
 
 # Response tokens of a sample whose numbers go onto the page; a longer response cannot be selected anew there.
 MAX_NUMBERS = 8192
-# Characters of one token, or of one line of text about the run.
+# Characters of one token.
 MAX_TOKEN_TEXT = 300
-MAX_LINE = 1000
 
 
 class EncodedSample:
@@ -97,11 +97,6 @@ def has_prompt(record: Record) -> bool:
         return others > 0
     measured = [value for value in record["attention"] if value is not None]
     return not measured or any(measured)
-
-
-def cut(text: str, limit: int = MAX_LINE) -> str:
-    """Return a text of bounded length; what is missing is said."""
-    return text if len(text) <= limit else f"{text[:limit]}[... {len(text) - limit} more characters]"
 
 
 def _run(run: Run, record: Record) -> dict[str, Any]:
