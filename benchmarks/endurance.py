@@ -2,7 +2,7 @@
 
     python benchmarks/endurance.py [--steps 2000] [--only plain plugin ema]
 
-A random Llama of three layers with SmolLM2's tokenizer, LoRA, two rows of 256 tokens: so small that what the plugin
+A random Llama of three layers with SmolLM2's tokenizer, LoRA, one row of 128 tokens: so small that what the plugin
 does itself is a large part of a step. Everything that could pile up is on: metrics in every log line, the report page
 with its moments and tables, a checkpoint every 500 steps, and on the plugin's side the loss cache, which fills in the
 first epoch. Each side is a process of its own; sides follow each other, and nothing else may run meanwhile. A slope is
@@ -27,7 +27,7 @@ from harness import FREED_AT_ONCE, MODEL, Case, in_child, load, save, unpack_mod
 # Steps between two readings, and those before the line begins.
 EVERY, SETTLING = 10, 200
 FOLDER = MODEL.parent / "random-llama-3-layers"
-CASE = Case(length=256, model=FOLDER, environment=FREED_AT_ONCE)
+CASE = Case(batch=1, length=128, model=FOLDER, environment=FREED_AT_ONCE)
 BLOCKS: dict[str, dict[str, Any] | None] = {
     "plain": None,
     "plugin": {"report": True, "warmup_ratio": 0.2, "history_cache": "CACHE"},
