@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sstoken_plugin.logs import logger
 from sstoken_plugin.step import ScoredStep
 from sstoken_plugin.token_text import REPLACEMENT, LoneTokens
+from sstoken_plugin.visible_text import in_short
+
+LOG = logger(__name__)
 
 PLACES, TURNS = 10, 8
 # Tenths of a power of two, from a loss of 2^-20 to one of 2^6: fine enough to be merged into deciles.
@@ -35,6 +39,10 @@ class KeptCounts:
     Args:
         tokenizer: of transformers.
         vocabulary: V, the size of the model's vocabulary.
+
+    Attributes:
+        counts: int64 [2, C], tokens seen and tokens kept on this rank.
+        failed: whether counting has failed, so that there are no tables.
     """
 
     def __init__(self, tokenizer: Any, vocabulary: int):
@@ -44,16 +52,25 @@ class KeptCounts:
         self._fences = torch.tensor([token for text, token in tokenizer.get_vocab().items() if FENCE in text])
         # Tokens outside and inside of code, and so on.
         self._sizes = {"token": 2 * vocabulary, "place": PLACES, "turn": TURNS, "loss": LOSS_BINS}
-        # Seen and kept.
-        self._counts = torch.zeros(2, sum(self._sizes.values()), dtype=torch.int64)
+        self.failed = False
+        self.counts = torch.zeros(2, sum(self._sizes.values()), dtype=torch.int64)
 
     def add(self, step: ScoredStep) -> None:
-        """Count the tokens of a scored step."""
+        """Count the tokens of a scored step. A failure is said once, and costs the tables, not the step."""
+        if self.failed:
+            return
+        try:
+            self._add(step)
+        except Exception as error:
+            self.failed = True
+            LOG.warning("ssToken: the page has no tables, because tokens were not counted: %s.", in_short(error))
+
+    def _add(self, step: ScoredStep) -> None:
         if step.phase.rule != self.rule:
             self.rule = step.phase.rule
-            self._counts.zero_()
+            self.counts.zero_()
         layout, kept = step.layout, step.kept
-        self._counts, self._fences = self._counts.to(kept.device), self._fences.to(kept.device)
+        self.counts, self._fences = self.counts.to(kept.device), self._fences.to(kept.device)
         groups = {
             "token": layout.target + self._vocabulary * self._in_code(step),
             "place": PLACES * layout.index_in_sample // layout.lengths[layout.sample],
@@ -64,34 +81,30 @@ class KeptCounts:
         one, offset = torch.ones_like(layout.position), 0
         for name, size in self._sizes.items():
             if name in groups:
-                self._counts[0].index_add_(0, groups[name] + offset, one)
-                self._counts[1].index_add_(0, groups[name] + offset, kept.long())
+                self.counts[0].index_add_(0, groups[name] + offset, one)
+                self.counts[1].index_add_(0, groups[name] + offset, kept.long())
             offset += size
 
-    def peek(self, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the counts, int64 [2, C] on the CPU.
-
-        Args:
-            reduce: sums a float64 tensor over the ranks; every rank must call this.
-        """
-        return reduce(self._counts.double()).long().cpu()
-
     def restore(self, rule: str | None, counts: Tensor) -> None:
-        """Go on from counts that `peek` gave.
+        """Go on from `counts` of an earlier run.
 
         Raises:
             ValueError: they are of another vocabulary, or none.
         """
-        if counts.shape != self._counts.shape or counts.dtype != self._counts.dtype:
+        if counts.shape != self.counts.shape or counts.dtype != self.counts.dtype:
             raise ValueError("they are of another vocabulary")
-        self.rule, self._counts = rule, counts
+        if not bool((counts[1] >= 0).all() and (counts[1] <= counts[0]).all()):
+            raise ValueError("more tokens kept than seen")
+        self.rule, self.counts = rule, counts
 
     def tables(self, counts: Tensor) -> list[Table]:
         """Return tables of what was kept.
 
         Args:
-            counts: see `peek`.
+            counts: of all ranks together, int64 [2, C] on the CPU.
         """
+        if self.failed:
+            return []
         pieces = dict(zip(self._sizes, counts.split(list(self._sizes.values()), dim=1), strict=True))
         tokens = pieces["token"].view(2, 2, self._vocabulary)
         found = [

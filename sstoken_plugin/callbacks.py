@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from sstoken_plugin import token_table
+from sstoken_plugin.breakdown import Table
 from sstoken_plugin.logs import SHOWN, logger
 from sstoken_plugin.page import report_of, write_page
 from sstoken_plugin.trainer import TokenSelectionTrainer
@@ -101,7 +102,9 @@ class ReportCallback(TrainerCallback):
     def _draw(self, file: Path, state: Any, counts: Tensor | None) -> None:
         trainer = self._trainer
         assert trainer.selection is not None
-        tables = [] if trainer.kept_counts is None or counts is None else trainer.kept_counts.tables(counts)
+        tables: list[Table] = []
+        if (kept := trainer.kept_counts) is not None and counts is not None:
+            _attempt("the page has no tables", lambda: tables.extend(kept.tables(counts)))
         moments, tokenizer = self._trajectory.moments, trainer.processing_class
         log, warnings = state.log_history, trainer.selection_warnings
         write_page(file, report_of(trainer.selection, tokenizer, moments, tables, log, warnings))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -17,13 +16,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.trainer import TRAINER_STATE_NAME
 
+from sstoken_plugin.files import replacing, write_bytes
 from sstoken_plugin.report.content import Moment, is_record
+from sstoken_plugin.visible_text import in_short
 
 FOLDER = "sstoken"
 # Of the files below; a reader of one format leaves others alone.
@@ -33,6 +34,7 @@ _FACTS, _TENSORS, _COUNTS, _MOMENTS = "state.json", "history.safetensors", "kept
 _MOST_BYTES = 2**28
 _UNREADABLE = (OSError, EOFError, TypeError, KeyError, AttributeError, ValueError, SafetensorError, zlib.error,
                RecursionError)  # fmt: skip
+_UNWRITABLE = (OSError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ class ReportState:
     """What the report page has to show so far.
 
     Attributes:
-        moments: see `Trajectory`.
+        moments: see `Trajectory`; None where they were not found.
         rule: what ranked the tokens that are counted.
-        counts: see `breakdown.KeptCounts`.
+        counts: see `breakdown.KeptCounts`; None where they were not found, or counting had failed.
     """
 
     moments: list[Moment] | None
@@ -82,27 +84,57 @@ def new_mark() -> dict[str, str]:
     return {"mark": uuid.uuid4().hex}
 
 
-def write(checkpoint: Path, state: SelectionState, mark: Mapping[str, str]) -> None:
+def write(checkpoint: Path, state: SelectionState, mark: Mapping[str, str]) -> list[str]:
     """Write the state into a checkpoint folder; a kill leaves the old files or the new ones.
 
     Args:
         checkpoint: the folder.
         state: what to write.
         mark: see `new_mark`.
+
+    Returns:
+        What of the page could not be written, and why. It is left out.
+
+    Raises:
+        OSError: the rest could not be written; one sentence with key and mend.
     """
     folder = checkpoint / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
     head = {"format": FORMAT, **mark}
-    if state.tensors:
-        _save_tensors(state.tensors, folder / _TENSORS, {**head, "history": state.history})
-    if state.report is not None:
-        counts, moments = state.report.counts, [vars(moment) for moment in state.report.moments or []]
-        assert counts is not None
-        _save_tensors({"counts": counts}, folder / _COUNTS, {**head, "rule": state.report.rule})
-        _save_bytes(gzip.compress(json.dumps({**head, "moments": moments}).encode()), folder / _MOMENTS)
     facts = {name: vars(state)[name] for name in ("history", "totals", "monitor", "warnings", "digest")}
-    facts |= {"has_tensors": bool(state.tensors), "has_report": state.report is not None}
-    _save_bytes(json.dumps({**head, **facts}, indent=2).encode(), folder / _FACTS)
+    facts["has_tensors"] = bool(state.tensors)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if state.tensors:
+            _save_tensors(state.tensors, folder / _TENSORS, {**head, "history": state.history})
+        found, faults = _write_report(folder, state.report, head)
+        write_bytes(json.dumps({**head, **facts, **found}, indent=2).encode(), folder / _FACTS)
+    except _UNWRITABLE as error:
+        raise OSError(
+            f"output_dir: {folder} cannot be written ({in_short(error)}); make room there, or name another output_dir."
+        ) from error
+    return faults
+
+
+def _write_report(
+    folder: Path, report: ReportState | None, head: Mapping[str, Any]
+) -> tuple[dict[str, bool], list[str]]:
+    """Write what is only for the page; return which parts are there, and what could not be written."""
+    found, faults = {"has_moments": False, "has_counts": False}, list[str]()
+    if report is None:
+        return found, faults
+    try:
+        content = json.dumps({**head, "moments": [vars(moment) for moment in report.moments or []]})
+        write_bytes(gzip.compress(content.encode()), folder / _MOMENTS)
+        found["has_moments"] = True
+    except _UNWRITABLE as error:
+        faults.append(f"the page's samples ({_MOMENTS}: {in_short(error)})")
+    try:
+        if report.counts is not None:
+            _save_tensors({"counts": report.counts}, folder / _COUNTS, {**head, "rule": report.rule})
+            found["has_counts"] = True
+    except _UNWRITABLE as error:
+        faults.append(f"the page's tables ({_COUNTS}: {in_short(error)})")
+    return found, faults
 
 
 def read(checkpoint: Path) -> SelectionState | None:
@@ -129,6 +161,8 @@ def read(checkpoint: Path) -> SelectionState | None:
     facts: dict[str, Any] = {}
     with part(_FACTS, "metrics and warnings"):
         facts = _checked(json.loads((folder / _FACTS).read_text(encoding="utf-8")), dict[str, Any])
+        if not facts:
+            raise ValueError("it is empty")
     if facts:
         # The last of our files: the others are its own, or none.
         _refuse_foreign(facts, mark)
@@ -145,7 +179,7 @@ def read(checkpoint: Path) -> SelectionState | None:
     for name, kind, words in (
         ("history", str, "the kind of its history"),
         ("digest", str | None, "the hash of its history"),
-        ("totals", dict[str, float], "the metrics since the last log line"),
+        ("totals", dict[str, FiniteFloat], "the metrics since the last log line"),
         ("monitor", dict[str, Any], "what is watched for warnings"),
         ("warnings", list[str], "earlier warnings"),
     ):
@@ -153,30 +187,35 @@ def read(checkpoint: Path) -> SelectionState | None:
         if facts:
             with part(_FACTS, words):
                 found[name] = _checked(facts[name], kind)
-    report = None
-    if facts.get("has_report", (folder / _MOMENTS).exists()):
-        report = _report(folder, mark, part)
+    report = _report(folder, mark, part, facts)
     found["history"] = found["history"] or history
     return SelectionState(**found, tensors=tensors, report=report, lost_history=lost_history, faults=faults)
 
 
-def _report(folder: Path, mark: str | None, part: Callable[[str, str], Any]) -> ReportState:
+def _report(folder: Path, mark: str | None, part: Callable[[str, str], Any], facts: Mapping[str, Any]) -> ReportState:
     moments: list[Moment] | None = None
     rule, counts = None, None
-    with part(_MOMENTS, "the page's samples"):
-        stream = zlib.decompressobj(wbits=31)
-        content = stream.decompress((folder / _MOMENTS).read_bytes(), _MOST_BYTES)
-        if not stream.eof:
-            raise ValueError("it is cut")
-        saved = _checked(json.loads(content), dict[str, Any])
-        _refuse_foreign(saved, mark)
-        moments = [_moment(entry) for entry in _checked(saved["moments"], list[dict[str, Any]])]
-        if len({tuple(len(record["input_ids"]) for record in moment.records) for moment in moments}) > 1:
-            raise ValueError("its moments have different samples")
-    with part(_COUNTS, "the page's tables"):
-        tensors, head = _load_tensors(folder / _COUNTS, mark)
-        rule, counts = head.get("rule"), tensors["counts"]
+    if facts.get("has_moments", (folder / _MOMENTS).exists()):
+        with part(_MOMENTS, "the page's samples"):
+            moments = _moments(folder / _MOMENTS, mark)
+    if facts.get("has_counts", (folder / _COUNTS).exists()):
+        with part(_COUNTS, "the page's tables"):
+            tensors, head = _load_tensors(folder / _COUNTS, mark)
+            rule, counts = head.get("rule"), tensors["counts"]
     return ReportState(moments, rule, counts)
+
+
+def _moments(file: Path, mark: str | None) -> list[Moment]:
+    stream = zlib.decompressobj(wbits=31)
+    content = stream.decompress(file.read_bytes(), _MOST_BYTES)
+    if not stream.eof:
+        raise ValueError("it is cut")
+    saved = _checked(json.loads(content), dict[str, Any])
+    _refuse_foreign(saved, mark)
+    moments = [_moment(entry) for entry in _checked(saved["moments"], list[dict[str, Any]])]
+    if len({tuple(len(record["input_ids"]) for record in moment.records) for moment in moments}) > 1:
+        raise ValueError("its moments have different samples")
+    return moments
 
 
 def _moment(entry: Mapping[str, Any]) -> Moment:
@@ -233,14 +272,7 @@ def _load_tensors(file: Path, mark: str | None) -> tuple[dict[str, Tensor], dict
 
 
 def _save_tensors(tensors: dict[str, Tensor], file: Path, head: Mapping[str, Any]) -> None:
-    new = file.with_name(f"{file.name}.new")
     # safetensors refuses what is not contiguous.
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, new, metadata={"sstoken": json.dumps(head)})
-    os.replace(new, file)
-
-
-def _save_bytes(content: bytes, file: Path) -> None:
-    new = file.with_name(f"{file.name}.new")
-    new.write_bytes(content)
-    os.replace(new, file)
+    with replacing(file) as new:
+        save_file(contiguous, new, metadata={"sstoken": json.dumps(head)})

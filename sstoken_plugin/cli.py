@@ -145,7 +145,7 @@ def _inspect(cfg: Any, settings: SSTokenConfig, adapter: str | None, data: Any, 
         records = write_records(inspect_samples(selection, model, chosen, phase, tokenizer, counts.add), file)
     label = f"adapter {adapter}" if adapter else "untrained model"
     moment = Moment(label, phase.rule, phase.gamma, phase.ratio, records)
-    return report_of(selection, tokenizer, [moment], counts.tables(counts.peek(lambda counted: counted)))
+    return report_of(selection, tokenizer, [moment], counts.tables(counts.counts.cpu()))
 
 
 @click.command(

@@ -233,7 +233,7 @@ def _share(value: Any) -> str | None:
         return "a number such as 0.6"
     if text.endswith("%") or 2 <= number <= 100:
         number /= 100
-    return f"{number:g}" if 0 <= number <= 1 and number != value else None
+    return f"{number:g}" if 0 < number <= 1 and number != value else None
 
 
 def _sentence(fault: Any) -> str:
@@ -242,6 +242,10 @@ def _sentence(fault: Any) -> str:
         return str(fault["msg"]).removeprefix("Value error, ")
     key = str(fault["loc"][0])
     if fault["type"] == "extra_forbidden":
+        if key == "sstoken":
+            return (
+                "sstoken.sstoken is not a key: the block stands inside of another; write its keys below one `sstoken:`."
+            )
         # In quotes where a space or a letter that looks like another would not be seen.
         shown = f"sstoken.{key}" if re.fullmatch(r"[\w.-]+", key, re.ASCII) else f"sstoken: {key!a}"
         return f"{shown} is not a key; the nearest one is sstoken.{nearest(key, SSTokenConfig.model_fields)}."
@@ -250,6 +254,9 @@ def _sentence(fault: Any) -> str:
         return f"sstoken.{key}: {fault['input']} is not allowed: it is a share of 1; write {meant}."
     reason = str(fault["msg"]).removeprefix("Value error, ")
     mend = f"remove the key for its default, {field.default!r}."
-    if fault["type"] == "literal_error" and isinstance(fault["input"], str) and fault["input"].strip():
-        mend = f"did you mean '{nearest(str(fault['input']), get_args(field.annotation))}'?"
+    # pydantic's reason names all values: a guess helps only where it is a good one.
+    if fault["type"] == "literal_error" and (
+        alike := difflib.get_close_matches(str(fault["input"]).lower(), get_args(field.annotation), 1, 0.7)
+    ):
+        mend = f"did you mean '{alike[0]}'?"
     return f"sstoken.{key}: {fault['input']!r} is not allowed: {reason}; {mend}"

@@ -170,6 +170,8 @@ def why_not(losses: RowLosses, model: Any, head: Any, tokens: Tensor) -> str | N
             (own_gradient,) = torch.autograd.grad(own.sum(), rows)
     finally:
         handle.remove()
+    if not bool(torch.isfinite(own).all() and torch.isfinite(own_gradient).all()):
+        return "a trial pass of the model gives losses that are not finite"
     # Rounding of the head's own precision, which is coarse at losses of about 100.
     room = max(1e-4, 8 * torch.finfo(precision[0]).eps)
     for ours, theirs in ((nll, own), (gradient, own_gradient)):

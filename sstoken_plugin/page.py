@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sstoken_plugin.breakdown import Table
+from sstoken_plugin.files import write_bytes
 from sstoken_plugin.inspection import ends_of_turns
 from sstoken_plugin.metrics import MEANINGS
 from sstoken_plugin.report import Breakdown, Moment, Report, render
@@ -55,7 +56,7 @@ def report_of(
 def write_page(file: Path, report: Report) -> None:
     """Write the page to a file, and its folder where there is none."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(render(report), encoding="utf-8")
+    write_bytes(render(report).encode(), file)
 
 
 def _version(name: str) -> str | None:

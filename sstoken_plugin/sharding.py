@@ -136,7 +136,9 @@ def shard_like(model: nn.Module, other: nn.Module) -> None:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Tell whether `flag` is set on any rank. Every rank must call this."""
+    """Tell whether `flag` is set on any rank; every rank must call this. A process alone is the only one."""
+    if not dist.is_initialized():
+        return flag
     mark = torch.tensor(int(flag), device=device)
     dist.all_reduce(mark, dist.ReduceOp.MAX)
     return bool(mark)

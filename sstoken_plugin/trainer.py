@@ -21,7 +21,7 @@ from sstoken_plugin.monitor import SelectionMonitor
 from sstoken_plugin.samples import IGNORE_INDEX
 from sstoken_plugin.sharding import any_rank
 from sstoken_plugin.step import Phase, TokenSelection
-from sstoken_plugin.trajectory import Trajectory
+from sstoken_plugin.trajectory import Trajectory, shape_of
 from sstoken_plugin.turns import Turns
 
 LOG = logger(__name__)
@@ -167,7 +167,9 @@ class TokenSelectionTrainer(Trainer):
             state = self._selection_state(self.selection)
             if self.args.should_save:
                 mark = checkpoint.new_mark()
-                checkpoint.write(folder, state, mark)
+                faults = checkpoint.write(folder, state, mark)
+                if faults:
+                    self._warn([f"ssToken: {folder} is without {', '.join(faults)}."])
                 states: Any = self.state.stateful_callbacks
                 states[checkpoint.FOLDER] = mark
         super()._save_checkpoint(model, trial, *args, **kwargs)
@@ -191,8 +193,7 @@ class TokenSelectionTrainer(Trainer):
     def _report_state(self) -> ReportState | None:
         if self.kept_counts is None or self.trajectory is None:
             return None
-        counted = self.kept_counts.peek(self._sum_over_ranks)
-        return ReportState(self.trajectory.moments, self.kept_counts.rule, counted)
+        return ReportState(self.trajectory.moments, self.kept_counts.rule, self.counts_of_kept())
 
     def resume_selection(self) -> None:
         """Take over the state of the checkpoint that this run resumes from, once its weights are loaded.
@@ -274,16 +275,21 @@ class TokenSelectionTrainer(Trainer):
             return []
         # Every rank comes to the question below, whatever it could read.
         report = state.report or ReportState(None, None, None)
-        if not self.any_rank(report.moments is None):
+        found = []
+        # Ranks that score other samples than others, as from folders of their own, would wait for each other.
+        own = shape_of(report.moments or [])
+        first = self.of_first_rank(own)
+        if not self.any_rank(report.moments is None or own != first):
             self.trajectory.moments = list(report.moments or [])
-        if report.counts is None:
-            return []
+        elif report.moments:
+            found.append("the page's samples (another rank could not read them, or has others)")
         is_first = self.args.process_index == 0
         try:
-            self.kept_counts.restore(report.rule, report.counts if is_first else torch.zeros_like(report.counts))
+            if report.counts is not None:
+                self.kept_counts.restore(report.rule, report.counts if is_first else torch.zeros_like(report.counts))
         except ValueError as error:
-            return [f"the page's tables ({error})"]
-        return []
+            found.append(f"the page's tables ({error})")
+        return found
 
     def _sum_over_ranks(self, vector: Tensor) -> Tensor:
         if self.args.world_size == 1:
@@ -297,11 +303,16 @@ class TokenSelectionTrainer(Trainer):
 
     def any_rank(self, flag: bool) -> bool:
         """Tell whether `flag` is set on any rank; every rank must call this."""
-        return any_rank(flag, self.args.device) if self.args.world_size > 1 else flag
+        return any_rank(flag, self.args.device)
 
     def counts_of_kept(self) -> Tensor | None:
-        """Return counts of what was kept over the data, see `KeptCounts`; every rank must call this."""
-        return None if self.kept_counts is None else self.kept_counts.peek(self._sum_over_ranks)
+        """Return counts of what was kept over the data, see `KeptCounts`; every rank must call this.
+
+        None, on every rank, where nobody asks for them or counting has failed on any.
+        """
+        if self.kept_counts is None or self.any_rank(self.kept_counts.failed):
+            return None
+        return self._sum_over_ranks(self.kept_counts.counts.double()).long().cpu()
 
     def _warn(self, warnings: list[str]) -> None:
         self.selection_warnings += warnings

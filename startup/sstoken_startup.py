@@ -3,7 +3,7 @@
 Axolotl itself loads plugins by the dotted path of a class only, and ignores keys that it does not know. The
 interpreter imports this module at start, through the line in `sstoken_startup.pth`. It puts one finder on
 `sys.meta_path`, which compares names and does nothing else until somebody imports one of two modules of Axolotl; then
-it wraps a function of that module. It imports nothing that the interpreter has not loaded already and never raises.
+it wraps functions of that module. It imports nothing that the interpreter has not loaded already and never raises.
 `SSTOKEN_STARTUP=0` in the environment turns it off. Reasons and an upstream proposal: docs/plugin-name.md.
 """
 
@@ -14,6 +14,10 @@ SHORT_NAME = "sstoken"
 DOTTED_NAME = "sstoken_plugin.SSTokenPlugin"
 DOTTED_NAMES = (DOTTED_NAME, "sstoken_plugin.plugin.SSTokenPlugin")
 PLAIN_NAMES = ("sstoken", "sstokenplugin")
+HOW_TO_NAME = (
+    f"plugins: is a list of names; write it as in `plugins: [{SHORT_NAME}]`, and settings into a block `{SHORT_NAME}:` "
+    "of their own."
+)
 
 
 def is_ours(name):  # type: ignore[no-untyped-def]
@@ -25,13 +29,19 @@ def is_misspelt(name):  # type: ignore[no-untyped-def]
     """Tell whether an entry of `plugins:` means this plugin and is none that can be loaded."""
     from difflib import SequenceMatcher
 
-    package, dot, _ = str(name).replace(":", ".").partition(".")
-    if is_ours(name) or package == "sstoken_plugin":
+    def is_alike(part):  # type: ignore[no-untyped-def]
+        plain = "".join(filter(str.isalnum, part.lower()))
+        return plain.startswith("s") and max(SequenceMatcher(None, plain, one).ratio() for one in PLAIN_NAMES) >= 0.8
+
+    parts = str(name).replace(":", ".").split(".")
+    if is_ours(name) or parts[0] == "sstoken_plugin":
         return not is_ours(name)
-    plain = "".join(filter(str.isalnum, package.lower()))
-    if not plain.startswith("s") or max(SequenceMatcher(None, plain, one).ratio() for one in PLAIN_NAMES) < 0.8:
-        return False
-    return not (dot and can_be_imported(package))
+    place = next((number for number, part in enumerate(parts) if is_alike(part)), None)
+    if place is None or len(parts) == 1:
+        return place is not None
+    # A module or a class of somebody else's may be called alike; Axolotl has none.
+    is_class = place == len(parts) - 1 and place > 0 and parts[0] != "axolotl"
+    return not (is_class or can_be_imported(".".join(parts[: place + 1])))
 
 
 def can_be_imported(package):  # type: ignore[no-untyped-def]
@@ -48,9 +58,9 @@ def resolve_short_name(load_plugin):  # type: ignore[no-untyped-def]
     """Wrap Axolotl's `load_plugin`: our short name stands for our dotted one, and all other plugins pass through."""
 
     def load_plugin_by_name(plugin_name):  # type: ignore[no-untyped-def]
-        if isinstance(plugin_name, str) and len(plugin_name) == 1:
-            # A text in place of a list is read letter by letter.
-            raise ValueError(f"plugins: is a list of names; write it as in `plugins: [{SHORT_NAME}]`.")
+        # A text in place of a list is read letter by letter.
+        if not isinstance(plugin_name, str) or len(plugin_name) == 1:
+            raise ValueError(HOW_TO_NAME)
         if is_misspelt(plugin_name):
             raise ValueError(f"plugins: {plugin_name!r} is no plugin; did you mean '{SHORT_NAME}'?")
         return load_plugin(DOTTED_NAME if plugin_name == SHORT_NAME else plugin_name)
@@ -63,22 +73,37 @@ def refuse_idle_block(validate_config):  # type: ignore[no-untyped-def]
 
     def validate_named(cfg, *args, **kwargs):  # type: ignore[no-untyped-def]
         plugins = cfg.get("plugins") or []
+        if isinstance(plugins, dict) and any(map(is_ours, plugins)):
+            raise ValueError(HOW_TO_NAME)
         plugins = plugins if isinstance(plugins, (list, tuple)) else [plugins]
+        names = [name for name in plugins if isinstance(name, str)]
         idle = [key for key in cfg if str(key).split(".")[0] == SHORT_NAME and cfg[key] is not None]
         if idle and not any(map(is_ours, plugins)):
             raise ValueError(
                 f"{idle[0]}: it would do nothing, because `plugins:` does not name the plugin; write `plugins: "
-                f"[{', '.join(map(str, [*plugins, SHORT_NAME]))}]`, or remove `{idle[0]}` for a run without it."
+                f"[{', '.join([*names, SHORT_NAME])}]`, or remove `{idle[0]}` for a run without it."
             )
         return validate_config(cfg, *args, **kwargs)
 
     return validate_named
 
 
-# Module that is waited for: the function in it, and what wraps it.
+def refuse_what_is_no_name(prepare_plugins):  # type: ignore[no-untyped-def]
+    """Wrap the `prepare_plugins` of Axolotl 0.21, which takes names apart before it loads any."""
+
+    def prepare_named(cfg, *args, **kwargs):  # type: ignore[no-untyped-def]
+        plugins = cfg.get("plugins")
+        if isinstance(plugins, (list, tuple)) and not all(isinstance(name, str) for name in plugins):
+            raise ValueError(HOW_TO_NAME)
+        return prepare_plugins(cfg, *args, **kwargs)
+
+    return prepare_named
+
+
+# Module that is waited for: functions in it, and what wraps them.
 WATCHED = {
-    "axolotl.integrations.base": ("load_plugin", resolve_short_name),
-    "axolotl.utils.config": ("validate_config", refuse_idle_block),
+    "axolotl.integrations.base": {"load_plugin": resolve_short_name},
+    "axolotl.utils.config": {"validate_config": refuse_idle_block, "prepare_plugins": refuse_what_is_no_name},
 }
 
 
@@ -93,7 +118,7 @@ class Watcher:
         if name not in cls.waiting:
             return None
         try:
-            attribute, wrap = cls.waiting.pop(name)
+            wrappers = cls.waiting.pop(name)
             if not cls.waiting:
                 sys.meta_path.remove(cls)  # type: ignore[arg-type]
             from importlib.util import find_spec
@@ -103,8 +128,9 @@ class Watcher:
 
             def exec_module(module):  # type: ignore[no-untyped-def]
                 execute(module)
-                if hasattr(module, attribute):
-                    setattr(module, attribute, wrap(getattr(module, attribute)))
+                for attribute, wrap in wrappers.items():
+                    if hasattr(module, attribute):
+                        setattr(module, attribute, wrap(getattr(module, attribute)))
 
             spec.loader.exec_module = exec_module  # type: ignore[union-attr, method-assign]
             return spec

@@ -25,6 +25,16 @@ def gone(name: str) -> Change:
     return lambda folder: (folder / name).unlink()
 
 
+def in_its_place(name: str) -> Change:
+    """Put a folder in its place."""
+
+    def change(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).mkdir()
+
+    return change
+
+
 def flipped(name: str, at: int) -> Change:
     """Flip one bit."""
 

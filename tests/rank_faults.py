@@ -5,8 +5,10 @@ What each rank saw goes into OUT/rank-N.json, for tests/test_rank_faults.py to l
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ import torch.distributed as dist
 from conftest import run_axolotl
 
 from sstoken_plugin import callbacks, trajectory
+from sstoken_plugin.breakdown import KeptCounts
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -53,6 +56,10 @@ def always(call: int) -> bool:
     return True
 
 
+def never(call: int) -> bool:
+    return False
+
+
 # Where, on which rank, and at which of its calls.
 FAULTS: dict[str, tuple[Any, str, int, Callable[[int], bool]]] = {
     "the first moment, rank 1": (trajectory, "score_samples", 1, first),
@@ -62,9 +69,20 @@ FAULTS: dict[str, tuple[Any, str, int, Callable[[int], bool]]] = {
     "the texts": (trajectory, "records_of", 1, always),
     "the samples": (trajectory.Trajectory, "_candidates", 1, always),
     "the samples of the checkpoint": (trajectory.Trajectory, "_of_checkpoint", 1, always),
+    "other samples in the checkpoint": (trajectory, "score_samples", 1, never),
+    "what is counted": (KeptCounts, "_add", 1, later),
+    "the tables": (KeptCounts, "tables", 0, always),
     "the page": (callbacks, "write_page", 0, always),
     "the table for trackers": (callbacks.token_table, "send", 0, always),
 }
+
+
+def with_one_sample(file: Path) -> None:
+    """Let the moments of a checkpoint be those of a run with less data."""
+    found = json.loads(gzip.decompress(file.read_bytes()))
+    for moment in found["moments"]:
+        del moment["records"][1:]
+    file.write_bytes(gzip.compress(json.dumps(found).encode()))
 
 
 def main(file: Path, out: Path) -> None:
@@ -73,13 +91,18 @@ def main(file: Path, out: Path) -> None:
     dist.destroy_process_group = lambda *args: None
     torch.cuda.can_device_access_peer = lambda *args: True
     seen: dict[str, Any] = {}
+    start = out / "0-0" / "out" / "checkpoint-6"
     for number, (name, fault) in enumerate(FAULTS.items()):
         folder = out / f"{RANK}-{number}"
         folder.mkdir()
         changes: dict[str, Any] = {"output_dir": str(folder / "out")}
         if name == "the samples of the checkpoint":
-            changes["resume_from_checkpoint"] = str(out / "0-0" / "out" / "checkpoint-6")
-            changes["max_steps"] = 8
+            changes |= {"resume_from_checkpoint": str(start), "max_steps": 8}
+        if name == "other samples in the checkpoint":
+            own = Path(shutil.copytree(start, folder / start.name))
+            if RANK == 1:
+                with_one_sample(own / "sstoken" / "moments.json.gz")
+            changes |= {"resume_from_checkpoint": str(own), "max_steps": 8}
         with failing(*fault):
             run = run_axolotl({**config, **changes}, folder)
         moments = run.trainer.trajectory.moments
@@ -87,6 +110,7 @@ def main(file: Path, out: Path) -> None:
             "steps": run.trainer.state.global_step,
             "moments": [moment.label for moment in moments],
             "samples": [len(moment.records) for moment in moments],
+            "counts": run.trainer.counts_of_kept() is not None,
             "page": (folder / "out" / "sstoken" / "report.html").exists(),
             "weights": float(sum(weight.double().sum() for weight in run.weights.values())),
         }

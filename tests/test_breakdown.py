@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from sstoken_plugin.breakdown import FENCE, KeptCounts, part_of
@@ -32,7 +33,7 @@ class Step:
 
 
 def tables(counts):
-    found = counts.tables(counts.peek(lambda counted: counted))
+    found = counts.tables(counts.counts)
     return {title: {label: (seen, kept) for label, seen, kept in rows} for title, _, rows in found}
 
 
@@ -92,9 +93,27 @@ def test_a_new_rule_starts_anew_and_a_restored_count_goes_on(tokenizer):
     counts.add(Step(tokenizer, [["Ask", " green"]]))
     assert tables(counts)["By text"] == {" green": (1, 1)}
     other = KeptCounts(tokenizer, len(tokenizer))
-    other.restore(counts.rule, counts.peek(lambda counted: counted))
+    other.restore(counts.rule, counts.counts)
     other.add(Step(tokenizer, [["Ask", " green"]]))
     assert tables(other)["By text"] == {" green": (2, 2)}
+
+
+def test_a_failure_costs_the_tables_and_is_said_once(tokenizer, caplog):
+    # As with a tokenizer that has more tokens than the model.
+    counts = KeptCounts(tokenizer, 10)
+    for _ in range(2):
+        counts.add(Step(tokenizer, [["Ask", " red blue"]]))
+    assert tables(counts) == {}
+    assert caplog.text.count("the page has no tables") == 1
+
+
+def test_counts_that_cannot_be_are_refused(tokenizer):
+    counts = KeptCounts(tokenizer, len(tokenizer))
+    for value in (-1, 7):
+        wrong = counts.counts.clone()
+        wrong[1, 3] = value
+        with pytest.raises(ValueError, match="more tokens kept than seen"):
+            counts.restore("sstoken", wrong)
 
 
 def test_a_batch_without_response_tokens_counts_nothing(tokenizer):
@@ -134,6 +153,6 @@ def test_no_two_rows_have_one_name(tokenizer):
     counts = KeptCounts(tokenizer, len(tokenizer))
     step = Step(tokenizer, [["Say it", "你好世界我喜欢学习 안녕 🎉🎊🥳 𓀀"]])
     counts.add(step)
-    found = counts.tables(counts.peek(lambda counted: counted))
+    found = counts.tables(counts.counts)
     labels = next([label for label, _, _ in rows] for title, _, rows in found if title == "By text")
     assert len(set(labels)) == len(labels) == len(set(step.layout.target.tolist()))

@@ -105,6 +105,20 @@ def test_a_kernel_that_is_wrong_or_fails_is_left_for_our_own_losses(llama, kerne
     assert why in caplog.text
 
 
+def test_losses_that_are_not_finite_are_not_called_a_matter_of_the_architecture(llama, caplog):
+    """A row of the embedding that holds infinities, as after an overflow."""
+    tokens = torch.randint(3, 64, (2, 12))
+    with torch.no_grad():
+        llama.get_input_embeddings().weight.fill_(torch.inf)
+    with (
+        caplog.at_level(logging.WARNING),
+        ResponseHead(llama, BatchLayout.of({"input_ids": tokens, "labels": tokens})).narrowed(),
+    ):
+        llama(tokens)
+    assert "losses that are not finite" in caplog.text
+    assert "more to logits" not in caplog.text
+
+
 FULL = {"adapter": None, "learning_rate": 0.005}
 PACKED = {"sample_packing": True, "pad_to_sequence_len": True}
 CHECKPOINTED = {"gradient_checkpointing": True}

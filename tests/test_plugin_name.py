@@ -93,7 +93,8 @@ def test_only_the_bare_name_stands_for_another():
         "tokens.TokenPlugin", "sstream.Plugin", "sstoken_tools.Plugin", "json.JSONDecoder", "__main__.Plugin",
     ]  # fmt: skip
     assert list(map(load, names)) == ["sstoken_plugin.SSTokenPlugin", *names[1:]]
-    assert load(7) == 7
+    with pytest.raises(ValueError, match="list of names"):
+        load(7)
 
 
 def test_the_start_up_file_and_the_plugin_know_the_same_names():
@@ -111,12 +112,13 @@ def test_a_module_that_was_made_by_hand_is_one(monkeypatch):
     load = sstoken_startup.resolve_short_name(lambda name: name)
     assert load("stokens.Plugin") == "stokens.Plugin"
     assert load("stokens:Plugin") == "stokens:Plugin"
+    assert load("others.SSTokenPlugin") == "others.SSTokenPlugin"
 
 
 MISSPELT = [
     "sstokn", "ss_token", "ss-token", "ssToken", "SSToken", "sstoken2", "sstokens", "sstoken-plugin", "sstoken_plugin",
     "sstoken.SSTokenPlugin", "sstoken_plugin.SSTokenPlugn", "sstoken_plugin.SSToken", "sstokenplugin.SSTokenPlugin",
-    "sstoken_plugn.SSTokenPlugin",
+    "sstoken_plugn.SSTokenPlugin", "axolotl.integrations.sstoken", "axolotl.integrations.sstoken.SSTokenPlugin",
 ]  # fmt: skip
 
 
@@ -140,6 +142,20 @@ def test_a_text_in_place_of_the_list_is_told(config, tmp_path):
 
     with pytest.raises(ValueError, match=r"plugins: .*list"):
         load_cfg(str(write({**config, "plugins": "sstoken"}, tmp_path)))
+
+
+SETTINGS = {"sstoken": {"ratio": 0.5}}
+
+
+@pytest.mark.parametrize("plugins", [["sstoken", None], [SETTINGS], ["sstoken", SETTINGS], SETTINGS], ids=str)
+@pytest.mark.parametrize("block", [None, {"ratio": 0.5}], ids=str)
+def test_what_is_no_list_of_names_is_told(config, tmp_path, plugins, block):
+    from axolotl.cli.config import load_cfg
+
+    with pytest.raises(
+        ValueError, match=r"^plugins: .*list of names.*`plugins: \[sstoken\]`.* into a block `sstoken:`"
+    ):
+        load_cfg(str(write({**config, "plugins": plugins, "sstoken": block}, tmp_path)))
 
 
 FOREIGN = "axolotl.integrations.grokfast.GrokfastPlugin"

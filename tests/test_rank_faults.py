@@ -36,6 +36,7 @@ def test_a_fault_on_one_rank_costs_a_picture_on_both(ranks, fault):
     for name in ("steps", "moments", "samples", "weights"):
         assert one[name] == other[name], name
     assert one["steps"] == (8 if "checkpoint" in fault else 6)
+    assert one["counts"] == other["counts"] == (fault != "what is counted")
     assert one["page"] == (fault != "the page")
     if fault in ("every moment", "the texts", "the samples"):
         assert not one["moments"]

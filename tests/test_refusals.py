@@ -19,6 +19,9 @@ from sstoken_plugin.config import SSTokenConfig
     ("block", "words"),
     [
         ({"ratio": 0}, ["sstoken.ratio", "greater than 0", "0.6"]),
+        ({"ratio": "0"}, ["sstoken.ratio", "greater than 0", "0.6"]),
+        ({"sstoken": {"ratio": 0.5}}, ["sstoken.sstoken is not a key", "inside of another"]),
+        ({"selector": "rho1"}, ["sstoken.selector: 'rho1'", "'reference'", "remove the key"]),
         ({"ratio": 1.5}, ["sstoken.ratio", "1.5", "less than or equal to 1"]),
         ({"ratio": True}, ["sstoken.ratio", "True"]),
         ({"ratio": 60}, ["sstoken.ratio: 60 is not allowed", "write 0.6."]),
@@ -50,7 +53,7 @@ from sstoken_plugin.config import SSTokenConfig
         ({"selector": "reference"}, ["sstoken.selector: reference", "sstoken.history", "path"]),
         ({"selector": "reference", "history": "ema"}, ["sstoken.selector: reference", "ema"]),
         ({"history": "ema", "history_cache": "cache"}, ["sstoken.history_cache", "sstoken.history: ema", "initial"]),
-        ({"history_device": "gpu"}, ["sstoken.history_device", "'gpu'"]),
+        ({"history_device": "gpu"}, ["sstoken.history_device", "'gpu'", "'model'", "remove the key"]),
         ({"history": ""}, ["sstoken.history"]),
         ({"history_cache": ""}, ["sstoken.history_cache"]),
     ],

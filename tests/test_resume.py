@@ -1,7 +1,9 @@
 """A run that was stopped and resumed is the run that was not, bit for bit."""
 
+import errno
 import gzip
 import json
+import math
 import os
 import shutil
 import signal
@@ -12,9 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write
-from damage import cut, edited, flipped, gone, written
+from damage import cut, edited, flipped, gone, in_its_place, written
 
 from sstoken_plugin import checkpoint
+from sstoken_plugin.files import write_bytes
 from sstoken_plugin.monitor import SelectionMonitor
 
 FULL = {"adapter": None, "learning_rate": 0.005}
@@ -158,6 +161,7 @@ WATCHED = {"rule": "sstoken", "dropped": [], "leading": [], "raised": []}
 DAMAGE = {
     "no text": (written("state.json", b"{"), "metrics and warnings (state.json"),
     "text of another kind": (written("state.json", b"[1]"), "metrics and warnings (state.json"),
+    "an empty object": (written("state.json", b"{}"), "metrics and warnings (state.json"),
     "text that is no UTF-8": (written("state.json", b"\xff\xfe"), "metrics and warnings (state.json"),
     "no state.json": (gone("state.json"), "metrics and warnings (state.json"),
     "an empty monitor": (edited("state.json", monitor={}), "what is watched for warnings"),
@@ -168,6 +172,7 @@ DAMAGE = {
     "moments without an end": (written("moments.json.gz", gzip.compress(b"[" * 200_000)), "the page's samples"),
     "no totals": (edited("state.json", totals=None), "the metrics since the last log line"),
     "totals of text": (edited("state.json", totals={"kept": "many"}), "the metrics since the last log line"),
+    "totals that are no numbers": (edited("state.json", totals={"kept": math.nan}), "the metrics since the last"),
     "warnings of numbers": (edited("state.json", warnings=[1]), "earlier warnings"),
     "a field to come": (edited("state.json", future=1), ""),
     "a bit of the moments": (flipped("moments.json.gz", 60), "the page's samples"),
@@ -183,6 +188,7 @@ DAMAGE = {
     "a record without its place": (record(sample=None), "the page's samples"),
     "no counts": (gone("kept.safetensors"), "the page's tables"),
     "counts that are cut": (cut("kept.safetensors", 40), "the page's tables"),
+    "counts that are a folder": (in_its_place("kept.safetensors"), "the page's tables"),
 }  # fmt: skip
 
 
@@ -256,10 +262,17 @@ def of_another_run(folder):
     file.write_text(json.dumps(found))
 
 
+def no_folder(folder):
+    """Put a file in its place."""
+    shutil.rmtree(folder)
+    folder.write_text("")
+
+
 # What is done to the folder, and what the warning says.
 FOREIGN = {
     "a history that is cut": (cut("history.safetensors", 5), "history.safetensors"),
     "a bit of the history's header": (flipped("history.safetensors", 12), "history.safetensors"),
+    "no folder but a file": (no_folder, "there are no weights of it"),
     "a history that is gone": (gone("history.safetensors"), "history.safetensors"),
     "another history": (edited("state.json", history="snapshot"), "made with sstoken.history: snapshot"),
     "another run": (of_another_run, "left by another run"),
@@ -274,9 +287,52 @@ FOREIGN = {
 def test_a_history_that_does_not_serve_or_belong_begins_anew(config, train, tmp_path, stopped, damage):
     change, words = FOREIGN[damage]
     run = resumed_after(change, config, train, tmp_path, stopped)
-    (warning,) = run.trainer.selection_warnings
+    warning = run.trainer.selection_warnings[-1]
     assert words in warning
     assert "begins anew at the weights of the checkpoint" in warning
+
+
+COUNTS = torch.tensor([[3, 1], [4, 0]])
+
+
+@pytest.mark.parametrize("part", ["moments.json.gz", "kept.safetensors"])
+def test_what_is_only_for_the_page_and_cannot_be_written_is_left_out(part, tmp_path):
+    mark = checkpoint.new_mark()
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"stateful_callbacks": {"sstoken": mark}}))
+    # Nothing can be written where a folder stands.
+    (tmp_path / "sstoken" / f"{part}.new").mkdir(parents=True)
+    weights = {"w": torch.ones(3)}
+    state = checkpoint.SelectionState(
+        "ema", {"kept": 1.0}, {}, [], tensors=weights, report=checkpoint.ReportState([], "sstoken", COUNTS)
+    )
+    (fault,) = checkpoint.write(tmp_path, state, mark)
+    assert part in fault
+    found = checkpoint.read(tmp_path)
+    assert (found.faults, found.lost_history, found.totals) == ([], "", {"kept": 1.0})
+    assert torch.equal(found.tensors["w"], weights["w"])
+    assert (found.report.moments is None) == (part == "moments.json.gz")
+    assert (found.report.counts is None) == (part == "kept.safetensors")
+
+
+@pytest.mark.parametrize("part", ["history.safetensors", "state.json"])
+def test_where_the_rest_cannot_be_written_the_run_stops_with_a_sentence(part, tmp_path):
+    (tmp_path / "sstoken" / f"{part}.new").mkdir(parents=True)
+    state = checkpoint.SelectionState("ema", {}, {}, [], tensors={"w": torch.ones(3)})
+    with pytest.raises(OSError, match=rf"^output_dir: {tmp_path / 'sstoken'} cannot be written .*; make room there"):
+        checkpoint.write(tmp_path, state, checkpoint.new_mark())
+
+
+def test_a_run_goes_on_where_the_samples_of_the_page_do_not_fit_on_the_disk(config, train, tmp_path, monkeypatch):
+    def no_room(content, file):
+        if file.name == "moments.json.gz":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_bytes(content, file)
+
+    monkeypatch.setattr(checkpoint, "write_bytes", no_room)
+    run = train({**config, "save_strategy": "steps", "save_steps": 2, "max_steps": 2, "sstoken": {"warmup_ratio": 0.5}})
+    (warning,) = run.trainer.selection_warnings
+    assert "checkpoint-2 is without the page's samples (moments.json.gz: OSError: " in warning
+    assert (Path(config["output_dir"]) / "adapter_model.safetensors").exists()
 
 
 def test_a_run_without_the_plugin_into_the_same_folder_leaves_nothing_to_believe(config, train, tmp_path):

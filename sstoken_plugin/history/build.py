@@ -162,8 +162,8 @@ def _place(config: SSTokenConfig, model: Any, size: int) -> torch.device:
 
 
 def _all_there(store: LossStore, samples: Iterable[Sample], model: Any) -> bool:
-    is_missing = _any_missing(store, samples)
-    return not (any_rank(is_missing, trial_tokens(model).device) if is_sharded(model) else is_missing)
+    # On all ranks or on none: each may have a folder of its own, or meet one that is being filled.
+    return not any_rank(_any_missing(store, samples), trial_tokens(model).device)
 
 
 def _any_missing(store: LossStore, samples: Iterable[Sample]) -> bool:

@@ -72,7 +72,11 @@ class KeptWeights(History):
         if {name: tensor.shape for name, tensor in tensors.items()} != {
             name: shape_of(model, name) for name in self._names
         }:
-            raise ValueError("the checkpoint's history has other tensors than those that train now")
+            raise ValueError(
+                "the checkpoint's history has other tensors than those that train now"
+                if tensors
+                else "there are no weights of it"
+            )
         for name, kept in self._kept.items():
             kept.copy_(part_of(tensors[name], model, name))
 

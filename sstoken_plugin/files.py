@@ -1,0 +1,26 @@
+"""Files that are replaced whole: whoever reads one finds the old content or the new, never a part."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Give the name of a file to write beside another, whose place it takes after the block unless that fails."""
+    new = file.with_name(f"{file.name}.new")
+    try:
+        yield new
+        os.replace(new, file)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(content: bytes, file: Path) -> None:
+    """Write a file that is there as before, or whole."""
+    with replacing(file) as new:
+        new.write_bytes(content)
