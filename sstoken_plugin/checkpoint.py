@@ -222,7 +222,7 @@ def _moment(entry: Mapping[str, Any]) -> Moment:
     # Others are of a release to come.
     moment = Moment(**{own.name: entry[own.name] for own in fields(Moment)})
     _checked([moment.label, moment.rule], list[str])
-    _checked([moment.gamma, moment.ratio], list[float])
+    _checked([moment.gamma, moment.ratio], list[FiniteFloat])
     if not all(map(is_record, _checked(moment.records, list[dict[str, Any]]))):
         raise ValueError("a record is none")
     return moment

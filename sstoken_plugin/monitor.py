@@ -107,10 +107,10 @@ class SelectionMonitor:
             found.append(
                 (
                     "not finite",
-                    f"{total['non_finite']:.0f} tokens have a loss that is not finite; they rank last, but for ends of "
-                    "turns. A step whose own loss is no number either is logged by the trainer as 0, or as the mean of "
-                    "the steps before it: its `loss` tells nothing then. Look at the learning rate and the precision "
-                    "if this goes on.",
+                    f"{total['non_finite']:.0f} tokens have a loss or a REL that is not finite; they rank last, but "
+                    "for ends of turns. A step whose own loss is no number either is logged by the trainer as 0, or as "
+                    "the mean of the steps before it: its `loss` tells nothing then. Look at the learning rate and the "
+                    "precision if this goes on.",
                 )
             )
         return found

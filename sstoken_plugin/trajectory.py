@@ -108,6 +108,8 @@ class Trajectory:
         """Find the samples of the moments that a checkpoint held; without those, its moments are dropped."""
         found = self._alone("the samples of the checkpoint were not found", self._of_checkpoint)
         if self._trainer.any_rank(not found):
+            if self.moments and self._trainer.is_world_process_zero():
+                LOG.warning("ssToken: the page begins anew: the checkpoint's samples are not those of this data set.")
             self.moments.clear()
         else:
             self._samples = found or []

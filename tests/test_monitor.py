@@ -62,7 +62,7 @@ def test_losses_that_are_not_finite_are_told_and_nothing_else_is_drawn_from_them
     ordinary = [line(dropped_loss=40)] * 10
     broken = [line(leading_kept=60, dropped_loss=400, dropped_finite=10, non_finite=90)] * 20
     (text,) = observe(ordinary + broken)
-    assert "90 tokens have a loss that is not finite" in text
+    assert "90 tokens have a loss or a REL that is not finite" in text
     # A few among many do not switch the watch off.
     texts = observe([line(leading_kept=60, non_finite=1)] * 20)
     assert len(texts) == 2

@@ -15,6 +15,8 @@ import pytest
 import torch
 from conftest import write
 from damage import cut, edited, flipped, gone, in_its_place, written
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from sstoken_plugin import checkpoint
 from sstoken_plugin.files import write_bytes
@@ -152,8 +154,12 @@ def moments(change_moment):
 
 
 def record(**changes):
-    """Change every record of every moment."""
-    return moments(lambda moment: {**moment, "records": [{**one, **changes} for one in moment["records"]]})
+    """Change every record of every moment; a function is given the record."""
+
+    def changed(one):
+        return {**one, **{name: value(one) if callable(value) else value for name, value in changes.items()}}
+
+    return moments(lambda moment: {**moment, "records": [changed(one) for one in moment["records"]]})
 
 
 WATCHED = {"rule": "sstoken", "dropped": [], "leading": [], "raised": []}
@@ -184,6 +190,8 @@ DAMAGE = {
         "the page's samples",
     ),
     "records of other lengths": (record(tokens=["a"]), "the page's samples"),
+    "a ratio that is no number": (moments(lambda moment: {**moment, "ratio": math.nan}), "the page's samples"),
+    "tokens of no vocabulary": (record(labels=lambda one: [10**30] * len(one["input_ids"])), "the page's samples"),
     "records of other kinds": (record(score="high"), "the page's samples"),
     "a record without its place": (record(sample=None), "the page's samples"),
     "no counts": (gone("kept.safetensors"), "the page's tables"),
@@ -262,6 +270,18 @@ def of_another_run(folder):
     file.write_text(json.dumps(found))
 
 
+def weights(change):
+    """Change every tensor of the history."""
+
+    def changed(folder):
+        file = folder / "history.safetensors"
+        with safe_open(file, "pt") as opened:
+            head = opened.metadata()
+        save_file({name: change(tensor) for name, tensor in load_file(file).items()}, file, metadata=head)
+
+    return changed
+
+
 def no_folder(folder):
     """Put a file in its place."""
     shutil.rmtree(folder)
@@ -272,6 +292,8 @@ def no_folder(folder):
 FOREIGN = {
     "a history that is cut": (cut("history.safetensors", 5), "history.safetensors"),
     "a bit of the history's header": (flipped("history.safetensors", 12), "history.safetensors"),
+    "weights that are no numbers": (weights(lambda tensor: tensor * torch.nan), "no finite numbers"),
+    "weights of another kind": (weights(lambda tensor: tensor.to(torch.int8)), "no finite numbers"),
     "no folder but a file": (no_folder, "there are no weights of it"),
     "a history that is gone": (gone("history.safetensors"), "history.safetensors"),
     "another history": (edited("state.json", history="snapshot"), "made with sstoken.history: snapshot"),

@@ -65,7 +65,7 @@ class KeptWeights(History):
         """Take over the values of a checkpoint.
 
         Raises:
-            ValueError: they belong to other parameters than those that train.
+            ValueError: they belong to other parameters than those that train, or are no finite numbers.
         """
         if not self._in_checkpoints:
             return
@@ -77,6 +77,8 @@ class KeptWeights(History):
                 if tensors
                 else "there are no weights of it"
             )
+        if not all(tensor.is_floating_point() and tensor.isfinite().all() for tensor in tensors.values()):
+            raise ValueError("the checkpoint's history has weights that are no finite numbers")
         for name, kept in self._kept.items():
             kept.copy_(part_of(tensors[name], model, name))
 

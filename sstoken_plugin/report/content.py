@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 # Fields of a record that hold a number or nothing for each token.
 NUMBERS = ("current_nll", "history_nll", "rel", "attention", "score")
+# Above every token id and label.
+MOST_ID = 2**31
 
 
 @dataclass(frozen=True)
@@ -83,16 +85,16 @@ def is_record(found: Mapping[str, Any]) -> bool:
     """Tell whether what was read from a file has the fields of a record, and as many entries in each."""
     columns = {name: found.get(name) for name in (*NUMBERS, "input_ids", "tokens", "response", "selected")}
     labels = {"labels": found["labels"]} if "labels" in found else {}
-    kinds = {"tokens": str, "response": bool, "selected": bool, "input_ids": int, "labels": int}
     length = len(columns["input_ids"]) if isinstance(columns["input_ids"], list) else -1
     return isinstance(found.get("sample"), int) and all(
-        isinstance(column, list)
-        and len(column) == length
-        and all(
-            isinstance(entry, kinds[name])
-            if name in kinds
-            else entry is None or (isinstance(entry, float | int) and math.isfinite(entry))
-            for entry in column
-        )
+        isinstance(column, list) and len(column) == length and all(_is_entry(name, entry) for entry in column)
         for name, column in {**columns, **labels}.items()
     )
+
+
+def _is_entry(name: str, entry: Any) -> bool:
+    if name in NUMBERS:
+        return entry is None or (isinstance(entry, float | int) and math.isfinite(entry))
+    if name in ("input_ids", "labels"):
+        return isinstance(entry, int) and abs(entry) < MOST_ID
+    return isinstance(entry, str if name == "tokens" else bool)
