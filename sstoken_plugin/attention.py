@@ -28,8 +28,8 @@ from sstoken_plugin.modes import class_name, replaced, trial_tokens, without_tra
 
 # Rows of probabilities sum to 1; what low-precision kernels lose stays well below this.
 _MASS_TOLERANCE = 0.02
-# Of the pass that shows the layers; DeepSeek V4 makes blocks of up to 128 tokens.
-TRIAL_TOKENS = 160
+# Of the pass that shows the layers. DeepSeek V4 makes blocks of up to 128 tokens.
+FEW_TOKENS, TRIAL_TOKENS = 8, 160
 
 # In the names of kinds of layers.
 _PART_OF_SAMPLE = ("sliding", "chunked", "local", "sparse", "compressed")
@@ -162,8 +162,7 @@ def softmax_layers(model: PreTrainedModel) -> list[SoftmaxLayer]:
     def observe(call: _Call) -> None:
         seen.append((call.module, call.key.shape[-2], _sees_whole_sample(call)))
 
-    # Long enough for blocks of tokens to be made, where a model makes them.
-    tokens = trial_tokens(model, TRIAL_TOKENS)
+    tokens = trial_tokens(model, TRIAL_TOKENS if _makes_blocks(model.config) else FEW_TOKENS)
     with without_trace(model), ExitStack() as stack:
         for module in candidates:
             stack.enter_context(_Watch(module, observe).on())
@@ -176,6 +175,12 @@ def softmax_layers(model: PreTrainedModel) -> list[SoftmaxLayer]:
             found.append(SoftmaxLayer(module, candidates[module], so_far[module], total[module], whole))
         so_far[module] += 1
     return [layer for layer in found if layer.sees_whole_sample] or found
+
+
+def _makes_blocks(config: Any) -> bool:
+    """Tell whether layers may attend to blocks of tokens, of which a short row has none."""
+    text = config.get_text_config()
+    return any("compress" in str(name) for name in (*text.to_dict(), *(getattr(text, "layer_types", None) or ())))
 
 
 def _sees_whole_sample(call: _Call) -> bool:

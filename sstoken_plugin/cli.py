@@ -243,7 +243,8 @@ def _precision(cfg: Any, model: Any) -> Callable[[], Any]:
 @contextmanager
 def _told_in_a_sentence() -> Iterator[None]:
     """Tell errors about the configuration in a sentence, on a terminal that may not have every character."""
-    for stream in (sys.stdout, sys.stderr):
+    # Libraries put others before those of the process, as colorama does.
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:

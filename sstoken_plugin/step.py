@@ -30,9 +30,11 @@ from sstoken_plugin.modes import class_name
 from sstoken_plugin.output_head import ResponseHead
 from sstoken_plugin.own_loss import OwnLoss, added_only
 from sstoken_plugin.samples import BatchLayout
+from sstoken_plugin.sharding import is_sharded
 from sstoken_plugin.turns import EndTokens, Turns
 from sstoken_plugin.unchanged import watching_changes
 from sstoken_plugin.visibility import samples_see_each_other
+from sstoken_plugin.visible_text import in_short
 
 LOG = logger(__name__)
 
@@ -173,10 +175,24 @@ class TokenSelection:
         self._is_proven = True
         if self.own_loss is None:
             self.own_loss = OwnLoss.of(model)
-        if self.attention is not None and watching_changes(self.attention, model, batch, layout):
+        if self.attention is not None and self._watching_changes(self.attention, model, batch, layout):
             self.do_without_attention(
                 f"{class_name(model)} computes something else while {self.attention.description} is watched"
             )
+
+    def _watching_changes(
+        self, attention: PromptAttention, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout
+    ) -> bool:
+        try:
+            return watching_changes(attention, model, batch, layout)
+        except Exception as error:
+            # A rank that gives up a sharded pass leaves the others waiting inside of it.
+            if is_sharded(model):
+                raise
+            LOG.warning(
+                "ssToken: it could not be checked that watching attention changes nothing: %s.", in_short(error)
+            )
+            return False
 
     def _prove_separate(self, model: Any, batch: Mapping[str, Tensor]) -> None:
         """Show on the first packed batch that the samples of a row do not see each other."""

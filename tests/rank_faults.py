@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from conftest import run_axolotl
 
-from sstoken_plugin import callbacks, trajectory
+from sstoken_plugin import callbacks, step, trajectory
 from sstoken_plugin.breakdown import KeptCounts
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -70,6 +70,7 @@ FAULTS: dict[str, tuple[Any, str, int, Callable[[int], bool]]] = {
     "the samples": (trajectory.Trajectory, "_candidates", 1, always),
     "the samples of the checkpoint": (trajectory.Trajectory, "_of_checkpoint", 1, always),
     "other samples in the checkpoint": (trajectory, "score_samples", 1, never),
+    "the check of the first batch": (step, "watching_changes", 1, first),
     "what is counted": (KeptCounts, "_add", 1, later),
     "the tables": (KeptCounts, "tables", 0, always),
     "the page": (callbacks, "write_page", 0, always),

@@ -421,7 +421,6 @@ def test_where_a_pass_cannot_be_measured_attention_steps_aside_or_the_run_is_ref
     for settings in ({"selector": "attention"}, {"selector": "rel", "warmup_selector": "all"}):
         model = build(LLAMA, "sdpa")
         monkeypatch.setattr(InTrainingOnly, "drops", False)
-        monkeypatch.setattr("sstoken_plugin.attention.TRIAL_TOKENS", 8)
         model.model.layers[-1].self_attn.__class__ = kind
         config = SSTokenConfig(**settings)
         selection = TokenSelection(config, PromptAttention.of(model, -1), None, [2])
@@ -437,6 +436,23 @@ def test_where_a_pass_cannot_be_measured_attention_steps_aside_or_the_run_is_ref
                 step.loss(outputs)
                 assert (step.scores.attention is None) == (batch is long)
     assert caplog.text.count("prompt attention is not logged") == 1
+
+
+def test_where_the_first_batch_cannot_be_checked_training_goes_on_and_says_so(caplog, monkeypatch):
+    def without_memory(*args):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("sstoken_plugin.step.watching_changes", without_memory)
+    model, batch, config = build(LLAMA, "sdpa"), padded(random_samples()), SSTokenConfig(selector="attention")
+    selection = TokenSelection(config, PromptAttention.of(model, -1), None, [2])
+    for _ in range(2):
+        step = selection.begin(model, batch, Phase.of(config))
+        with step.observed():
+            outputs = model(**{key: value for key, value in batch.items() if key != "labels"}, use_cache=False)
+        step.loss(outputs)
+        assert step.scores.attention is not None
+    assert caplog.text.count("could not be checked that watching attention changes nothing") == 1
+    assert "out of memory" in caplog.text
 
 
 def test_a_layer_that_runs_more_often_in_training_is_not_measured_at_another_call():

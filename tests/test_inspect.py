@@ -25,6 +25,8 @@ FIELDS = {
     "selected",
 }
 
+SINCE_0_18 = pytest.mark.skipif(AXOLOTL < (0, 18), reason="Axolotl takes no commands yet")
+
 
 @pytest.fixture
 def inspect(tmp_path):
@@ -145,7 +147,7 @@ def test_bad_input_is_one_sentence_and_no_traceback(config, inspect):
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(("axolotl",), marks=pytest.mark.skipif(AXOLOTL < (0, 18), reason="Axolotl takes no commands yet")),
+        pytest.param(("axolotl",), marks=SINCE_0_18),
         (sys.executable, "-m", "sstoken_plugin"),
     ],
     ids=["axolotl", "python"],
@@ -229,11 +231,17 @@ def write_chat(file, *texts):
     return [{"path": str(file), "type": "chat_template", "field_messages": "messages"}]
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
-def test_a_terminal_of_another_encoding_loses_nothing(config, tmp_path, encoding):
+@pytest.mark.parametrize(
+    ("encoding", "command"),
+    [
+        pytest.param("cp1252", ["axolotl"], marks=SINCE_0_18),
+        ("ascii", [sys.executable, "-m", "sstoken_plugin"]),
+    ],
+)
+def test_a_terminal_of_another_encoding_loses_nothing(config, tmp_path, encoding, command):
     datasets = write_chat(tmp_path / "other.jsonl", "Caf\u00e9 \u4f60\u597d \U0001f389 fine\nnew line", "plain")
     file = write({**config, "datasets": datasets}, tmp_path)
-    command = [sys.executable, "-m", "sstoken_plugin", "sstoken-inspect", str(file), "--out", str(tmp_path / "o")]
+    command = [*command, "sstoken-inspect", str(file), "--out", str(tmp_path / "o")]
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     result = subprocess.run(command, capture_output=True, env=environment)
     assert result.returncode == 0, result.stderr[-2000:]
