@@ -28,8 +28,8 @@ from sstoken_plugin.modes import class_name, replaced, trial_tokens, without_tra
 
 # Rows of probabilities sum to 1; what low-precision kernels lose stays well below this.
 _MASS_TOLERANCE = 0.02
-# Of the pass that shows the layers. DeepSeek V4 makes blocks of up to 128 tokens.
-FEW_TOKENS, TRIAL_TOKENS = 8, 160
+# Of the pass that shows the layers, where a model makes blocks of tokens; DeepSeek V4's have up to 128.
+BLOCKS_TOKENS = 160
 
 # In the names of kinds of layers.
 _PART_OF_SAMPLE = ("sliding", "chunked", "local", "sparse", "compressed")
@@ -162,7 +162,7 @@ def softmax_layers(model: PreTrainedModel) -> list[SoftmaxLayer]:
     def observe(call: _Call) -> None:
         seen.append((call.module, call.key.shape[-2], _sees_whole_sample(call)))
 
-    tokens = trial_tokens(model, TRIAL_TOKENS if _makes_blocks(model.config) else FEW_TOKENS)
+    tokens = trial_tokens(model, BLOCKS_TOKENS) if _makes_blocks(model.config) else trial_tokens(model)
     with without_trace(model), ExitStack() as stack:
         for module in candidates:
             stack.enter_context(_Watch(module, observe).on())

@@ -21,7 +21,7 @@ from sstoken_plugin.monitor import SelectionMonitor
 from sstoken_plugin.samples import IGNORE_INDEX
 from sstoken_plugin.sharding import any_rank
 from sstoken_plugin.step import Phase, TokenSelection
-from sstoken_plugin.trajectory import Trajectory, shape_of
+from sstoken_plugin.trajectory import Trajectory, samples_mark
 from sstoken_plugin.turns import Turns
 
 LOG = logger(__name__)
@@ -277,7 +277,7 @@ class TokenSelectionTrainer(Trainer):
         report = state.report or ReportState(None, None, None)
         found = []
         # Ranks that score other samples than others, as from folders of their own, would wait for each other.
-        own = shape_of(report.moments or [])
+        own = samples_mark(report.moments or [])
         first = self.of_first_rank(own)
         if not self.any_rank(report.moments is None or own != first):
             self.trajectory.moments = list(report.moments or [])

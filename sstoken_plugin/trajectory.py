@@ -206,7 +206,7 @@ def _groups(samples: Sequence[Any]) -> Iterator[Sequence[Any]]:
     return (samples[start : start + GROUP] for start in range(0, len(samples), GROUP))
 
 
-def shape_of(moments: Sequence[Moment]) -> int:
+def samples_mark(moments: Sequence[Moment]) -> int:
     """Return a number, exact as a float64, that tells whether ranks would score alike what moments hold."""
     records = moments[0].records if moments else []
     shape = [(record["sample"], record["input_ids"], [loss is None for loss in record["history_nll"]])

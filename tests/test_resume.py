@@ -294,7 +294,6 @@ FOREIGN = {
     "a bit of the history's header": (flipped("history.safetensors", 12), "history.safetensors"),
     "weights that are no numbers": (weights(lambda tensor: tensor * torch.nan), "no finite numbers"),
     "weights of another kind": (weights(lambda tensor: tensor.to(torch.int8)), "no finite numbers"),
-    "no folder but a file": (no_folder, "there are no weights of it"),
     "a history that is gone": (gone("history.safetensors"), "history.safetensors"),
     "another history": (edited("state.json", history="snapshot"), "made with sstoken.history: snapshot"),
     "another run": (of_another_run, "left by another run"),
@@ -309,9 +308,17 @@ FOREIGN = {
 def test_a_history_that_does_not_serve_or_belong_begins_anew(config, train, tmp_path, stopped, damage):
     change, words = FOREIGN[damage]
     run = resumed_after(change, config, train, tmp_path, stopped)
-    warning = run.trainer.selection_warnings[-1]
+    (warning,) = run.trainer.selection_warnings
     assert words in warning
     assert "begins anew at the weights of the checkpoint" in warning
+
+
+def test_a_file_in_place_of_the_folder_is_told_part_by_part(config, train, tmp_path, stopped):
+    run = resumed_after(no_folder, config, train, tmp_path, stopped)
+    metrics, history = run.trainer.selection_warnings
+    assert "metrics and warnings (state.json" in metrics
+    assert "there are no weights of it" in history
+    assert "begins anew at the weights of the checkpoint" in history
 
 
 COUNTS = torch.tensor([[3, 1], [4, 0]])
