@@ -277,6 +277,9 @@ def run_axolotl(config: dict[str, Any], folder: Path, **overrides: Any) -> Simpl
 @pytest.fixture
 def train(tmp_path: Path) -> Any:
     """Run Axolotl's training: `train(config, **overrides)` -> log lines, trainer, model."""
+    # Its import configures logging, which takes the handlers of `caplog` away if it happens during the test itself.
+    import axolotl.cli  # noqa: F401
+
     return functools.partial(run_axolotl, folder=tmp_path)
 
 

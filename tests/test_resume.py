@@ -313,6 +313,12 @@ def test_a_history_that_does_not_serve_or_belong_begins_anew(config, train, tmp_
     assert "begins anew at the weights of the checkpoint" in warning
 
 
+def test_samples_that_the_data_set_has_no_longer_are_told(config, train, tmp_path, stopped, caplog):
+    run = resumed_after(record(sample=10**6), config, train, tmp_path, stopped)
+    assert "the checkpoint's samples are not those of this data set" in caplog.text
+    assert "step 2 of 4" not in [moment.label for moment in run.trainer.trajectory.moments]
+
+
 def test_a_file_in_place_of_the_folder_is_told_part_by_part(config, train, tmp_path, stopped):
     run = resumed_after(no_folder, config, train, tmp_path, stopped)
     metrics, history = run.trainer.selection_warnings
