@@ -22,8 +22,10 @@ sstoken:
 {block}
 ```
 
-Every key is optional. An unknown key, a wrong type or a value out of bounds stops the run before a model is
-loaded. On the command line: `accelerate launch -m axolotl.cli.train config.yaml --sstoken.ratio=0.4`.
+Every key is optional. An unknown key, a wrong type or a value out of bounds stops the run before a model is loaded.
+On the command line: `accelerate launch -m axolotl.cli.train config.yaml --sstoken.ratio=0.4`; `axolotl train` takes
+no such overrides ([limits.md](limits.md#overrides-and-licences)). `seed` and `warmup_ratio` at top level are keys of
+Axolotl's, for the run and its learning rate: they are accepted there, so that a forgotten indentation is not noticed.
 
 What each `history` is, what it costs and how the cache works: [histories.md](histories.md).
 
@@ -34,7 +36,8 @@ What each `history` is, what it costs and how the cache works: [histories.md](hi
 ## Logged metrics
 
 In every training log line (console, W&B, TensorBoard, MLflow, `trainer_state.json`), over all tokens since
-the last line, over all ranks. A metric that has nothing to measure (no token was dropped, say) is left out.
+the last line, over all ranks. A metric that has nothing to measure (no token was dropped, say) is left out, and so
+is `sstoken/not_finite` where it is 0.
 
 | name | meaning |
 | --- | --- |
@@ -46,15 +49,25 @@ Computes the losses of the history for the whole data set, in batches of N token
 `history_cache`. It shows its progress and the tokens a second, can be interrupted at any time, and goes on where it
 stopped. See [histories.md](histories.md).
 
+This command and the next one run in one process. On a machine with several GPUs give them one
+(`CUDA_VISIBLE_DEVICES=0`): else Axolotl spreads a model's layers over all of them, which has not been run.
+
 ## `axolotl sstoken-inspect CONFIG [--adapter DIR ...] [--samples N] [--show N] [--out DIR] [--sstoken.KEY=VALUE ...]`
 
-Scores the first N samples (default 20) of the prepared data set without training, with the settings after
-the warm-up. Prints the first of them in colour (`--show`, default 3) and writes `inspect.html` and
-`selections.jsonl` to DIR (default `OUTPUT_DIR/sstoken`). Files come first, so that nothing that happens to a terminal
-costs one; characters that it does not have are shown as `?`. An option that neither this command nor Axolotl knows is
-refused. Without `--adapter` it shows the untrained model, whose REL is zero. With two, it compares them: the page has a
-slider from one to the other, the terminal shows both and how far they agree, and the second's samples are in
-`selections-2.jsonl`. A line of `selections.jsonl` is one sample:
+Scores the first N samples (default 20) of the prepared data set without training, with the settings after the
+warm-up. Prints the first of them in colour (`--show`, default 3) and writes `inspect.html` and `selections.jsonl` to
+DIR (default `OUTPUT_DIR/sstoken`; in one of another name than `sstoken` the page is there as `report.html` too).
+Files come first, so that nothing that happens to a terminal costs one; characters that it does not have are shown as
+`?`. An option that neither this command nor Axolotl knows is refused. Without `--adapter` it shows the untrained
+model, whose REL is zero unless `history` is a path. With two, it compares them: the page has a slider from one to the
+other, the terminal shows both and how far they agree, and the second's samples are in `selections-2.jsonl`.
+
+With `history: ema` or `snapshot` name a checkpoint folder, `--adapter OUTPUT_DIR/checkpoint-N`: it holds the history,
+and OUTPUT_DIR does not. After full fine-tuning there is no adapter to name;
+`--base-model=OUTPUT_DIR --sstoken.history=FOLDER`, the folder of the first model, shows the trained model against it,
+under the name "untrained model".
+
+A line of `selections.jsonl` is one sample:
 
 | field | content |
 | --- | --- |

@@ -107,7 +107,8 @@ def _folders(names: Sequence[str]) -> str:
     counts = Counter(name.partition("/")[0] for name in names).most_common()
     shown = [folder if count == 1 else f"{folder} {count}" for folder, count in counts[:NAMED]]
     rest = len(counts) - len(shown)
-    return f"{len(names)}: {', '.join(shown)}{f' and {rest} more' if rest else ''}" if names else "0"
+    more = f" and {rest} more {'folder' if rest == 1 else 'folders'}" if rest else ""
+    return f"{len(names)}: {', '.join(shown)}{more}" if names else "0"
 
 
 def _own_refusals(verdicts: Iterable[Verdict]) -> list[str]:

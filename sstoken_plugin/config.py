@@ -41,7 +41,8 @@ class SSTokenConfig(BaseModel):
         gt=0,
         le=1,
         description="Fraction of each sample's response tokens that is trained on, above 0 and up to 1. "
-        "A sample with n response tokens keeps ceil(ratio * n) of them.",
+        "A sample with n response tokens keeps ceil(ratio * n) of them, with `keep_eos` at least min(n, twice its ends "
+        "of turns).",
     )
     gamma: float = Field(
         default=0.5,

@@ -103,7 +103,7 @@ LISA = Refusal(
     "lisa_n_layers",
     "switches layers on and off while the history keeps the weights that train at the start",
     "remove it, or use sstoken.selector: attention, which needs no history",
-    "where REL ranks",
+    "where a history ranks",
 )
 ZERO_3 = {
     key: Refusal(
