@@ -15,6 +15,7 @@ from sstoken_plugin.logs import SHOWN, logger
 from sstoken_plugin.page import report_of, write_page
 from sstoken_plugin.trainer import TokenSelectionTrainer
 from sstoken_plugin.trajectory import Trajectory
+from sstoken_plugin.visible_text import in_short
 
 LOG = logger(__name__)
 INFO = logger(SHOWN)
@@ -72,7 +73,14 @@ class ReportCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say where the page will be."""
-        if state.is_world_process_zero:
+        if not state.is_world_process_zero:
+            return
+        try:
+            _file(args).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            LOG.warning("ssToken: output_dir: there will be no page, because its folder cannot be made (%s).",
+                        in_short(error))  # fmt: skip
+        else:
             INFO.info("ssToken: what is selected will be shown in %s.", _file(args))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

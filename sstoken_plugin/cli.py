@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import difflib
-import io
+import errno
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
 
 from sstoken_plugin.config import SSTokenConfig, nearest
-from sstoken_plugin.visible_text import one_line, visible
+from sstoken_plugin.files import expand
+from sstoken_plugin.streams import has_colours, replace_what_streams_lack
+from sstoken_plugin.visible_text import in_short, one_line, visible
 
 if TYPE_CHECKING:
     from sstoken_plugin.report import Report
@@ -77,16 +82,20 @@ def inspect(
     from sstoken_plugin.page import write_page
 
     cfg, settings = _load(config, overrides)
+    folder = expand(out) if out else Path(cfg.output_dir) / "sstoken"
+    asked: list[str | None] = [*adapters] or [None]
+    files = [folder / f"selections{f'-{number + 1}' if number else ''}.jsonl" for number in range(len(asked))]
+    page = folder / "inspect.html"
+    # Before data and model are loaded.
+    _refuse_unwritable("--out" if out else "output_dir", folder, [*files, page])
     if adapters and cfg.adapter not in ("lora", "qlora"):
         raise ValueError(f"--adapter needs `adapter: lora` or `adapter: qlora` in {config}.")
     if len(adapters) > 2:
         raise ValueError(f"--adapter is given {len(adapters)} times; at most two can be compared.")
     data = load_datasets(cfg=cfg).train_dataset
-    folder = Path(out or Path(cfg.output_dir) / "sstoken")
-    reports, files = [], []
-    for number, adapter in enumerate(adapters or [None], start=1):
-        files.append(folder / ("selections.jsonl" if number == 1 else f"selections-{number}.jsonl"))
-        reports.append(_inspect(cfg, settings, adapter, data, samples, files[-1]))
+    reports = [
+        _inspect(cfg, settings, adapter, data, samples, file) for adapter, file in zip(asked, files, strict=True)
+    ]
     moments = [moment for report in reports for moment in report.moments]
     tables = [
         replace(table, title=table.title if len(moments) == 1 else f"{moment.label}: {table.title}")
@@ -94,21 +103,42 @@ def inspect(
         for moment in report.moments
         for table in report.breakdowns
     ]
-    # Beside the page of a training, which has another name; with a folder of the user's own also by the name of 0.1.
-    files += [folder / "inspect.html", *([folder / "report.html"] if out and folder.name != "sstoken" else [])]
-    for page in files[len(reports) :]:
+    fault = None
+    try:
         write_page(page, replace(reports[-1], moments=moments, breakdowns=tables))
-    # Last, so that nothing that happens to a terminal costs a file.
+        files.append(page)
+    except OSError as error:
+        fault = error
+    # After the files, so that nothing that happens to a terminal costs one.
+    colours = has_colours(sys.stdout, os.environ)
     for report, moment in zip(reports, moments, strict=True):
         click.echo(one_line(report.sentence))
         click.echo(one_line(f"{moment.label}: {terminal.total(moment.records)}"))
         for record in moment.records[:show]:
-            click.echo("\n".join(terminal.view(record)))
+            click.echo("\n".join(terminal.view(record, colours=colours)))
     if show:
-        click.echo(terminal.legend())
+        click.echo(terminal.legend(colours=colours))
     if len(moments) == 2:
         click.echo(terminal.agreement(*(moment.records for moment in moments)))
     click.echo(one_line(f"Written: {', '.join(map(str, files))}"))
+    if fault is not None:
+        raise ValueError(_unwritable("--out" if out else "output_dir", page, fault)) from fault
+
+
+def _refuse_unwritable(key: str, folder: Path, files: Sequence[Path]) -> None:
+    """Refuse a folder in which the results could not be written, and make it where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if taken := next((file for file in files if file.is_dir()), None):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(taken))
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"sstoken")
+    except OSError as error:
+        raise ValueError(_unwritable(key, folder, error)) from error
+
+
+def _unwritable(key: str, place: Path, error: OSError) -> str:
+    return f"{key}: {place} cannot be written ({in_short(error)}); name another folder, or make room."
 
 
 def _inspect(cfg: Any, settings: SSTokenConfig, adapter: str | None, data: Any, samples: int, file: Path) -> Report:
@@ -209,8 +239,9 @@ def score(config: str, overrides: dict[str, str], batch_tokens: int) -> None:
     losses.store.close()
     if tokens:
         click.echo(f"{tokens} tokens in {seconds:.0f} s: {tokens / seconds:.0f} tokens a second.")
-    size = losses.store.file.stat().st_size
-    click.echo(f"{file}: {size / 2**20:.2f} MiB, of which this data set has {work.response_tokens} losses.")
+    size = losses.store.file.stat().st_size / 2**10
+    shown = f"{size:.0f} KiB" if size < 2**10 else f"{size / 2**10:.1f} MiB"
+    click.echo(f"{file}: {shown}, of which this data set has {work.response_tokens} losses.")
 
 
 def _load(config: str, overrides: dict[str, str]) -> tuple[Any, SSTokenConfig]:
@@ -221,7 +252,7 @@ def _load(config: str, overrides: dict[str, str]) -> tuple[Any, SSTokenConfig]:
 
     from sstoken_plugin import compatibility
 
-    raw = DictDefault(yaml.safe_load(Path(config).read_text(encoding="utf-8")))
+    raw = DictDefault(_read(config))
     known = {*raw, *AxolotlInputConfig.model_fields}
     if not compatibility.names_us(raw):
         raw.plugins = [*(raw.plugins or []), "sstoken_plugin.SSTokenPlugin"]
@@ -230,6 +261,16 @@ def _load(config: str, overrides: dict[str, str]) -> tuple[Any, SSTokenConfig]:
     # Axolotl writes a configuration that is no file to one, and leaves it behind.
     Path(cfg.axolotl_config_path).unlink(missing_ok=True)
     return cfg, compatibility.check(cfg)
+
+
+def _read(config: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{config} cannot be read as YAML in UTF-8: {in_short(error)}.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{config} holds no keys; a YAML of Axolotl has lines such as `base_model: FOLDER`.")
+    return found
 
 
 def _precision(cfg: Any, model: Any) -> Callable[[], Any]:
@@ -243,14 +284,21 @@ def _precision(cfg: Any, model: Any) -> Callable[[], Any]:
 @contextmanager
 def _told_in_a_sentence() -> Iterator[None]:
     """Tell errors about the configuration in a sentence, on a terminal that may not have every character."""
-    # Libraries put others before those of the process, as colorama does.
-    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    replace_what_streams_lack()
     try:
         yield
     except ValueError as error:
-        raise click.ClickException(visible(str(error))) from error
+        if not _is_told(error):
+            raise
+        words = str(error)
+        raise click.ClickException(one_line(words) if type(error) is ValueError else visible(words)) from error
+
+
+def _is_told(error: ValueError) -> bool:
+    """Tell whether an error was raised to be read by users: by us, or as the result of validation."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    ours = frames[-1].f_globals.get("__name__", "").partition(".")[0] in ("sstoken_plugin", "sstoken_startup")
+    return ours or (type(error) is not ValueError and not isinstance(error, UnicodeError))
 
 
 def _overrides(context: click.Context) -> dict[str, str]:

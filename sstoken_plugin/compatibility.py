@@ -16,6 +16,8 @@ from typing import Any
 
 from sstoken_plugin import refusals, releases
 from sstoken_plugin.config import CHANGING, SSTokenConfig, nearest
+from sstoken_plugin.files import expand
+from sstoken_plugin.visible_text import told_on_one_line
 
 NAMES = ("sstoken", "sstoken_plugin.SSTokenPlugin", "sstoken_plugin.plugin.SSTokenPlugin")
 
@@ -29,6 +31,11 @@ def check(cfg: Mapping[str, Any]) -> SSTokenConfig:
     Raises:
         ValueError: one sentence that names the key and the mend.
     """
+    with told_on_one_line():
+        return _checked(cfg)
+
+
+def _checked(cfg: Mapping[str, Any]) -> SSTokenConfig:
     _refuse_misplaced_keys(cfg)
     config = SSTokenConfig.from_block(cfg.get("sstoken"))
     for refusal in refusals.ALWAYS:
@@ -51,12 +58,6 @@ def check(cfg: Mapping[str, Any]) -> SSTokenConfig:
     if config.history_cache is not None:
         _refuse_unfit_cache(cfg, config.history_cache)
     return config
-
-
-def expand(path: str) -> Path:
-    """Return a path of the YAML with `~`, `~user` and `$VARIABLE` replaced, where there is such a user or variable."""
-    # Unlike Path.expanduser, it leaves an unknown user as it is instead of raising a RuntimeError.
-    return Path(os.path.expandvars(os.path.expanduser(path)))
 
 
 def fused_losses(cfg: Mapping[str, Any]) -> list[str]:

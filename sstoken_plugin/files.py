@@ -1,4 +1,4 @@
-"""Files that are replaced whole: whoever reads one finds the old content or the new, never a part."""
+"""Paths as users write them, and files that are replaced whole: a reader finds the old content or the new."""
 
 from __future__ import annotations
 
@@ -24,3 +24,9 @@ def write_bytes(content: bytes, file: Path) -> None:
     """Write a file that is there as before, or whole."""
     with replacing(file) as new:
         new.write_bytes(content)
+
+
+def expand(path: str) -> Path:
+    """Return a path of the YAML with `~`, `~user` and `$VARIABLE` replaced, where there is such a user or variable."""
+    # Unlike Path.expanduser, it leaves an unknown user as it is instead of raising a RuntimeError.
+    return Path(os.path.expandvars(os.path.expanduser(path)))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sstoken_plugin.batching import in_batches, padded
+from sstoken_plugin.files import replacing
 from sstoken_plugin.modes import without_trace
 from sstoken_plugin.report.content import NUMBERS
 from sstoken_plugin.samples import IGNORE_INDEX, BatchLayout, as_batch
@@ -168,10 +169,10 @@ def _marks(places: list[int], length: int) -> list[bool]:
 
 
 def write_records(records: Iterable[Record], file: Path) -> list[Record]:
-    """Write records to a JSONL file as they come, and return them."""
+    """Write records to a JSONL file, which is the old one until the last of them has come, and return them."""
     file.parent.mkdir(parents=True, exist_ok=True)
     written = []
-    with file.open("w", encoding="utf-8") as lines:
+    with replacing(file) as new, new.open("w", encoding="utf-8") as lines:
         for record in records:
             lines.write(_one_line(json.dumps(record, ensure_ascii=False, allow_nan=False)) + "\n")
             written.append(record)

@@ -10,6 +10,8 @@ from pydantic import BaseModel, Field, model_validator
 from sstoken_plugin import compatibility, refusals, releases
 from sstoken_plugin.config import SSTokenConfig
 from sstoken_plugin.logs import SHOWN, logger
+from sstoken_plugin.streams import replace_what_streams_lack
+from sstoken_plugin.visible_text import told_on_one_line
 
 # Before anything of Axolotl is imported, which in another release may be elsewhere.
 releases.refuse_unsupported()
@@ -46,6 +48,7 @@ class SSTokenPlugin(BasePlugin):
         """Take over overrides such as `--sstoken.ratio=0.5`, which Axolotl's launchers pass on flat."""
         if not compatibility.names_us(cfg):
             return
+        replace_what_streams_lack()
         for key in [key for key in cfg if str(key).startswith("sstoken.")]:
             block = cfg.get("sstoken")
             if block is not None and not isinstance(block, Mapping):
@@ -100,6 +103,7 @@ class SSTokenPlugin(BasePlugin):
             else:
                 LOG.info("ssToken computes the loss of each token itself: %s serves evaluation only.", key)
 
+        @told_on_one_line()
         def make_selection() -> TokenSelection:
             model, tokenizer, precision = trainer.model, trainer.processing_class, trainer.accelerator.autocast
             ends = look_at_data(trainer.train_dataset, cfg, model, tokenizer)

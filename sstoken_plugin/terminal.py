@@ -11,12 +11,16 @@ from sstoken_plugin.inspection import Record
 from sstoken_plugin.visible_text import visible
 
 MOST_TOKENS = 300
+# Around a token where there are no colours.
+KEPT, DROPPED = "[]", "{}"
 # Of the 256 colours that every terminal knows, from a low score to a high one, with black letters on them.
 SHADES = (194, 157, 120, 83, 46)
 
 
-def legend() -> str:
-    """Explain the colours."""
+def legend(*, colours: bool = True) -> str:
+    """Explain the colours, or what stands for them."""
+    if not colours:
+        return f"kept tokens stand between {KEPT[0]} and {KEPT[1]}, dropped ones between {DROPPED[0]} and {DROPPED[1]}."
     shades = "".join(click.style(" ", bg=shade) for shade in SHADES)
     return (
         f"{click.style('kept', bg=SHADES[2], fg=16)} tokens are shaded by score ({shades}), "
@@ -31,14 +35,16 @@ def total(records: Sequence[Record]) -> str:
     return f"{len(records)} samples: {kept} of {response} response tokens kept."
 
 
-def view(record: Record) -> Iterator[str]:
+def view(record: Record, *, colours: bool = True) -> Iterator[str]:
     """Yield the lines of a sample.
 
     Args:
         record: see `inspection.inspect_samples`.
+        colours: whether the terminal shows them; without, signs tell kept tokens from dropped ones.
     """
     response, kept = sum(record["response"]), sum(record["selected"])
-    yield click.style(f"sample {record['sample']}: {kept} of {response} response tokens kept", bold=True)
+    head = f"sample {record['sample']}: {kept} of {response} response tokens kept"
+    yield click.style(head, bold=True) if colours else head
     scores = [score for score in record["score"] if score is not None]
     low, high = min(scores, default=0.0), max(scores, default=0.0)
     places = _window(record["response"])
@@ -51,7 +57,9 @@ def view(record: Record) -> Iterator[str]:
             score = record["score"][place]
             share = 0.0 if score is None or high == low else (score - low) / (high - low)
             shade = SHADES[min(int(share * len(SHADES)), len(SHADES) - 1)]
-            parts.append(_styled(text, bg=shade, fg=16))
+            parts.append(_styled(text, bg=shade, fg=16) if colours else KEPT[0] + text + KEPT[1])
+        elif not colours:
+            parts.append(DROPPED[0] + text + DROPPED[1])
         else:
             parts.append(_styled(text, dim=True, strikethrough=True))
     if places.start:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Characters of one line of text, and of what a library says in one, which may go on for pages.
 MAX_LINE = 1000
@@ -30,6 +32,18 @@ def in_short(error: Exception) -> str:
     if isinstance(error, ValueError):
         return words
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+@contextmanager
+def told_on_one_line() -> Iterator[None]:
+    """Keep a sentence that is raised inside the block on one line, whatever names stand in it."""
+    try:
+        yield
+    except ValueError as error:
+        # Not its subclasses, whose arguments are others.
+        if type(error) is not ValueError or one_line(str(error)) == str(error):
+            raise
+        raise ValueError(one_line(str(error))) from error.__cause__
 
 
 def _visible(character: str) -> str:

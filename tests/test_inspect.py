@@ -1,5 +1,6 @@
 """`axolotl sstoken-inspect`: the same selection as training, for the untrained model and for an adapter."""
 
+import errno
 import json
 import math
 import os
@@ -11,6 +12,8 @@ import torch
 from click.testing import CliRunner
 from conftest import AXOLOTL, run_command, write
 from safetensors.torch import load_file
+
+from sstoken_plugin import inspection
 
 FIELDS = {
     "sample",
@@ -188,10 +191,16 @@ def test_the_terminal_shows_samples(config, inspect):
     result, records = inspect(config, "--samples", "3", "--show", "2")
     assert "sample 1: " in result.output
     assert "sample 2: " not in result.output
-    text = "".join(records[0]["tokens"])
-    assert text.replace("\n", "") in result.output.replace("\n", "").replace("⏎", "")
-    assert "struck out" in inspect(config, "--samples", "1")[0].output
-    assert "struck out" not in inspect(config, "--samples", "1", "--show", "0")[0].output
+    # No terminal, no colours.
+    marks = [
+        text if not response else f"[{text}]" if selected else f"{{{text}}}"
+        for text, response, selected in (
+            zip(*(records[0][name] for name in ("tokens", "response", "selected")), strict=True)
+        )
+    ]
+    assert "".join(marks).replace("\n", "") in result.output.replace("\n", "").replace("⏎", "")
+    assert "dropped ones" in inspect(config, "--samples", "1")[0].output
+    assert "dropped ones" not in inspect(config, "--samples", "1", "--show", "0")[0].output
 
 
 def test_labels_of_ones_own_are_in_the_record(config, inspect, tokenizer, tmp_path):
@@ -219,6 +228,136 @@ def test_the_page_of_a_training_stays_beside_that_of_an_inspection(config, train
     assert result.exit_code == 0, result.output
     assert (folder / "report.html").read_bytes() == page
     assert (folder / "inspect.html").read_bytes() != page
+
+
+def test_nobody_else_writes_the_page_of_a_training(config, inspect, tmp_path):
+    """Wherever the results go: a page there is that of a run."""
+    (tmp_path / "inspection").mkdir()
+    page = tmp_path / "inspection" / "report.html"
+    page.write_text("of a run")
+    result, records = inspect(config, "--samples", "2")
+    assert result.exit_code == 0, result.output
+    assert len(records) == 2
+    assert page.read_text() == "of a run"
+
+
+def test_an_inspection_that_fails_leaves_the_records_of_the_one_before(config, inspect, monkeypatch):
+    _, before = inspect(config, "--samples", "2")
+
+    def cut(records):
+        yield next(iter(records))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write = inspection.write_records
+    monkeypatch.setattr(inspection, "write_records", lambda records, file: write(cut(records), file))
+    with pytest.raises(OSError, match="No space left"):
+        inspect(config, "--samples", "4")
+    monkeypatch.undo()
+    assert inspect(config, "--samples", "2")[1] == before
+
+
+def place_file(folder):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.write_text("")
+
+
+@pytest.mark.parametrize(
+    ("out", "prepare"),
+    [
+        ("file/inside", lambda folder: place_file(folder.parent)),
+        ("taken", lambda folder: (folder / "selections.jsonl").mkdir(parents=True)),
+        ("page", lambda folder: (folder / "inspect.html").mkdir(parents=True)),
+        ("/proc/nothing", lambda folder: None),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
+    config, tmp_path, monkeypatch, out, prepare
+):
+    from axolotl.integrations.base import PluginManager
+
+    from sstoken_plugin import cli
+
+    PluginManager.get_instance().plugins.clear()
+    monkeypatch.setattr("axolotl.common.datasets.load_datasets", lambda **kwargs: pytest.fail("data was loaded"))
+    folder = tmp_path / out
+    prepare(folder)
+    result = CliRunner().invoke(cli.inspect_command, [str(write(config, tmp_path)), "--out", str(folder)])
+    assert result.exit_code == 1
+    assert "Error: --out: " in result.output
+    assert "cannot be written" in result.output
+    assert len(result.output.strip().splitlines()[-1]) > 20
+
+
+def test_a_page_that_cannot_be_written_costs_neither_records_nor_view(config, inspect, monkeypatch):
+    def no_room(file, report):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sstoken_plugin.page.write_page", no_room)
+    result, records = inspect(config, "--samples", "2")
+    assert result.exit_code == 1
+    assert len(records) == 2
+    assert "response tokens kept" in result.output
+    assert "inspect.html cannot be written (OSError: [Errno 28] No space left on device)" in result.output
+
+
+def test_a_home_folder_is_one(config, tmp_path, monkeypatch):
+    from axolotl.integrations.base import PluginManager
+
+    from sstoken_plugin import cli
+
+    PluginManager.get_instance().plugins.clear()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(
+        cli.inspect_command, [str(write(config, tmp_path)), "--samples", "1", "--out", "~/results"]
+    )
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "home" / "results" / "inspect.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"- a list", "holds no keys"),
+        (b"just text", "holds no keys"),
+        (b"", "holds no keys"),
+        ("base_model: Caf\u00e9".encode("latin-1"), "cannot be read as YAML in UTF-8"),
+        (b"base_model: [", "cannot be read as YAML"),
+        (b"base_model: \x00", "cannot be read as YAML"),
+    ],
+    ids=repr,
+)
+def test_a_file_that_is_no_yaml_is_named(tmp_path, content, words):
+    from sstoken_plugin.cli import inspect_command
+
+    file = tmp_path / "odd.yaml"
+    file.write_bytes(content)
+    result = CliRunner().invoke(inspect_command, [str(file)])
+    assert result.exit_code == 1
+    assert str(file) in result.output
+    assert words in result.output
+
+
+def test_what_only_others_raise_keeps_its_traceback(config, tmp_path, monkeypatch):
+    """Words such as `not enough values to unpack` say nothing without it."""
+    from sstoken_plugin.cli import inspect_command
+
+    def load(**kwargs):
+        raise ValueError("not enough values to unpack (expected 2, got 1)")
+
+    monkeypatch.setattr("axolotl.common.datasets.load_datasets", load)
+    result = CliRunner().invoke(inspect_command, [str(write(config, tmp_path)), "--out", str(tmp_path / "o")])
+    assert isinstance(result.exception, ValueError)
+
+
+@pytest.mark.parametrize("key", ["history", "history_cache"])
+def test_a_name_in_an_error_cannot_forge_a_line(config, inspect, key):
+    name = "/no/where\n[INFO] ssToken is active: FORGED\x1b[2J"
+    block = {"history_cache": "/dev/null" + name} if key == "history_cache" else {"history": name}
+    result, _ = inspect({**config, "sstoken": block})
+    assert result.exit_code == 1
+    assert not any(line.startswith("[INFO]") for line in result.output.splitlines())
+    assert "\x1b" not in result.output
 
 
 def write_chat(file, *texts):

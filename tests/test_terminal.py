@@ -4,13 +4,16 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
+from conftest import run_command, write
 
 import sstoken_plugin
 from sstoken_plugin.logs import logger
-from sstoken_plugin.terminal import MOST_TOKENS, SHADES, agreement, view
+from sstoken_plugin.streams import has_colours
+from sstoken_plugin.terminal import MOST_TOKENS, SHADES, agreement, legend, view
 
 
 def record(tokens, prompt, selected):
@@ -29,6 +32,28 @@ def test_kept_tokens_are_shaded_by_score_and_dropped_ones_struck_out():
     assert click.unstyle(head) == "sample 7: 2 of 3 response tokens kept"
     low, high = (click.style(word, bg=shade, fg=16) for word, shade in (("one", SHADES[0]), (" three", SHADES[-1])))
     assert text == f"ask {low}{click.style(' two', dim=True, strikethrough=True)}{high}"
+
+
+def test_without_colours_signs_tell_kept_tokens_from_dropped_ones():
+    sample = record(["ask ", "one", " two", " three"], 1, {1, 3})
+    assert list(view(sample, colours=False)) == [
+        "sample 7: 2 of 3 response tokens kept", "ask [one]{ two}[ three]",
+    ]  # fmt: skip
+    assert "\x1b" not in legend(colours=False)
+    assert "[ and ]" in legend(colours=False)
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "environment", "expected"),
+    [
+        (True, {"TERM": "xterm"}, True),
+        (True, {"TERM": "xterm", "NO_COLOR": "1"}, False),
+        (True, {"TERM": "dumb"}, False),
+        (False, {"TERM": "xterm"}, False),
+    ],
+)
+def test_colours_are_for_terminals_that_want_them(is_terminal, environment, expected):
+    assert has_colours(SimpleNamespace(isatty=lambda: is_terminal), environment) == expected
 
 
 def test_text_cannot_act_on_the_terminal():
@@ -74,6 +99,16 @@ def test_every_logger_of_ours_is_such_a_one():
     package = Path(sstoken_plugin.__file__).parent
     made = [file.name for file in package.rglob("*.py") if "logging.getLogger" in file.read_text(encoding="utf-8")]
     assert made == ["logs.py"]
+
+
+def test_a_training_loses_no_line_on_a_terminal_of_another_encoding(config, tmp_path):
+    """Whoever does not find "ssToken is active" believes that nothing selects."""
+    settings = {**config, "max_steps": 1, "output_dir": str(tmp_path / "\U0001f469 out")}
+    file = write({**settings, "sstoken": {"warmup_ratio": 0.0}}, tmp_path)
+    printed = run_command("python", "-m", "axolotl.cli.train", str(file), PYTHONIOENCODING="cp1252:strict").stdout
+    for words in ("ssToken is active: ", "what is selected will be shown in ", "what was selected is shown in "):
+        assert words in printed
+    assert "Logging error" not in printed
 
 
 def test_names_in_somebody_elses_files_stay_in_their_line(config, train, caplog, trained_adapter, tmp_path):

@@ -11,8 +11,8 @@ import torch
 from peft import PeftModel
 
 from sstoken_plugin import checkpoint
-from sstoken_plugin.compatibility import expand
 from sstoken_plugin.config import SSTokenConfig
+from sstoken_plugin.files import expand
 from sstoken_plugin.history.adapter import AdapterOff
 from sstoken_plugin.history.base import History, Untrained, bytes_of
 from sstoken_plugin.history.blocks import KEY_BYTES
