@@ -138,6 +138,8 @@ def _refuse_unfit_cache(cfg: Mapping[str, Any], path: str) -> None:
     for refusal in refusals.WITH_CACHE:
         if cfg.get(refusal.key):
             refusal.refuse()
+    if _zero_stage(cfg) == 3:
+        refusals.ZERO_3["history_cache"].refuse(f"sstoken.history_cache: {path}")
     _refuse_no_local_path("history_cache", path)
     try:
         unfit = not stat.S_ISDIR(expand(path).stat().st_mode)
@@ -158,9 +160,8 @@ def _refuse_unfit_history(cfg: Mapping[str, Any], config: SSTokenConfig) -> None
         _refuse_unfit_folder(cfg, config)
     if cfg.get("lisa_n_layers"):
         refusals.LISA.refuse()
-    for key, asked in (("history", config.history_is_path), ("history_cache", config.history_cache)):
-        if asked and _zero_stage(cfg) == 3:
-            refusals.ZERO_3[key].refuse(f"sstoken.{key}: {getattr(config, key)}")
+    if config.history_is_path and _zero_stage(cfg) == 3:
+        refusals.ZERO_3["history"].refuse(f"sstoken.history: {config.history}")
 
 
 def _refuse_unfit_folder(cfg: Mapping[str, Any], config: SSTokenConfig) -> None:

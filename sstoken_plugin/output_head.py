@@ -19,7 +19,7 @@ from sstoken_plugin.sharding import is_sharded
 
 LOG = logger(__name__)
 
-# Tokens of the first batch that a fast way must agree on with the model's own logits.
+# Tokens on which a fast way must agree with the model's own logits, in a trial pass.
 _PROOF_TOKENS = 8
 
 # Keys of a batch that are no arguments of a forward pass that scores.
@@ -33,7 +33,7 @@ class ResponseHead:
     """The losses of a batch's response tokens, from a forward pass inside `narrowed`.
 
     The head is reached by a hook on the module, inside the model's own forward pass. Where logits are a linear
-    function of the hidden states and nothing more, which the first batch shows, losses and gradients are computed
+    function of the hidden states and nothing more, which a trial pass shows, losses and gradients are computed
     there (`linear_nll`, or a fused kernel). Else the head runs on the rows that are needed, so that scaling and soft
     caps of logits, sharding and quantisation apply as ever. A model whose head is no module of its own computes all
     logits, and `nll` takes the rows that are needed.

@@ -179,7 +179,11 @@ def test_the_release_tells_which_fsdp_is_meant(settings, is_first_fsdp):
         compatibility.check(settings)
 
 
-@pytest.mark.parametrize("block", [{"history": "/a/checkpoint"}, {"history_cache": "losses"}], ids=str)
+@pytest.mark.parametrize(
+    "block",
+    [{"history": "/a/checkpoint"}, {"history_cache": "losses"}, {"history_cache": "losses", "selector": "attention"}],
+    ids=str,
+)
 def test_zero_3_is_told_from_the_file_and_from_its_content(config, tmp_path, monkeypatch, block):
     settings = {"zero_optimization": {"stage": 3}}
     file = tmp_path / "zero.json"
