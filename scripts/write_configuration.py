@@ -57,7 +57,8 @@ This command and the next one run in one process. On a machine with several GPUs
 Scores the first N samples (default 20) of the prepared data set without training, with the settings after the
 warm-up. Prints the first of them (`--show`, default 3; in colour, or with signs around kept and dropped tokens where a
 terminal has no colours or `NO_COLOR` is set) and writes `inspect.html` and `selections.jsonl` to DIR (default
-`OUTPUT_DIR/sstoken`). A folder that cannot be written is refused before anything is loaded.
+`OUTPUT_DIR/sstoken`; in a folder of your own that holds no page of a training, the page is there as `report.html` too,
+its name in version 0.1). A folder that cannot be written is refused before anything is loaded.
 Files come first, so that nothing that happens to a terminal costs one; characters that it does not have are shown as
 `?`. An option that neither this command nor Axolotl knows is refused. Without `--adapter` it shows the untrained
 model, whose REL is zero unless `history` is a path. With two, it compares them: the page has a slider from one to the

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from sstoken_plugin.report import Report
 
 
+# Of the inspector's page in version 0.1, where the results have a folder of their own. A training's page has it too.
+OLD_PAGE = "report.html"
+
+
 @click.command(
     name="sstoken-inspect",
     short_help="show which tokens ssToken keeps, without training",
@@ -103,10 +107,12 @@ def inspect(
         for moment in report.moments
         for table in report.breakdowns
     ]
+    pages = [page, *([folder / OLD_PAGE] if out and _is_free_for_old_page(folder, page) else [])]
     fault = None
     try:
-        write_page(page, replace(reports[-1], moments=moments, breakdowns=tables))
-        files.append(page)
+        for file in pages:
+            write_page(file, replace(reports[-1], moments=moments, breakdowns=tables))
+            files.append(file)
     except OSError as error:
         fault = error
     # After the files, so that nothing that happens to a terminal costs one.
@@ -122,7 +128,16 @@ def inspect(
         click.echo(terminal.agreement(*(moment.records for moment in moments)))
     click.echo(one_line(f"Written: {', '.join(map(str, files))}"))
     if fault is not None:
-        raise ValueError(_unwritable("--out" if out else "output_dir", page, fault)) from fault
+        older = " The page that is there is of an earlier inspection." if page.exists() else ""
+        raise ValueError(_unwritable("--out" if out else "output_dir", page, fault) + older) from fault
+
+
+def _is_free_for_old_page(folder: Path, page: Path) -> bool:
+    """Tell whether a page in a folder of the user's own may have its name in version 0.1, too."""
+    old = folder / OLD_PAGE
+    if folder.resolve().name == "sstoken":
+        return False
+    return not old.exists() or (old.is_file() and page.is_file() and old.read_bytes() == page.read_bytes())
 
 
 def _refuse_unwritable(key: str, folder: Path, files: Sequence[Path]) -> None:
@@ -172,7 +187,11 @@ def _inspect(cfg: Any, settings: SSTokenConfig, adapter: str | None, data: Any, 
     with precision():
         selection = build_selection(settings, cfg, model, history, ends)
         chosen = data.select(range(min(samples, len(data))))
-        records = write_records(inspect_samples(selection, model, chosen, phase, tokenizer, counts.add), file)
+        found = inspect_samples(selection, model, chosen, phase, tokenizer, counts.add)
+        try:
+            records = write_records(found, file)
+        except OSError as error:
+            raise ValueError(_unwritable("--out or output_dir", file, error)) from error
     label = f"adapter {adapter}" if adapter else "untrained model"
     moment = Moment(label, phase.rule, phase.gamma, phase.ratio, records)
     return report_of(selection, tokenizer, [moment], counts.tables(counts.counts.cpu()))

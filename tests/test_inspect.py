@@ -239,6 +239,21 @@ def test_nobody_else_writes_the_page_of_a_training(config, inspect, tmp_path):
     assert result.exit_code == 0, result.output
     assert len(records) == 2
     assert page.read_text() == "of a run"
+    # Nor where a run would write it at its end.
+    folder = tmp_path / "out" / "sstoken"
+    folder.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder)
+    inspect(config, "--samples", "1", "--out", str(tmp_path / "link"))
+    assert (folder / "inspect.html").exists()
+    assert not (folder / "report.html").exists()
+
+
+def test_in_a_folder_of_its_own_the_page_has_the_name_of_version_0_1_too(config, inspect, tmp_path):
+    pages = [tmp_path / "inspection" / name for name in ("inspect.html", "report.html")]
+    for samples in ("1", "2"):
+        result, _ = inspect(config, "--samples", samples)
+        assert result.exit_code == 0, result.output
+        assert pages[0].read_bytes() == pages[1].read_bytes()
 
 
 def test_an_inspection_that_fails_leaves_the_records_of_the_one_before(config, inspect, monkeypatch):
@@ -250,8 +265,9 @@ def test_an_inspection_that_fails_leaves_the_records_of_the_one_before(config, i
 
     write = inspection.write_records
     monkeypatch.setattr(inspection, "write_records", lambda records, file: write(cut(records), file))
-    with pytest.raises(OSError, match="No space left"):
-        inspect(config, "--samples", "4")
+    result, _ = inspect(config, "--samples", "4")
+    assert result.exit_code == 1
+    assert "selections.jsonl cannot be written (OSError: [Errno 28] No space left on device)" in result.output
     monkeypatch.undo()
     assert inspect(config, "--samples", "2")[1] == before
 
