@@ -90,15 +90,16 @@ def inspect(
     asked: list[str | None] = [*adapters] or [None]
     files = [folder / f"selections{f'-{number + 1}' if number else ''}.jsonl" for number in range(len(asked))]
     page = folder / "inspect.html"
+    key = "--out" if out else "output_dir"
     # Before data and model are loaded.
-    _refuse_unwritable("--out" if out else "output_dir", folder, [*files, page])
+    _refuse_unwritable(key, folder, [*files, page])
     if adapters and cfg.adapter not in ("lora", "qlora"):
         raise ValueError(f"--adapter needs `adapter: lora` or `adapter: qlora` in {config}.")
     if len(adapters) > 2:
         raise ValueError(f"--adapter is given {len(adapters)} times; at most two can be compared.")
     data = load_datasets(cfg=cfg).train_dataset
     reports = [
-        _inspect(cfg, settings, adapter, data, samples, file) for adapter, file in zip(asked, files, strict=True)
+        _inspect(cfg, settings, adapter, data, samples, file, key) for adapter, file in zip(asked, files, strict=True)
     ]
     moments = [moment for report in reports for moment in report.moments]
     tables = [
@@ -109,12 +110,14 @@ def inspect(
     ]
     pages = [page, *([folder / OLD_PAGE] if out and _is_free_for_old_page(folder, page) else [])]
     fault = None
-    try:
-        for file in pages:
-            write_page(file, replace(reports[-1], moments=moments, breakdowns=tables))
-            files.append(file)
-    except OSError as error:
-        fault = error
+    for file in pages:
+        try:
+            with _told_if_unwritable(key, file):
+                write_page(file, replace(reports[-1], moments=moments, breakdowns=tables))
+        except ValueError as error:
+            fault = error
+            break
+        files.append(file)
     # After the files, so that nothing that happens to a terminal costs one.
     colours = has_colours(sys.stdout, os.environ)
     for report, moment in zip(reports, moments, strict=True):
@@ -128,8 +131,8 @@ def inspect(
         click.echo(terminal.agreement(*(moment.records for moment in moments)))
     click.echo(one_line(f"Written: {', '.join(map(str, files))}"))
     if fault is not None:
-        older = " The page that is there is of an earlier inspection." if page.exists() else ""
-        raise ValueError(_unwritable("--out" if out else "output_dir", page, fault) + older) from fault
+        older = " The page that is there is of an earlier inspection." if file.exists() else ""
+        raise ValueError(f"{fault}{older}") from fault
 
 
 def _is_free_for_old_page(folder: Path, page: Path) -> bool:
@@ -142,21 +145,32 @@ def _is_free_for_old_page(folder: Path, page: Path) -> bool:
 
 def _refuse_unwritable(key: str, folder: Path, files: Sequence[Path]) -> None:
     """Refuse a folder in which the results could not be written, and make it where it is missing."""
-    try:
+    with _told_if_unwritable(key, folder):
         folder.mkdir(parents=True, exist_ok=True)
         if taken := next((file for file in files if file.is_dir()), None):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(taken))
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"sstoken")
+
+
+@contextmanager
+def _told_if_unwritable(key: str, place: Path) -> Iterator[None]:
+    """Turn what goes wrong in writing into one sentence.
+
+    Raises:
+        ValueError: see there.
+    """
+    try:
+        yield
     except OSError as error:
-        raise ValueError(_unwritable(key, folder, error)) from error
+        raise ValueError(
+            f"{key}: {place} cannot be written ({in_short(error)}); name another folder, or make room."
+        ) from error
 
 
-def _unwritable(key: str, place: Path, error: OSError) -> str:
-    return f"{key}: {place} cannot be written ({in_short(error)}); name another folder, or make room."
-
-
-def _inspect(cfg: Any, settings: SSTokenConfig, adapter: str | None, data: Any, samples: int, file: Path) -> Report:
+def _inspect(
+    cfg: Any, settings: SSTokenConfig, adapter: str | None, data: Any, samples: int, file: Path, key: str
+) -> Report:
     """Score the first samples with the untrained model or an adapter; the model is dropped after."""
     from axolotl.cli.utils import load_model_and_tokenizer
     from axolotl.utils.dict import DictDefault
@@ -187,11 +201,8 @@ def _inspect(cfg: Any, settings: SSTokenConfig, adapter: str | None, data: Any, 
     with precision():
         selection = build_selection(settings, cfg, model, history, ends)
         chosen = data.select(range(min(samples, len(data))))
-        found = inspect_samples(selection, model, chosen, phase, tokenizer, counts.add)
-        try:
-            records = write_records(found, file)
-        except OSError as error:
-            raise ValueError(_unwritable("--out or output_dir", file, error)) from error
+        with _told_if_unwritable(key, file):
+            records = write_records(inspect_samples(selection, model, chosen, phase, tokenizer, counts.add), file)
     label = f"adapter {adapter}" if adapter else "untrained model"
     moment = Moment(label, phase.rule, phase.gamma, phase.ratio, records)
     return report_of(selection, tokenizer, [moment], counts.tables(counts.counts.cpu()))

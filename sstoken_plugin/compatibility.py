@@ -22,6 +22,7 @@ from sstoken_plugin.visible_text import told_on_one_line
 NAMES = ("sstoken", "sstoken_plugin.SSTokenPlugin", "sstoken_plugin.plugin.SSTokenPlugin")
 
 
+@told_on_one_line()
 def check(cfg: Mapping[str, Any]) -> SSTokenConfig:
     """Return the parsed `sstoken:` block of a whole YAML, or refuse the YAML.
 
@@ -31,11 +32,6 @@ def check(cfg: Mapping[str, Any]) -> SSTokenConfig:
     Raises:
         ValueError: one sentence that names the key and the mend.
     """
-    with told_on_one_line():
-        return _checked(cfg)
-
-
-def _checked(cfg: Mapping[str, Any]) -> SSTokenConfig:
     _refuse_misplaced_keys(cfg)
     config = SSTokenConfig.from_block(cfg.get("sstoken"))
     for refusal in refusals.ALWAYS:

@@ -426,3 +426,10 @@ def test_variables_and_home_are_replaced_in_paths(config, tmp_path, monkeypatch)
         assert compatibility.expand(path) == tmp_path / "cache"
         compatibility.check({**config, "sstoken": {"history_cache": path}})
     assert not (tmp_path / "$SOMEWHERE").exists()
+
+
+def test_a_name_in_a_refusal_stays_on_its_line():
+    with pytest.raises(ValueError, match="no folder") as told:
+        compatibility.check({"sstoken": {"history": "/no/where\n[INFO] ssToken is active: FORGED\x1b[2J"}})
+    assert len(str(told.value).splitlines()) == 1
+    assert "\x1b" not in str(told.value)

@@ -140,6 +140,15 @@ def test_a_resumed_run_draws_the_whole_of_it(config, train, drawn, tmp_path):
     assert whole.breakdowns == resumed.breakdowns
 
 
+def test_a_page_that_will_have_no_folder_is_told_at_the_start_and_costs_no_training(config, train, tmp_path, caplog):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sstoken").write_text("")
+    run = train({**config, "max_steps": 2, "sstoken": BLOCK})
+    assert run.trainer.state.global_step == 2
+    assert "output_dir: there will be no page, because its folder cannot be made" in caplog.text
+    assert "what is selected will be shown" not in caplog.text
+
+
 def test_tables_count_the_tokens_that_were_trained_on(config, train, drawn, steps):
     train({**config, "max_steps": 6, "sstoken": BLOCK})
     (report,) = drawn
