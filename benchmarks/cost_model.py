@@ -37,7 +37,7 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sstoken_plugin.linear_nll import ELEMENTS, HELD_BYTES, LEAST_ROWS
+from sstoken_plugin.engine.linear_nll import ELEMENTS, HELD_BYTES, LEAST_ROWS
 
 Method = Literal["lora", "qlora", "full"]
 Side = Literal["plain", "response", "warm", "history", "ema"]

@@ -33,16 +33,16 @@ from part_clock import part_shares
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from sstoken_plugin.attention import PromptAttention
-from sstoken_plugin.config import SSTokenConfig
+from sstoken_plugin.engine.attention import PromptAttention
+from sstoken_plugin.engine.modes import without_trace
+from sstoken_plugin.engine.step import Phase, ScoredStep, TokenSelection
 from sstoken_plugin.history.base import History, Untrained
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.history.store import LossStore
 from sstoken_plugin.history.weights import KeptWeights, MovingAverage
-from sstoken_plugin.metrics import Totals, counts
-from sstoken_plugin.modes import without_trace
-from sstoken_plugin.samples import BatchLayout
-from sstoken_plugin.step import Phase, ScoredStep, TokenSelection
+from sstoken_plugin.selection.config import SSTokenConfig
+from sstoken_plugin.selection.samples import BatchLayout
+from sstoken_plugin.training.metrics import Totals, counts
 
 BATCHES = 3
 PHASE = Phase("sstoken", gamma=0.5, ratio=0.6)

@@ -185,7 +185,7 @@ def step(trainer: Any, batch: Any) -> float:
 
 def fill_cache(config: dict[str, Any]) -> None:
     """Compute the history losses of a configuration's data set."""
-    from sstoken_plugin.scoring import score, work_left
+    from sstoken_plugin.history.scoring import score, work_left
 
     trainer, _ = build(config)
     losses = trainer.selection.history

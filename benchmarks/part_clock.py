@@ -8,12 +8,12 @@ from typing import Any
 
 from harness import WARMUP_STEPS, spread
 
-from sstoken_plugin import selection
-from sstoken_plugin.attention import PromptAttention
+from sstoken_plugin.engine.attention import PromptAttention
+from sstoken_plugin.engine.modes import replaced
+from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.history.losses import HistoryLosses
-from sstoken_plugin.modes import replaced
-from sstoken_plugin.step import Phase, TokenSelection
-from sstoken_plugin.turns import Turns
+from sstoken_plugin.selection import scores as selection
+from sstoken_plugin.selection.turns import Turns
 
 # Layout, turns, scores and selection, the reading of kept losses; what counts for the metrics is the caller's to name.
 PARTS: list[tuple[Any, str, str]] = [

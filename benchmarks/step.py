@@ -82,7 +82,7 @@ def runs_in_turn(configs: dict[str, dict[str, Any]]) -> dict[str, float]:
     What the plugin does before the first step counts as its own. A run is minutes long: one after the other, the two
     would be as far apart as the machine's speed drifts.
     """
-    from sstoken_plugin.trainer import TokenSelectionTrainer
+    from sstoken_plugin.training.trainer import TokenSelectionTrainer
 
     begin = TokenSelectionTrainer.begin_selection
     begun: list[float] = []
@@ -123,9 +123,9 @@ def parts_of_steps(config: dict[str, Any], steps: int) -> dict[str, Any]:
 
 def counting() -> list[tuple[Any, str]]:
     """Return the functions of a trainer's step that count: owner and name."""
-    from sstoken_plugin import trainer
-    from sstoken_plugin.breakdown import KeptCounts
-    from sstoken_plugin.metrics import Totals
+    from sstoken_plugin.report.breakdown import KeptCounts
+    from sstoken_plugin.training import trainer
+    from sstoken_plugin.training.metrics import Totals
 
     return [(trainer, "counts"), (Totals, "add"), (KeptCounts, "add")]
 
@@ -152,8 +152,8 @@ def scoring(pairs: int) -> dict[str, Any]:
 
 def scored(config: dict[str, Any], sides: list[str], pairs: int) -> dict[str, Any]:
     """Run batches of 1024 tokens bare, scored or in turn; return the seconds of each, and this process's peak."""
-    from sstoken_plugin.modes import without_trace
-    from sstoken_plugin.scoring import Work, score, work_left
+    from sstoken_plugin.engine.modes import without_trace
+    from sstoken_plugin.history.scoring import Work, score, work_left
 
     trainer, _ = build(config)
     losses, model = trainer.selection.history, trainer.model

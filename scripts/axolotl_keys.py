@@ -30,7 +30,7 @@ from pydantic.fields import FieldInfo
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sstoken_plugin import compatibility, refusals  # noqa: E402
+from sstoken_plugin.axolotl import compatibility, refusals  # noqa: E402
 
 OPINIONS = ROOT / "tests" / "data" / "axolotl_keys.yaml"
 

@@ -20,8 +20,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
-from sstoken_plugin import compatibility
-from sstoken_plugin.refusals import REFUSALS, Refusal
+from sstoken_plugin.axolotl import compatibility
+from sstoken_plugin.axolotl.refusals import REFUSALS, Refusal
 
 GPUS = {"bf16": True, "fp8": True, "tf32": True, "n_gpu": 8, "n_node": 1, "compute_capability": "sm_90"}
 
@@ -183,7 +183,7 @@ def _last_check(cfg: Any) -> None:
     """Ask what the plugin asks before data are loaded."""
     from axolotl.integrations.base import PluginManager
 
-    from sstoken_plugin.plugin import SSTokenPlugin
+    from sstoken_plugin.axolotl.plugin import SSTokenPlugin
 
     for plugin in PluginManager.get_instance().plugins.values():
         if isinstance(plugin, SSTokenPlugin):

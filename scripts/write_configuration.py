@@ -8,8 +8,8 @@ from typing import Literal, get_args, get_origin
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sstoken_plugin.config import SSTokenConfig  # noqa: E402
-from sstoken_plugin.metrics import MEANINGS  # noqa: E402
+from sstoken_plugin.selection.config import SSTokenConfig  # noqa: E402
+from sstoken_plugin.training.metrics import MEANINGS  # noqa: E402
 
 HEAD = """# Configuration
 

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.update(AXOLOTL_DO_NOT_TRACK="1", HF_HUB_OFFLINE="1")
 
 from scripts.example_verdicts import Outcome, Verdict, judge_all  # noqa: E402
-from sstoken_plugin.refusals import REFUSALS, UNTESTED, Refusal  # noqa: E402
+from sstoken_plugin.axolotl.refusals import REFUSALS, UNTESTED, Refusal  # noqa: E402
 
 PAGE = ROOT / "docs" / "support.md"
 BEGIN = "<!-- Written by `python scripts/write_examples.py FOLDER`: begin -->"

@@ -9,7 +9,7 @@ __all__ = ["SSTokenArgs", "SSTokenPlugin"]
 def __getattr__(name: str) -> Any:
     # Lazy, so that `import sstoken_plugin` loads neither torch nor Axolotl.
     if name in __all__:
-        from sstoken_plugin import plugin
+        from sstoken_plugin.axolotl import plugin
 
         return getattr(plugin, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,8 +18,8 @@ from axolotl.core.trainers.base import AxolotlTrainer
 from conftest import STEADY, run_axolotl
 from transformers import Trainer
 
-from sstoken_plugin.axolotl_trainer import SSTokenTrainer
-from sstoken_plugin.step import ScoredStep
+from sstoken_plugin.axolotl.trainer import SSTokenTrainer
+from sstoken_plugin.engine.step import ScoredStep
 
 WORLD, RANK = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
 

@@ -286,8 +286,8 @@ def train(tmp_path: Path) -> Any:
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
     """Every training step of a run, with the batch it was scored on."""
-    from sstoken_plugin import trainer
-    from sstoken_plugin.step import TokenSelection
+    from sstoken_plugin.engine.step import TokenSelection
+    from sstoken_plugin.training import trainer
 
     taken, batches = [], []
     begin, count = TokenSelection.begin, trainer.counts

@@ -18,13 +18,13 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from sstoken_plugin.attention import PromptAttention
-from sstoken_plugin.config import SSTokenConfig
+from sstoken_plugin.engine.attention import PromptAttention
+from sstoken_plugin.engine.losses import token_nll
+from sstoken_plugin.engine.step import Phase, ScoredStep, TokenSelection
 from sstoken_plugin.history.build import build_history
 from sstoken_plugin.history.losses import HistoryLosses
-from sstoken_plugin.losses import token_nll
-from sstoken_plugin.samples import BatchLayout
-from sstoken_plugin.step import Phase, ScoredStep, TokenSelection
+from sstoken_plugin.selection.config import SSTokenConfig
+from sstoken_plugin.selection.samples import BatchLayout
 
 TOLERANCE = 1e-5
 # Between logits of two kinds of attention: far above what layers add up to, far below another mask.

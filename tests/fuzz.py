@@ -29,7 +29,7 @@ from conftest import MODELS, ROOT, write_chats, write_tiny_llama
 
 import sstoken_plugin
 import sstoken_startup
-from sstoken_plugin.config import SSTokenConfig
+from sstoken_plugin.selection.config import SSTokenConfig
 
 LIMIT_SECONDS = 120
 BAD = ("HUNG", "FELL IN PLUGIN", "NAMES NO KEY", "SILENT")
@@ -352,8 +352,8 @@ def prepare(folder: Path) -> dict[str, str]:
         "axolotl.cli.train",
         "axolotl.common.datasets",
         "bitsandbytes",
-        "sstoken_plugin.axolotl_trainer",
-        "sstoken_plugin.callbacks",
+        "sstoken_plugin.axolotl.trainer",
+        "sstoken_plugin.training.callbacks",
     ):
         importlib.import_module(module)
 

@@ -19,8 +19,10 @@ import torch
 import torch.distributed as dist
 from conftest import run_axolotl
 
-from sstoken_plugin import callbacks, step, trajectory
-from sstoken_plugin.breakdown import KeptCounts
+from sstoken_plugin.engine import step
+from sstoken_plugin.report import trajectory
+from sstoken_plugin.report.breakdown import KeptCounts
+from sstoken_plugin.training import callbacks
 
 RANK = int(os.environ.get("RANK", "0"))
 

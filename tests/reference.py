@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sstoken_plugin.modes import without_trace
+from sstoken_plugin.engine.modes import without_trace
 
 
 def samples_of(batch: dict[str, Tensor]) -> Iterator[list[int]]:

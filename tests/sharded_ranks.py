@@ -17,11 +17,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sstoken_plugin.attention import PromptAttention
-from sstoken_plugin.config import SSTokenConfig
+from sstoken_plugin.engine.attention import PromptAttention
+from sstoken_plugin.engine.sharding import parts, wholes
+from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.history.build import build_history
-from sstoken_plugin.sharding import parts, wholes
-from sstoken_plugin.step import Phase, TokenSelection
+from sstoken_plugin.selection.config import SSTokenConfig
 
 CONFIG = LlamaConfig(
     vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,

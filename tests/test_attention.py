@@ -23,10 +23,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaAttention, apply_rotary_pos_emb
 
-from sstoken_plugin.attention import PromptAttention, softmax_layers
-from sstoken_plugin.config import SSTokenConfig
-from sstoken_plugin.samples import BatchLayout
-from sstoken_plugin.step import Phase, TokenSelection
+from sstoken_plugin.engine.attention import PromptAttention, softmax_layers
+from sstoken_plugin.engine.step import Phase, TokenSelection
+from sstoken_plugin.selection.config import SSTokenConfig
+from sstoken_plugin.selection.samples import BatchLayout
 
 
 def random_samples(lengths=((13, 6), (9, 3))):
@@ -442,7 +442,7 @@ def test_where_the_first_batch_cannot_be_checked_training_goes_on_and_says_so(ca
     def without_memory(*args):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("sstoken_plugin.step.watching_changes", without_memory)
+    monkeypatch.setattr("sstoken_plugin.engine.step.watching_changes", without_memory)
     model, batch, config = build(LLAMA, "sdpa"), padded(random_samples()), SSTokenConfig(selector="attention")
     selection = TokenSelection(config, PromptAttention.of(model, -1), None, [2])
     for _ in range(2):

@@ -12,7 +12,7 @@ from conftest import ROOT
 from pydantic import AliasChoices, BaseModel, Field
 
 from scripts import axolotl_keys
-from sstoken_plugin import compatibility, refusals
+from sstoken_plugin.axolotl import compatibility, refusals
 
 VERDICTS = yaml.safe_load(axolotl_keys.OPINIONS.read_text())
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sstoken_plugin.breakdown import FENCE, KeptCounts, part_of
-from sstoken_plugin.samples import BatchLayout
-from sstoken_plugin.step import Phase, TokenScores
-from sstoken_plugin.turns import EndTokens, Turns
+from sstoken_plugin.engine.step import Phase, TokenScores
+from sstoken_plugin.report.breakdown import FENCE, KeptCounts, part_of
+from sstoken_plugin.selection.samples import BatchLayout
+from sstoken_plugin.selection.turns import EndTokens, Turns
 
 END = "<|im_end|>"
 

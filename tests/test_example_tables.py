@@ -6,7 +6,7 @@ from conftest import ROOT
 
 from scripts import write_examples
 from scripts.example_verdicts import judge_all, model_type
-from sstoken_plugin import refusals
+from sstoken_plugin.axolotl import refusals
 
 # The shape of Axolotl's examples, of which these are short copies.
 COMMON = {

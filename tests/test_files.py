@@ -2,7 +2,7 @@
 
 import pytest
 
-from sstoken_plugin.files import replacing, write_bytes
+from sstoken_plugin.base.files import replacing, write_bytes
 
 
 def cut_short(file):

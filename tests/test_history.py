@@ -15,14 +15,14 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from sstoken_plugin.config import SSTokenConfig
+from sstoken_plugin.engine.modes import without_trace
+from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.history.adapter import AdapterOff
 from sstoken_plugin.history.base import bytes_of
 from sstoken_plugin.history.frozen import FrozenModel, without_adapter
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.history.weights import KeptWeights, MovingAverage, Snapshot, round_by_chance
-from sstoken_plugin.modes import without_trace
-from sstoken_plugin.step import Phase, TokenSelection
+from sstoken_plugin.selection.config import SSTokenConfig
 
 PHASE = Phase("rel", 1.0, 0.6)
 FROZEN_BY_USER = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"

@@ -9,7 +9,8 @@ import torch
 from conftest import skip_what_is_refused, write
 from transformers import AutoModelForCausalLM
 
-from sstoken_plugin import cli, scoring
+from sstoken_plugin.axolotl import cli
+from sstoken_plugin.history import scoring
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.history.store import FILE, LossStore
 

@@ -13,10 +13,10 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+from sstoken_plugin.engine.modes import without_trace
 from sstoken_plugin.history.adapter import AdapterOff, has_effect
 from sstoken_plugin.history.frozen import without_adapter
 from sstoken_plugin.history.losses import HistoryLosses
-from sstoken_plugin.modes import without_trace
 
 FULL = {"adapter": None, "learning_rate": 0.005}
 QLORA = {"adapter": "qlora", "load_in_4bit": True}

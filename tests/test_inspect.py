@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from conftest import AXOLOTL, run_command, write
 from safetensors.torch import load_file
 
-from sstoken_plugin import inspection
+from sstoken_plugin.report import inspection
 
 FIELDS = {
     "sample",
@@ -36,7 +36,7 @@ def inspect(tmp_path):
     def run(config, *arguments):
         from axolotl.integrations.base import PluginManager
 
-        from sstoken_plugin.cli import inspect_command
+        from sstoken_plugin.axolotl.cli import inspect_command
 
         PluginManager.get_instance().plugins.clear()
         out = tmp_path / "inspection"
@@ -219,7 +219,7 @@ def test_labels_of_ones_own_are_in_the_record(config, inspect, tokenizer, tmp_pa
 
 
 def test_the_page_of_a_training_stays_beside_that_of_an_inspection(config, train, tmp_path):
-    from sstoken_plugin.cli import inspect_command
+    from sstoken_plugin.axolotl.cli import inspect_command
 
     train({**config, "max_steps": 2, "save_strategy": "steps", "save_steps": 2})
     folder = tmp_path / "out" / "sstoken"
@@ -292,7 +292,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(
 ):
     from axolotl.integrations.base import PluginManager
 
-    from sstoken_plugin import cli
+    from sstoken_plugin.axolotl import cli
 
     PluginManager.get_instance().plugins.clear()
     monkeypatch.setattr("axolotl.common.datasets.load_datasets", lambda **kwargs: pytest.fail("data was loaded"))
@@ -308,7 +308,7 @@ def test_a_page_that_cannot_be_written_costs_neither_records_nor_view(config, in
     def no_room(file, report):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("sstoken_plugin.page.write_page", no_room)
+    monkeypatch.setattr("sstoken_plugin.report.assembly.write_page", no_room)
     result, records = inspect(config, "--samples", "2")
     assert result.exit_code == 1
     assert len(records) == 2
@@ -319,7 +319,7 @@ def test_a_page_that_cannot_be_written_costs_neither_records_nor_view(config, in
 
 def test_the_page_that_cannot_be_written_is_the_one_that_is_named(config, inspect, monkeypatch):
     """The first of two names is written then, and is no earlier page."""
-    from sstoken_plugin import page
+    from sstoken_plugin.report import assembly as page
 
     write_page = page.write_page
 
@@ -328,7 +328,7 @@ def test_the_page_that_cannot_be_written_is_the_one_that_is_named(config, inspec
             raise OSError(errno.ENOSPC, "No space left on device")
         write_page(file, report)
 
-    monkeypatch.setattr("sstoken_plugin.page.write_page", no_room_for_two)
+    monkeypatch.setattr("sstoken_plugin.report.assembly.write_page", no_room_for_two)
     result, _ = inspect(config, "--samples", "2")
     assert result.exit_code == 1
     assert "report.html cannot be written" in result.output
@@ -339,7 +339,7 @@ def test_the_page_that_cannot_be_written_is_the_one_that_is_named(config, inspec
 def test_a_home_folder_is_one(config, tmp_path, monkeypatch):
     from axolotl.integrations.base import PluginManager
 
-    from sstoken_plugin import cli
+    from sstoken_plugin.axolotl import cli
 
     PluginManager.get_instance().plugins.clear()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -364,7 +364,7 @@ def test_a_home_folder_is_one(config, tmp_path, monkeypatch):
     ids=repr,
 )
 def test_a_file_that_is_no_yaml_is_named(tmp_path, content, words):
-    from sstoken_plugin.cli import inspect_command
+    from sstoken_plugin.axolotl.cli import inspect_command
 
     file = tmp_path / "odd.yaml"
     file.write_bytes(content)
@@ -376,7 +376,7 @@ def test_a_file_that_is_no_yaml_is_named(tmp_path, content, words):
 
 def test_what_only_others_raise_keeps_its_traceback(config, tmp_path, monkeypatch):
     """Words such as `not enough values to unpack` say nothing without it."""
-    from sstoken_plugin.cli import inspect_command
+    from sstoken_plugin.axolotl.cli import inspect_command
 
     def load(**kwargs):
         raise ValueError("not enough values to unpack (expected 2, got 1)")

@@ -7,8 +7,8 @@ import torch
 from counting import products_over
 from torch.nn import functional
 
-from sstoken_plugin import linear_nll as module
-from sstoken_plugin.linear_nll import linear_nll, row_gradients
+from sstoken_plugin.engine import linear_nll as module
+from sstoken_plugin.engine.linear_nll import linear_nll, row_gradients
 
 ROWS, WIDTH, VOCABULARY = 23, 16, 50
 

@@ -9,11 +9,11 @@ from counting import products_over
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
-from sstoken_plugin.config import SSTokenConfig
-from sstoken_plugin.losses import mean_kept
-from sstoken_plugin.output_head import ResponseHead
-from sstoken_plugin.samples import BatchLayout
-from sstoken_plugin.step import Phase, TokenSelection
+from sstoken_plugin.engine.losses import mean_kept
+from sstoken_plugin.engine.output_head import ResponseHead
+from sstoken_plugin.engine.step import Phase, TokenSelection
+from sstoken_plugin.selection.config import SSTokenConfig
+from sstoken_plugin.selection.samples import BatchLayout
 
 
 class HeadlessLlama(LlamaForCausalLM):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sstoken_plugin.metrics import COUNTS
-from sstoken_plugin.monitor import SelectionMonitor
+from sstoken_plugin.training.metrics import COUNTS
+from sstoken_plugin.training.monitor import SelectionMonitor
 
 
 def line(**counts):

@@ -10,12 +10,12 @@ from chosen_families import FAMILIES, LLAMA, SINKS, build
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
-from sstoken_plugin import output_head
-from sstoken_plugin.fused import liger_fused_linear_cross_entropy
-from sstoken_plugin.linear_nll import linear_nll
-from sstoken_plugin.output_head import ResponseHead, why_not
-from sstoken_plugin.samples import BatchLayout
-from sstoken_plugin.trainer import TokenSelectionTrainer
+from sstoken_plugin.engine import output_head
+from sstoken_plugin.engine.kernels import liger_fused_linear_cross_entropy
+from sstoken_plugin.engine.linear_nll import linear_nll
+from sstoken_plugin.engine.output_head import ResponseHead, why_not
+from sstoken_plugin.selection.samples import BatchLayout
+from sstoken_plugin.training.trainer import TokenSelectionTrainer
 
 MORE_THAN_LINEAR = {"gemma2", "granite", "cohere", "cohere2"}
 

@@ -9,10 +9,10 @@ from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
-from sstoken_plugin.config import SSTokenConfig
+from sstoken_plugin.engine.own_loss import OwnLoss
+from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.history.build import build_history
-from sstoken_plugin.own_loss import OwnLoss
-from sstoken_plugin.step import Phase, TokenSelection
+from sstoken_plugin.selection.config import SSTokenConfig
 
 ROUTED = {"output_router_logits": True, "num_experts_per_tok": 1}
 MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}

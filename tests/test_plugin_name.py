@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 import pytest
 from conftest import AXOLOTL, ROOT, run_command, write
 
-from sstoken_plugin import compatibility, releases
+from sstoken_plugin.axolotl import compatibility, releases
 
 ACTIVE = "ssToken is active"
 COMMANDS = {

@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sstoken_plugin import compatibility, refusals
-from sstoken_plugin.config import SSTokenConfig
+from sstoken_plugin.axolotl import compatibility, refusals
+from sstoken_plugin.selection.config import SSTokenConfig
 
 
 @pytest.mark.parametrize(

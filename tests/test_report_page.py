@@ -6,8 +6,8 @@ import torch
 from reports import drawn, moment, record, report
 from selenium.webdriver.common.keys import Keys
 
-from sstoken_plugin import selection
 from sstoken_plugin.report import Breakdown
+from sstoken_plugin.selection import scores as selection
 
 LOG = [
     {"step": step, "loss": 2 / step, "sstoken/loss_selected": 1 / step, "sstoken/loss_unselected": 3 / step,

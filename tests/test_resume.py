@@ -18,9 +18,9 @@ from damage import cut, edited, flipped, gone, in_its_place, written
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sstoken_plugin import checkpoint
-from sstoken_plugin.files import write_bytes
-from sstoken_plugin.monitor import SelectionMonitor
+from sstoken_plugin.base.files import write_bytes
+from sstoken_plugin.training import checkpoint
+from sstoken_plugin.training.monitor import SelectionMonitor
 
 FULL = {"adapter": None, "learning_rate": 0.005}
 # The warm-up is the first 3 of 6 steps.

@@ -7,8 +7,8 @@ from itertools import chain
 import pytest
 import torch
 
-from sstoken_plugin import batching
-from sstoken_plugin.samples import BatchLayout, as_batch, sample_keys
+from sstoken_plugin.selection import batching
+from sstoken_plugin.selection.samples import BatchLayout, as_batch, sample_keys
 
 # Prompt and response of three samples; lower than 0 marks a prompt token.
 SAMPLES = [[-5, -6, 7, 8, 9], [-3, 4], [-5, 11, -12, -13, 14, 15]]

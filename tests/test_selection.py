@@ -11,11 +11,11 @@ import pytest
 import torch
 from conftest import SHARED
 
-from sstoken_plugin.config import SSTokenConfig
+from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.history.losses import HistoryLosses
-from sstoken_plugin.samples import BatchLayout
-from sstoken_plugin.selection import blend, keep_top, kept_per_sample, normalise, random_scores
-from sstoken_plugin.step import Phase, TokenSelection
+from sstoken_plugin.selection.config import SSTokenConfig
+from sstoken_plugin.selection.samples import BatchLayout
+from sstoken_plugin.selection.scores import blend, keep_top, kept_per_sample, normalise, random_scores
 
 SIGNALS = ("current_nll", "history_nll", "prompt_attention")
 FEW = json.loads((Path(__file__).parent / "data" / "parity.json").read_text())

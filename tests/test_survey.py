@@ -8,9 +8,9 @@ import pytest
 from click.testing import CliRunner
 from datasets import Dataset
 
-from sstoken_plugin import survey
-from sstoken_plugin.survey import Survey, refuse_rows
-from sstoken_plugin.turns import EndTokens
+from sstoken_plugin.selection.turns import EndTokens
+from sstoken_plugin.training import survey
+from sstoken_plugin.training.survey import Survey, refuse_rows
 
 ENDS = EndTokens({2})
 
@@ -126,7 +126,7 @@ def packed_rows(tokenizer):
 def test_rows_of_several_samples_are_refused_before_training(config, train, tokenizer, tmp_path, command):
     from conftest import write
 
-    from sstoken_plugin import cli
+    from sstoken_plugin.axolotl import cli
 
     rows = [*packed_rows(tokenizer) * 3, {k: v[:6] for k, v in packed_rows(tokenizer)[0].items()}]
     settings = prepared(config, tmp_path, rows, sstoken={"history_cache": str(tmp_path / "cache")})

@@ -11,9 +11,9 @@ import pytest
 from conftest import run_command, write
 
 import sstoken_plugin
-from sstoken_plugin.logs import logger
-from sstoken_plugin.streams import has_colours
-from sstoken_plugin.terminal import MOST_TOKENS, SHADES, agreement, legend, view
+from sstoken_plugin.base.logs import logger
+from sstoken_plugin.base.streams import has_colours
+from sstoken_plugin.report.terminal import MOST_TOKENS, SHADES, agreement, legend, view
 
 
 def record(tokens, prompt, selected):

@@ -13,8 +13,8 @@ import transformers
 from conftest import STEADY
 from transformers import AutoModelForImageTextToText
 
-from sstoken_plugin.losses import token_nll
-from sstoken_plugin.setup import describe
+from sstoken_plugin.engine.losses import token_nll
+from sstoken_plugin.training.setup import describe
 
 TEXT = {
     "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4,

@@ -8,8 +8,8 @@ from pathlib import Path
 import mistral_common
 import pytest
 
-from sstoken_plugin.token_text import LoneTokens, decode, token_texts
-from sstoken_plugin.visible_text import visible
+from sstoken_plugin.base.visible_text import visible
+from sstoken_plugin.report.token_text import LoneTokens, decode, token_texts
 
 TEXTS = [
     "Plain words, and 12 numbers.\n\n    indented\ttab",

@@ -12,10 +12,10 @@ from conftest import STEADY, chat, write
 from torch.nn import functional
 from transformers import Trainer, TrainerCallback
 
-from sstoken_plugin.metrics import METRICS, Totals, counts, ratios
-from sstoken_plugin.samples import BatchLayout
-from sstoken_plugin.step import Phase, TokenScores
-from sstoken_plugin.turns import EndTokens, Turns
+from sstoken_plugin.engine.step import Phase, TokenScores
+from sstoken_plugin.selection.samples import BatchLayout
+from sstoken_plugin.selection.turns import EndTokens, Turns
+from sstoken_plugin.training.metrics import METRICS, Totals, counts, ratios
 
 
 def data(tmp_path, *lines) -> list[dict]:
@@ -214,7 +214,7 @@ def test_another_selector_acts_during_the_warmup(config, train, steps, warmup_se
 
 @pytest.mark.parametrize("counted", [False, True], ids=["mean of micro-batches", "num_items_in_batch"])
 def test_the_loss_is_divided_by_the_kept_tokens(config, train, steps, monkeypatch, counted):
-    from sstoken_plugin.axolotl_trainer import SSTokenTrainer
+    from sstoken_plugin.axolotl.trainer import SSTokenTrainer
 
     create = SSTokenTrainer.__init__
 
@@ -234,7 +234,7 @@ def test_the_loss_is_divided_by_the_kept_tokens(config, train, steps, monkeypatc
 
 
 def test_a_loss_that_something_else_gave_the_trainer_is_not_replaced_in_silence(config, train, monkeypatch):
-    from sstoken_plugin.axolotl_trainer import SSTokenTrainer
+    from sstoken_plugin.axolotl.trainer import SSTokenTrainer
 
     def new_loss(outputs, labels, num_items_in_batch=None):
         return outputs.logits.sum()
@@ -250,7 +250,7 @@ def test_a_loss_that_something_else_gave_the_trainer_is_not_replaced_in_silence(
 
 
 def test_a_trainer_that_goes_round_the_selection_is_stopped_after_its_first_step(config, train, monkeypatch):
-    from sstoken_plugin.axolotl_trainer import SSTokenTrainer
+    from sstoken_plugin.axolotl.trainer import SSTokenTrainer
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         return model(**inputs).loss
@@ -293,7 +293,7 @@ def take_over(trainer):
     ],
 )
 def test_a_loss_that_takes_over_later_stops_the_run(config, train, monkeypatch, moment, meddle, error):
-    from sstoken_plugin.axolotl_trainer import SSTokenTrainer
+    from sstoken_plugin.axolotl.trainer import SSTokenTrainer
 
     create = SSTokenTrainer.__init__
 

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from sstoken_plugin.step import TokenSelection
+from sstoken_plugin.engine.step import TokenSelection
 
 FULL = {"adapter": None, "learning_rate": 0.005}
 WEIGHTS = {

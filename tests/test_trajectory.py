@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from sstoken_plugin import trajectory
 from sstoken_plugin.history.losses import HistoryLosses
-from sstoken_plugin.trajectory import MOST_MOMENTS, MOST_SAMPLES, spread_over
+from sstoken_plugin.report import trajectory
+from sstoken_plugin.report.trajectory import MOST_MOMENTS, MOST_SAMPLES, spread_over
 
 
 @pytest.fixture
 def drawn(monkeypatch):
     """What each report page is drawn from."""
-    from sstoken_plugin import page
+    from sstoken_plugin.report import assembly as page
 
     reports = []
     render = page.render

@@ -10,11 +10,11 @@ import torch
 from conftest import chat
 from test_samples import batch_of, packed, padded
 
-from sstoken_plugin.inspection import ends_of_turns
-from sstoken_plugin.samples import BatchLayout
-from sstoken_plugin.selection import kept_per_sample
-from sstoken_plugin.setup import end_tokens
-from sstoken_plugin.turns import EndTokens, Turns
+from sstoken_plugin.report.inspection import ends_of_turns
+from sstoken_plugin.selection.samples import BatchLayout
+from sstoken_plugin.selection.scores import kept_per_sample
+from sstoken_plugin.selection.turns import EndTokens, Turns
+from sstoken_plugin.training.setup import end_tokens
 
 END, NEWLINE = 2, 3
 ENDS = EndTokens({END}, {NEWLINE})

@@ -13,15 +13,15 @@ from transformers import CONFIG_MAPPING, RwkvConfig, RwkvForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from sstoken_plugin.attention import PromptAttention
-from sstoken_plugin.config import SSTokenConfig
+from sstoken_plugin.engine.attention import PromptAttention
+from sstoken_plugin.engine.step import Phase, TokenSelection
+from sstoken_plugin.engine.unchanged import traces_of
 from sstoken_plugin.history.adapter import AdapterOff
 from sstoken_plugin.history.build import build_history
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.history.weights import KeptWeights, MovingAverage, Snapshot
-from sstoken_plugin.samples import BatchLayout
-from sstoken_plugin.step import Phase, TokenSelection
-from sstoken_plugin.unchanged import traces_of
+from sstoken_plugin.selection.config import SSTokenConfig
+from sstoken_plugin.selection.samples import BatchLayout
 
 # Their attention adds the mask of an indexer where its config names an attention that it knows.
 INDEXED = {

@@ -6,10 +6,10 @@ import transformers
 from chosen_families import FAMILIES, LLAMA, build
 from conftest import write
 
-from sstoken_plugin.config import SSTokenConfig
-from sstoken_plugin.own_loss import OwnLoss
-from sstoken_plugin.step import Phase, TokenSelection
-from sstoken_plugin.visibility import refuse_sight_of_the_future, samples_see_each_other
+from sstoken_plugin.engine.own_loss import OwnLoss
+from sstoken_plugin.engine.step import Phase, TokenSelection
+from sstoken_plugin.engine.visibility import refuse_sight_of_the_future, samples_see_each_other
+from sstoken_plugin.selection.config import SSTokenConfig
 
 SMALL = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,

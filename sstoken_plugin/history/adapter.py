@@ -10,9 +10,9 @@ import torch
 from peft import PeftModel
 from torch import nn
 
+from sstoken_plugin.engine.modes import trial_tokens, without_trace
 from sstoken_plugin.history.base import History
 from sstoken_plugin.history.fingerprint import ADAPTER_MARKS, fingerprint
-from sstoken_plugin.modes import trial_tokens, without_trace
 
 
 class AdapterOff(History):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sstoken_plugin.engine.sharding import size_of
 from sstoken_plugin.history.fingerprint import fingerprint
-from sstoken_plugin.sharding import size_of
 
 
 class History:

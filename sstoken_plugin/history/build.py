@@ -10,9 +10,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from sstoken_plugin import checkpoint
-from sstoken_plugin.config import SSTokenConfig
-from sstoken_plugin.files import expand
+from sstoken_plugin.axolotl.refusals import PLAIN_INITS
+from sstoken_plugin.base.files import expand
+from sstoken_plugin.base.visible_text import in_short
+from sstoken_plugin.engine.modes import class_name, trial_tokens
+from sstoken_plugin.engine.sharding import any_rank, is_partitioned, is_sharded
+from sstoken_plugin.engine.unchanged import traces_of
+from sstoken_plugin.engine.visibility import refuse_encoder_decoder
 from sstoken_plugin.history.adapter import AdapterOff
 from sstoken_plugin.history.base import History, Untrained, bytes_of
 from sstoken_plugin.history.blocks import KEY_BYTES
@@ -21,13 +25,9 @@ from sstoken_plugin.history.given import load_given
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.history.store import LossStore
 from sstoken_plugin.history.weights import KeptWeights, MovingAverage, Snapshot
-from sstoken_plugin.modes import class_name, trial_tokens
-from sstoken_plugin.refusals import PLAIN_INITS
-from sstoken_plugin.samples import IGNORE_INDEX, as_batch, sample_keys
-from sstoken_plugin.sharding import any_rank, is_partitioned, is_sharded
-from sstoken_plugin.unchanged import traces_of
-from sstoken_plugin.visibility import refuse_encoder_decoder
-from sstoken_plugin.visible_text import in_short
+from sstoken_plugin.selection.config import SSTokenConfig
+from sstoken_plugin.selection.samples import IGNORE_INDEX, as_batch, sample_keys
+from sstoken_plugin.training import checkpoint
 
 Sample = Mapping[str, Any]
 

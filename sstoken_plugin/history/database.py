@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from filelock import FileLock, Timeout
 
+from sstoken_plugin.base.logs import logger
 from sstoken_plugin.history.blocks import FORMAT, MOST_BYTES
-from sstoken_plugin.logs import logger
 
 LOG = logger(__name__)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sstoken_plugin.sharding import plain_name, whole
+from sstoken_plugin.engine.sharding import plain_name, whole
 
 # Parameters of an adapter by PEFT's naming; whatever else trains is still there with the adapter off.
 ADAPTER_MARKS = ("lora_", "modules_to_save.", "trainable_tokens_")

@@ -12,9 +12,9 @@ from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
+from sstoken_plugin.engine.modes import without_trace
+from sstoken_plugin.engine.sharding import is_sharded, shard_like
 from sstoken_plugin.history.base import History, bytes_of
-from sstoken_plugin.modes import without_trace
-from sstoken_plugin.sharding import is_sharded, shard_like
 
 
 class FrozenModel(History):

@@ -18,14 +18,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from sstoken_plugin.axolotl.projections import with_plain_projections
+from sstoken_plugin.axolotl.refusals import PLAIN_INITS
+from sstoken_plugin.base.logs import logger
+from sstoken_plugin.base.visible_text import in_short
+from sstoken_plugin.engine.modes import under_adapter
+from sstoken_plugin.engine.sharding import is_sharded
 from sstoken_plugin.history.adapter import has_effect, trained_outside_adapter
 from sstoken_plugin.history.frozen import FrozenModel, without_adapter
-from sstoken_plugin.logs import logger
-from sstoken_plugin.modes import under_adapter
-from sstoken_plugin.projections import with_plain_projections
-from sstoken_plugin.refusals import PLAIN_INITS
-from sstoken_plugin.sharding import is_sharded
-from sstoken_plugin.visible_text import in_short
 
 LOG = logger(__name__)
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sstoken_plugin.engine.modes import without_trace
+from sstoken_plugin.engine.output_head import response_nll
+from sstoken_plugin.engine.sharding import any_rank
 from sstoken_plugin.history.base import History
 from sstoken_plugin.history.blocks import KEY_BYTES, Losses, resolution
 from sstoken_plugin.history.store import LossStore
-from sstoken_plugin.modes import without_trace
-from sstoken_plugin.output_head import response_nll
-from sstoken_plugin.samples import BatchLayout, sample_keys
-from sstoken_plugin.sharding import any_rank
+from sstoken_plugin.selection.samples import BatchLayout, sample_keys
 
 # How long, and how far apart, a file that another process holds is asked again.
 _MOST_SECONDS, _SECONDS = 600.0, 5.0

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+from sstoken_plugin.base.logs import logger
 from sstoken_plugin.history.blocks import (
     FORMAT,
     KEY_BYTES,
@@ -27,7 +28,6 @@ from sstoken_plugin.history.blocks import (
     unpack,
 )
 from sstoken_plugin.history.database import FAULTS, is_busy, is_damage, open_database
-from sstoken_plugin.logs import logger
 
 LOG = logger(__name__)
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sstoken_plugin.engine.sharding import part_of, parts, shape_of, wholes
 from sstoken_plugin.history.base import History, bytes_of
 from sstoken_plugin.history.fingerprint import digests
-from sstoken_plugin.sharding import part_of, parts, shape_of, wholes
 
 
 class KeptWeights(History):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sstoken_plugin.inspection import Record
+    from sstoken_plugin.report.inspection import Record
 
 # Fields of a record that hold a number or nothing for each token.
 NUMBERS = ("current_nll", "history_nll", "rel", "attention", "score")

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sstoken_plugin.base.visible_text import MAX_LINE, cut
 from sstoken_plugin.report.content import Moment
 from sstoken_plugin.report.window import Run, window
-from sstoken_plugin.visible_text import MAX_LINE, cut
 
 if TYPE_CHECKING:
-    from sstoken_plugin.inspection import Record
+    from sstoken_plugin.report.inspection import Record
 
 # Response tokens of a sample whose numbers go onto the page; a longer response cannot be selected anew there.
 MAX_NUMBERS = 8192

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
+from sstoken_plugin.base.visible_text import cut
 from sstoken_plugin.report.content import Breakdown
-from sstoken_plugin.visible_text import cut
 
 # Series of numbers, points of each, tables and rows of each.
 MAX_SERIES = 60

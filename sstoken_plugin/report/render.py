@@ -11,10 +11,10 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from sstoken_plugin.base.visible_text import cut
 from sstoken_plugin.report.content import Moment, Report
 from sstoken_plugin.report.encoding import encode
 from sstoken_plugin.report.fit import MAX_POINTS, MAX_TABLES, choose, is_number, series, table
-from sstoken_plugin.visible_text import cut
 
 # The whole document, so that it opens on a phone and can be mailed.
 MAX_BYTES = 5_000_000

@@ -1,0 +1,364 @@
+"""Commands that the plugin adds to Axolotl's command line."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from traceback import walk_tb
+from typing import TYPE_CHECKING, Any
+
+import click
+import yaml
+
+from sstoken_plugin.base.files import expand
+from sstoken_plugin.base.streams import has_colours, replace_what_streams_lack
+from sstoken_plugin.base.visible_text import in_short, one_line, visible
+from sstoken_plugin.selection.config import SSTokenConfig, nearest
+
+if TYPE_CHECKING:
+    from sstoken_plugin.report import Report
+
+
+# Of the inspector's page in version 0.1, where the results have a folder of their own. A training's page has it too.
+OLD_PAGE = "report.html"
+
+
+@click.command(
+    name="sstoken-inspect",
+    short_help="show which tokens ssToken keeps, without training",
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+@click.argument("config", type=click.Path(exists=True, dir_okay=False))
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False),
+    help="A trained adapter; without one, the untrained model. Given twice, two are compared.",
+)
+@click.option(
+    "--samples",
+    default=20,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="How many samples of the prepared data set, from the first.",
+)
+@click.option(
+    "--show",
+    default=3,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="How many of them to print.",
+)
+@click.option("--out", type=click.Path(file_okay=False), help="Folder for the results  [default: OUTPUT_DIR/sstoken]")
+@click.pass_context
+def inspect_command(
+    context: click.Context, config: str, adapters: tuple[str, ...], samples: int, show: int, out: str | None
+) -> None:
+    """Score samples of the data set of CONFIG without training.
+
+    Prints some of them and writes selections.jsonl and inspect.html. Settings can be overridden as in
+    `--sstoken.ratio=0.4`. CONFIG need not name the plugin yet.
+    """
+    with _told_in_a_sentence():
+        inspect(config, _overrides(context), adapters, samples, show, out)
+
+
+def inspect(
+    config: str, overrides: dict[str, str], adapters: Sequence[str], samples: int, show: int, out: str | None
+) -> None:
+    """See `inspect_command`.
+
+    Raises:
+        ValueError: the configuration does not fit; one sentence with key and mend.
+    """
+    # Here, so that `axolotl --help` stays quick.
+    from axolotl.common.datasets import load_datasets
+
+    from sstoken_plugin.report import terminal
+    from sstoken_plugin.report.assembly import write_page
+
+    cfg, settings = _load(config, overrides)
+    folder = expand(out) if out else Path(cfg.output_dir) / "sstoken"
+    asked: list[str | None] = [*adapters] or [None]
+    files = [folder / f"selections{f'-{number + 1}' if number else ''}.jsonl" for number in range(len(asked))]
+    page = folder / "inspect.html"
+    key = "--out" if out else "output_dir"
+    # Before data and model are loaded.
+    _refuse_unwritable(key, folder, [*files, page])
+    if adapters and cfg.adapter not in ("lora", "qlora"):
+        raise ValueError(f"--adapter needs `adapter: lora` or `adapter: qlora` in {config}.")
+    if len(adapters) > 2:
+        raise ValueError(f"--adapter is given {len(adapters)} times; at most two can be compared.")
+    data = load_datasets(cfg=cfg).train_dataset
+    reports = [
+        _inspect(cfg, settings, adapter, data, samples, file, key) for adapter, file in zip(asked, files, strict=True)
+    ]
+    moments = [moment for report in reports for moment in report.moments]
+    tables = [
+        replace(table, title=table.title if len(moments) == 1 else f"{moment.label}: {table.title}")
+        for report in reports
+        for moment in report.moments
+        for table in report.breakdowns
+    ]
+    pages = [page, *([folder / OLD_PAGE] if out and _is_free_for_old_page(folder, page) else [])]
+    fault = None
+    for file in pages:
+        try:
+            with _told_if_unwritable(key, file):
+                write_page(file, replace(reports[-1], moments=moments, breakdowns=tables))
+        except ValueError as error:
+            fault = error
+            break
+        files.append(file)
+    # After the files, so that nothing that happens to a terminal costs one.
+    colours = has_colours(sys.stdout, os.environ)
+    for report, moment in zip(reports, moments, strict=True):
+        click.echo(one_line(report.sentence))
+        click.echo(one_line(f"{moment.label}: {terminal.total(moment.records)}"))
+        for record in moment.records[:show]:
+            click.echo("\n".join(terminal.view(record, colours=colours)))
+    if show:
+        click.echo(terminal.legend(colours=colours))
+    if len(moments) == 2:
+        click.echo(terminal.agreement(*(moment.records for moment in moments)))
+    click.echo(one_line(f"Written: {', '.join(map(str, files))}"))
+    if fault is not None:
+        older = " The page that is there is of an earlier inspection." if file.exists() else ""
+        raise ValueError(f"{fault}{older}") from fault
+
+
+def _is_free_for_old_page(folder: Path, page: Path) -> bool:
+    """Tell whether a page in a folder of the user's own may have its name in version 0.1, too."""
+    old = folder / OLD_PAGE
+    if folder.resolve().name == "sstoken":
+        return False
+    return not old.exists() or (old.is_file() and page.is_file() and old.read_bytes() == page.read_bytes())
+
+
+def _refuse_unwritable(key: str, folder: Path, files: Sequence[Path]) -> None:
+    """Refuse a folder in which the results could not be written, and make it where it is missing."""
+    with _told_if_unwritable(key, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if taken := next((file for file in files if file.is_dir()), None):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(taken))
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"sstoken")
+
+
+@contextmanager
+def _told_if_unwritable(key: str, place: Path) -> Iterator[None]:
+    """Turn what goes wrong in writing into one sentence.
+
+    Raises:
+        ValueError: see there.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"{key}: {place} cannot be written ({in_short(error)}); name another folder, or make room."
+        ) from error
+
+
+def _inspect(
+    cfg: Any, settings: SSTokenConfig, adapter: str | None, data: Any, samples: int, file: Path, key: str
+) -> Report:
+    """Score the first samples with the untrained model or an adapter; the model is dropped after."""
+    from axolotl.cli.utils import load_model_and_tokenizer
+    from axolotl.utils.dict import DictDefault
+
+    from sstoken_plugin.engine.step import Phase
+    from sstoken_plugin.history.build import build_history
+    from sstoken_plugin.report import Moment
+    from sstoken_plugin.report.assembly import report_of
+    from sstoken_plugin.report.breakdown import KeptCounts
+    from sstoken_plugin.report.inspection import inspect_samples, write_records
+    from sstoken_plugin.training.setup import build_selection, look_at_data, vocabulary_size
+
+    model, tokenizer, _ = load_model_and_tokenizer(
+        cfg=DictDefault({**cfg, "lora_model_dir": adapter}) if adapter else cfg
+    )
+    ends = look_at_data(data, cfg, model, tokenizer)
+    precision = _precision(cfg, model)
+    history = build_history(
+        settings,
+        cfg,
+        model,
+        tokenizer,
+        trains=False,
+        trained_adapter=Path(adapter) if adapter else None,
+        precision=precision,
+    )
+    counts, phase = KeptCounts(tokenizer, vocabulary_size(model, tokenizer)), Phase.of(settings)
+    with precision():
+        selection = build_selection(settings, cfg, model, history, ends)
+        chosen = data.select(range(min(samples, len(data))))
+        with _told_if_unwritable(key, file):
+            records = write_records(inspect_samples(selection, model, chosen, phase, tokenizer, counts.add), file)
+    label = f"adapter {adapter}" if adapter else "untrained model"
+    moment = Moment(label, phase.rule, phase.gamma, phase.ratio, records)
+    return report_of(selection, tokenizer, [moment], counts.tables(counts.counts.cpu()))
+
+
+@click.command(
+    name="sstoken-score",
+    short_help="compute the history's losses ahead of training",
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+@click.argument("config", type=click.Path(exists=True, dir_okay=False))
+@click.option(
+    "--batch-tokens",
+    default=16384,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Tokens of a batch, padding included.",
+)
+@click.pass_context
+def score_command(context: click.Context, config: str, batch_tokens: int) -> None:
+    """Fill sstoken.history_cache with the losses of the history on the data set of CONFIG.
+
+    Training after it runs no history model. Can be interrupted: run again, it goes on where it stopped. Settings can
+    be overridden as in `--sstoken.history_cache=FOLDER`.
+    """
+    with _told_in_a_sentence():
+        score(config, _overrides(context), batch_tokens)
+
+
+def score(config: str, overrides: dict[str, str], batch_tokens: int) -> None:
+    """See `score_command`.
+
+    Raises:
+        ValueError: the configuration does not fit; one sentence with key and mend.
+    """
+    from axolotl.cli.utils import load_model_and_tokenizer
+    from axolotl.common.datasets import load_datasets
+    from tqdm import tqdm
+
+    from sstoken_plugin.history import scoring
+    from sstoken_plugin.history.build import build_history
+    from sstoken_plugin.training.setup import look_at_data
+
+    cfg, settings = _load(config, overrides)
+    if settings.history_cache is None:
+        raise ValueError(
+            "sstoken.history_cache names no folder; set it in the YAML or as --sstoken.history_cache=FOLDER."
+        )
+    data = load_datasets(cfg=cfg).train_dataset
+    model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg)
+    look_at_data(data, cfg, model, tokenizer)
+    precision = _precision(cfg, model)
+    losses = build_history(settings, cfg, model, tokenizer, trains=False, precision=precision)
+    if losses is None or losses.store is None:
+        raise ValueError(f"sstoken.selector: {settings.selector} ranks by no history; there is nothing to score.")
+    work = scoring.work_left(losses, data)
+    tokens = sum(batch["input_ids"].shape[1] for batch in work.missing)
+    there, file = work.samples - len(work.missing), one_line(str(losses.store.file))
+    click.echo(f"{work.samples} samples, {there} of them in {file} already.")
+    with tqdm(total=tokens, unit=" tokens", unit_scale=True, disable=not tokens) as progress:
+        for done in scoring.score(losses, model, work, batch_tokens):
+            progress.update(done)
+        seconds = progress.format_dict["elapsed"]
+    losses.store.close()
+    if tokens:
+        click.echo(f"{tokens} tokens in {seconds:.0f} s: {tokens / seconds:.0f} tokens a second.")
+    size = losses.store.file.stat().st_size / 2**10
+    shown = f"{size:.0f} KiB" if size < 2**10 else f"{size / 2**10:.1f} MiB"
+    click.echo(f"{file}: {shown}, of which this data set has {work.response_tokens} losses.")
+
+
+def _load(config: str, overrides: dict[str, str]) -> tuple[Any, SSTokenConfig]:
+    """Load and check a YAML, which need not name the plugin yet."""
+    from axolotl.cli.config import load_cfg
+    from axolotl.utils.dict import DictDefault
+    from axolotl.utils.schemas.config import AxolotlInputConfig
+
+    from sstoken_plugin.axolotl import compatibility
+
+    raw = DictDefault(_read(config))
+    known = {*raw, *AxolotlInputConfig.model_fields}
+    if not compatibility.names_us(raw):
+        raw.plugins = [*(raw.plugins or []), "sstoken_plugin.SSTokenPlugin"]
+    cfg = load_cfg(raw, **overrides)
+    _refuse_unknown(overrides, {*known, *cfg})
+    # Axolotl writes a configuration that is no file to one, and leaves it behind.
+    Path(cfg.axolotl_config_path).unlink(missing_ok=True)
+    return cfg, compatibility.check(cfg)
+
+
+def _read(config: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{config} cannot be read as YAML in UTF-8: {in_short(error)}.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{config} holds no keys; a YAML of Axolotl has lines such as `base_model: FOLDER`.")
+    return found
+
+
+def _precision(cfg: Any, model: Any) -> Callable[[], Any]:
+    """Return what makes the context in which training would run the model."""
+    import torch
+
+    enabled = bool(cfg.bf16 or cfg.fp16)
+    return lambda: torch.autocast(model.device.type, dtype=cfg.torch_dtype, enabled=enabled)
+
+
+@contextmanager
+def _told_in_a_sentence() -> Iterator[None]:
+    """Tell errors about the configuration in a sentence, on a terminal that may not have every character."""
+    replace_what_streams_lack()
+    try:
+        yield
+    except ValueError as error:
+        if not _is_told(error):
+            raise
+        words = str(error)
+        raise click.ClickException(one_line(words) if type(error) is ValueError else visible(words)) from error
+
+
+def _is_told(error: ValueError) -> bool:
+    """Tell whether an error was raised to be read by users: by us, or as the result of validation."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    ours = frames[-1].f_globals.get("__name__", "").partition(".")[0] in ("sstoken_plugin", "sstoken_startup")
+    return ours or (type(error) is not ValueError and not isinstance(error, UnicodeError))
+
+
+def _overrides(context: click.Context) -> dict[str, str]:
+    """Turn `--sstoken.ratio 0.4` and `--sstoken.ratio=0.4` into Axolotl's keywords for nested keys."""
+    found = {}
+    words = iter(context.args)
+    for word in words:
+        key, separator, value = word.partition("=")
+        name = key.removeprefix("--")
+        if not key.startswith("--") or not name:
+            raise ValueError(f"{word} is not an option; an override is written as --sstoken.ratio=0.4.")
+        if name in SSTokenConfig.model_fields and name not in ("seed", "warmup_ratio"):
+            raise ValueError(f"{key} is not an option; write --sstoken.{name}=VALUE.")
+        own = [option.removeprefix("--") for parameter in context.command.params for option in parameter.opts]
+        if difflib.get_close_matches(name, own, 1, 0.8):
+            raise ValueError(f"{key} is not an option; did you mean --{nearest(name, own)}?")
+        if not separator:
+            value = next(words, "")
+        if not value or value.startswith("--"):
+            raise ValueError(f"{key} has no value; an override is written as --sstoken.ratio=0.4.")
+        found[name.replace(".", "__").replace("-", "_")] = value
+    return found
+
+
+def _refuse_unknown(overrides: Iterable[str], known: Collection[str]) -> None:
+    """Refuse options that Axolotl would take in and never read."""
+    for key in overrides:
+        name = key.partition("__")[0]
+        if name not in known:
+            raise ValueError(
+                f"--{key.replace('__', '.')} is no option of this command and no key of Axolotl's; the nearest key is "
+                f"{nearest(name, known)}."
+            )

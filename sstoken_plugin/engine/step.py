@@ -1,0 +1,346 @@
+"""One scored training step, without any trainer: batch -> signals -> kept tokens -> loss and counts.
+
+    scored = selection.begin(model, batch, phase)      # layout, losses of the history
+    with scored.observed():
+        outputs = model(**batch_without_labels)        # the training forward pass is the scoring pass
+    loss = scored.loss(outputs)                        # kept tokens only
+
+The trainer, the inspector and the benchmarks run these same lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sstoken_plugin.base.logs import logger
+from sstoken_plugin.base.visible_text import in_short
+from sstoken_plugin.engine.attention import PromptAttention
+from sstoken_plugin.engine.linear_nll import RowLosses
+from sstoken_plugin.engine.losses import mean_kept
+from sstoken_plugin.engine.modes import class_name
+from sstoken_plugin.engine.output_head import ResponseHead
+from sstoken_plugin.engine.own_loss import OwnLoss, added_only
+from sstoken_plugin.engine.sharding import is_sharded
+from sstoken_plugin.engine.unchanged import watching_changes
+from sstoken_plugin.engine.visibility import samples_see_each_other
+from sstoken_plugin.history.base import History
+from sstoken_plugin.history.losses import HistoryLosses
+from sstoken_plugin.selection import scores as selection
+from sstoken_plugin.selection.config import SSTokenConfig
+from sstoken_plugin.selection.samples import BatchLayout
+from sstoken_plugin.selection.turns import EndTokens, Turns
+
+LOG = logger(__name__)
+
+Rule = Literal["sstoken", "rel", "attention", "random", "position", "reference", "all"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What ranks tokens at one moment of a run.
+
+    Attributes:
+        rule: what ranks.
+        gamma: weight of REL in the score at this moment; 0 where REL does not count.
+        ratio: fraction of each sample's response tokens that is kept.
+        draw: number of the random draw (the epoch), for `rule: random`.
+    """
+
+    rule: Rule
+    gamma: float
+    ratio: float
+    draw: int = 0
+
+    @property
+    def keeps_everything(self) -> bool:
+        """Whether no token is dropped, so that training is plain training."""
+        return self.ratio == 1
+
+    @classmethod
+    def of(cls, config: SSTokenConfig, *, in_warmup: bool = False, draw: int = 0) -> Phase:
+        """Return the phase of a step.
+
+        Args:
+            config: the settings.
+            in_warmup: whether the step lies in the first `warmup_ratio` of the run.
+            draw: see `Phase`.
+        """
+        in_warmup = in_warmup and config.has_warmup
+        rule: Any = config.warmup_selector if in_warmup else config.selector
+        gamma = {"sstoken": config.gamma, "rel": 1.0}.get(rule, 0.0)
+        return cls(rule, gamma, 1.0 if rule == "all" else config.ratio, draw)
+
+    def layout(self, batch: Mapping[str, Tensor]) -> BatchLayout:
+        """Return the layout of a batch as this phase sees it."""
+        return BatchLayout.of(batch, as_plain=self.keeps_everything)
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """The signals of a batch's response tokens, each float32 [R]; None where not measured.
+
+    Attributes:
+        current: loss of the model in training, c.
+        history: loss of the history model, h.
+        rel: h - c (Eq. 3).
+        attention: attention on the prompt, A (Eq. 7).
+        score: what ranked the tokens.
+    """
+
+    current: Tensor
+    history: Tensor | None
+    rel: Tensor | None
+    attention: Tensor | None
+    score: Tensor
+
+
+class TokenSelection:
+    """Selects tokens for one model: holds what a run needs beside the model and the batch.
+
+    Args:
+        config: the settings.
+        attention: where prompt attention is measured; None if it is not.
+        history: gives the losses of the history model; None if REL is not measured.
+        end_tokens: what can end a turn, for `keep_eos` and its metric; the ids alone will do.
+        seed: for random selection, where the settings give none.
+        kernel: per-token losses that are tried before our own, see `fused`.
+        own_loss: what the model adds to its loss; None to find it out on the first batch.
+    """
+
+    def __init__(
+        self,
+        config: SSTokenConfig,
+        attention: PromptAttention | None,
+        history: HistoryLosses | None,
+        end_tokens: EndTokens | Collection[int],
+        seed: int = 0,
+        kernel: RowLosses | None = None,
+        own_loss: OwnLoss | None = None,
+    ):
+        self.config = config
+        self.attention = attention
+        self.history = history
+        self.end_tokens = end_tokens if isinstance(end_tokens, EndTokens) else EndTokens(end_tokens)
+        self.seed = seed if config.seed is None else config.seed
+        self.kernel = kernel
+        self.own_loss = own_loss
+        self._is_proven = False
+        # Where nothing is dropped, training is plain training whatever samples see.
+        self._is_separate = config.selector == "all" or config.ratio == 1
+
+    @property
+    def history_model(self) -> History | None:
+        """What gives the losses of the past; None if REL is not measured, or the losses are all kept."""
+        return None if self.history is None else self.history.history
+
+    def begin(
+        self, model: Any, batch: Mapping[str, Tensor], phase: Phase, history_nll: Sequence[float] | None = None
+    ) -> ScoredStep:
+        """Start a step: read the batch's layout and compute the history's losses.
+
+        Args:
+            model: the unwrapped model. It is not changed.
+            batch: `input_ids`, `labels`, both int64 [B, S], and whatever else the model takes.
+            phase: what ranks now.
+            history_nll: the losses, one a response token, where they are known.
+
+        Raises:
+            ValueError: on the first batch, if the model cannot be selected for; one sentence with key and mend.
+        """
+        layout = phase.layout(batch)
+        # A batch without response tokens shows nothing.
+        if not self._is_proven and len(layout.position):
+            self._prove(model, batch, layout)
+        if not self._is_separate and "position_ids" in batch:
+            self._prove_separate(model, batch)
+        if history_nll is not None:
+            known = torch.tensor(history_nll, dtype=torch.float32, device=layout.position.device)
+            return ScoredStep(self, model, batch, layout, phase, known)
+        losses, cached = (None, 0) if self.history is None else self.history.of(model, batch, layout)
+        return ScoredStep(self, model, batch, layout, phase, losses, cached)
+
+    def kept_per_sample(self, layout: BatchLayout, turns: Turns, ratio: float) -> Tensor:
+        """Return how many tokens each sample of a batch keeps, int64 [N]; it follows from the labels alone."""
+        ends = layout.count(turns.ends) if self.config.keep_eos else None
+        return selection.kept_per_sample(layout.lengths, ratio, ends)
+
+    def _prove(self, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout) -> None:
+        """Show on the first batch that the model computes what it would compute without us."""
+        self._is_proven = True
+        if self.own_loss is None:
+            self.own_loss = OwnLoss.of(model)
+        if self.attention is not None and self._watching_changes(self.attention, model, batch, layout):
+            self.do_without_attention(
+                f"{class_name(model)} computes something else while {self.attention.description} is watched"
+            )
+
+    def _watching_changes(
+        self, attention: PromptAttention, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout
+    ) -> bool:
+        try:
+            return watching_changes(attention, model, batch, layout)
+        except Exception as error:
+            # A rank that gives up a sharded pass leaves the others waiting inside of it.
+            if is_sharded(model):
+                raise
+            LOG.warning(
+                "ssToken: it could not be checked that watching attention changes nothing: %s.", in_short(error)
+            )
+            return False
+
+    def _prove_separate(self, model: Any, batch: Mapping[str, Tensor]) -> None:
+        """Show on the first packed batch that the samples of a row do not see each other."""
+        see = samples_see_each_other(model, batch)
+        if see:
+            raise ValueError(
+                f"sample_packing: {class_name(model)} lets the samples of a packed row see each other, and selection "
+                "scores a sample as if alone; set sample_packing: false."
+            )
+        self._is_separate = see is not None
+
+    def do_without_attention(self, reason: str) -> None:
+        """Give up measuring prompt attention, where nothing ranks by it.
+
+        Raises:
+            ValueError: something does.
+        """
+        if self.config.ranks_by_attention:
+            raise ValueError(
+                f"sstoken.selector: {self.config.selector} needs prompt attention, and {reason}; set sstoken.selector: "
+                "rel and sstoken.warmup_selector: all, which do without."
+            )
+        LOG.warning("ssToken: prompt attention is not logged: %s.", reason)
+        self.attention = None
+
+    def score(
+        self,
+        phase: Phase,
+        layout: BatchLayout,
+        current: Tensor,
+        history: Tensor | None,
+        attention: Tensor | None,
+    ) -> TokenScores:
+        """Rank the response tokens by the phase's rule; all tensors float32 [R]."""
+        rel = None if history is None or self.history is None else self.history.rel(history, current)
+        zero = torch.zeros_like(current)
+        scaled = zero if rel is None else selection.normalise(rel, layout.sample, len(layout.lengths))
+        if phase.rule == "rel":
+            score = scaled
+        elif phase.rule == "reference":
+            # The excess loss c - h of RHO-1 (arXiv 2404.07965, Eq. 3), scaled and ranked as REL is.
+            score = selection.normalise(-rel, layout.sample, len(layout.lengths)) if rel is not None else zero
+        elif phase.rule in ("sstoken", "attention"):
+            mass = zero if attention is None else attention
+            score = selection.blend(scaled, mass, phase.gamma, layout.has_prompt[layout.sample])
+        elif phase.rule == "random":
+            score = selection.random_scores(
+                layout.fingerprint[layout.sample], layout.index_in_sample, self.seed + phase.draw * 0x9E3779B9
+            )
+        else:
+            score = -layout.index_in_sample.float()
+        return TokenScores(current, history, rel, attention, score)
+
+
+class ScoredStep:
+    """One step under way, see the module's example.
+
+    Attributes:
+        settings: the selection that this step belongs to.
+        layout: the batch's response tokens.
+        phase: what ranks.
+        scores: the signals; set by `loss`.
+        kept: bool [R], the tokens trained on; set by `loss`.
+        turns: the turns of the response tokens.
+        places: int64 [N], how many tokens each sample keeps.
+        cached_samples: samples whose history losses were found in the cache.
+    """
+
+    def __init__(
+        self,
+        settings: TokenSelection,
+        model: Any,
+        batch: Mapping[str, Tensor],
+        layout: BatchLayout,
+        phase: Phase,
+        history_nll: Tensor | None,
+        cached_samples: int = 0,
+    ):
+        self.cached_samples = cached_samples
+        self.layout = layout
+        self.phase = phase
+        self.scores: TokenScores
+        self.kept: Tensor
+        self.turns = Turns.of(batch, layout, settings.end_tokens)
+        self.places = layout.lengths
+        if not phase.keeps_everything:
+            self.places = settings.kept_per_sample(layout, self.turns, phase.ratio)
+        self.settings = settings
+        self._history_nll = history_nll
+        self._model = model
+        self._labels = batch["labels"]
+        self._own_loss = settings.own_loss or OwnLoss()
+        self._head = ResponseHead(model, layout, settings.kernel)
+        self._asked: list[bool] = []
+
+    @contextmanager
+    def observed(self) -> Iterator[None]:
+        """Watch the forward pass inside the block; nothing stays behind after it."""
+        with ExitStack() as stack:
+            if self._own_loss.adds:
+                self._asked = stack.enter_context(added_only(self._model, self._labels))
+            if not self._own_loss.reads_all_logits:
+                stack.enter_context(self._head.narrowed())
+            if self.settings.attention is not None:
+                stack.enter_context(self.settings.attention.measure(self.layout.prompt))
+            yield
+
+    def loss(self, outputs: Any, labels: Any = None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Score the tokens, select, and return the mean loss of the kept ones, a scalar with gradient.
+
+        The arguments are those of transformers' `compute_loss_func`.
+
+        Args:
+            outputs: the model's output for the forward pass inside `observed`.
+            labels: not read, `begin` has them.
+            num_items_in_batch: kept tokens of the whole optimizer step; None for the mean over this batch.
+        """
+        layout, phase, settings = self.layout, self.phase, self.settings
+        # A batch without response tokens gives 0 here, with a graph: every rank must run its backward pass.
+        nll = self._head.nll(outputs["logits"])
+        self.scores = settings.score(phase, layout, nll.detach(), self._history_nll, self._attention())
+        if phase.keeps_everything:
+            self.kept = torch.ones_like(layout.position, dtype=torch.bool)
+        else:
+            self.kept = selection.keep_top(
+                self.scores.score,
+                layout.sample,
+                self.places,
+                self.turns.ends if settings.config.keep_eos else None,
+            )
+        loss = mean_kept(nll, self.kept, num_items_in_batch)
+        return loss + self._added(outputs) if self._own_loss.adds else loss
+
+    def _added(self, outputs: Any) -> Tensor:
+        if not self._asked:
+            raise RuntimeError(
+                f"{class_name(self._model)} adds to its loss (output_router_logits, say), and its forward pass was "
+                "replaced by one that computes the whole loss at once; remove keys that fuse the output head with the "
+                "loss, such as liger_fused_linear_cross_entropy or cut_cross_entropy."
+            )
+        added: Tensor = outputs["loss"]
+        return added
+
+    def _attention(self) -> Tensor | None:
+        probe = self.settings.attention
+        if probe is None:
+            return None
+        if probe.mass is None:
+            self.settings.do_without_attention(probe.why_not)
+            return None
+        return probe.mass.flatten()[self.layout.position]

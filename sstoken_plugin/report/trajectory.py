@@ -1,0 +1,220 @@
+"""The same samples scored at several moments of a training run, at a small share of its time."""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sstoken_plugin.base.logs import logger
+from sstoken_plugin.engine.sharding import is_sharded
+from sstoken_plugin.engine.step import Phase, TokenSelection
+from sstoken_plugin.report import Moment
+from sstoken_plugin.report.inspection import Record, records_of, score_samples
+from sstoken_plugin.selection.samples import as_batch
+
+if TYPE_CHECKING:
+    from sstoken_plugin.training.trainer import TokenSelectionTrainer
+
+LOG = logger(__name__)
+
+Result = TypeVar("Result")
+
+# Of the run's time, but for this many seconds, which a short run may spend too.
+SHARE, LEAST_SECONDS = 0.01, 5.0
+MOST_MOMENTS = 9
+# Of samples that are scored at once, and of all.
+GROUP, MOST_SAMPLES = 4, 12
+# Of all samples together, unless the first group alone has more.
+MOST_TOKENS = 8192
+
+
+class Trajectory:
+    """Scores samples as the model in training would select from them next.
+
+    The first moment, after a step whose time is known, decides how many samples the run can afford; later ones are
+    left out where they would cost more. Every rank takes part, and all decide alike: where scoring fails on one, all
+    go on without.
+
+    Args:
+        trainer: whose model and data set.
+
+    Attributes:
+        moments: those taken so far.
+        seconds: spent on them in this process.
+    """
+
+    def __init__(self, trainer: TokenSelectionTrainer):
+        self.moments: list[Moment] = []
+        self._trainer = trainer
+        self._samples: list[Any] = []
+        self._first_step = 0
+        self._began = self._last = 0.0
+        self._failed = False
+        self.seconds = 0.0
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Score the samples if this moment is planned and the run can afford it.
+
+        Args:
+            step: of the run, from 1.
+            steps: of the whole run.
+        """
+        if self._failed:
+            return
+        if not self._began:
+            self._began, self._first_step = time.perf_counter(), step
+            self._go_on()
+        elif self._is_planned(step, steps):
+            allowed, phase = self._agreed(self._allowed(step, steps)), self._trainer.selection_phase
+            if not self._samples:
+                self._take_first(step, steps, phase, allowed / MOST_MOMENTS)
+            # Room is left for the end of the run, which is always scored.
+            elif self._agreed(self.seconds + 2 * self._last) <= allowed:
+                self._take(step, steps, phase)
+
+    def finish(self, step: int, steps: int) -> None:
+        """Score the samples with the trained model, by the rule that the settings name."""
+        # What failed before may have been passing.
+        self._failed = False
+        if not self._samples:
+            self._go_on()
+        phase = Phase.of(self._selection.config)
+        if self._samples and self.moments:
+            self._take(step, steps, phase)
+        else:
+            self._take_first(step, steps, phase, LEAST_SECONDS / MOST_MOMENTS)
+
+    @property
+    def _selection(self) -> TokenSelection:
+        assert self._trainer.selection is not None
+        return self._trainer.selection
+
+    def _is_planned(self, step: int, steps: int) -> bool:
+        if step >= steps:
+            return False
+        part = steps / (MOST_MOMENTS - 1)
+        return not self.moments or int(step / part) > int((step - 1) / part)
+
+    def _allowed(self, step: int, steps: int) -> float:
+        """Return the seconds that scoring may take in this run."""
+        each = (time.perf_counter() - self._began - self.seconds) / (step - self._first_step)
+        return max(LEAST_SECONDS, SHARE * each * steps)
+
+    def _go_on(self) -> None:
+        """Find the samples of the moments that a checkpoint held; without those, its moments are dropped."""
+        found = self._alone("the samples of the checkpoint were not found", self._of_checkpoint)
+        if self._trainer.any_rank(not found):
+            if self.moments and self._trainer.is_world_process_zero():
+                LOG.warning("ssToken: the page begins anew: the checkpoint's samples are not those of this data set.")
+            self.moments.clear()
+        else:
+            self._samples = found or []
+
+    def _take_first(self, step: int, steps: int, phase: Phase, seconds: float) -> None:
+        """Score samples from all over the data set, as many as can be in this time."""
+        start = time.perf_counter()
+        self._samples = []
+        records: list[Record] = []
+        candidates = self._alone("no samples were found to score", lambda: list(self._candidates())) or []
+        if self._trainer.any_rank(not candidates):
+            self._failed = True
+            return
+        tokens = 0
+        for group in _groups(candidates):
+            tokens += sum(len(sample["input_ids"]) for sample in group)
+            if records and (tokens > MOST_TOKENS or self._agreed(time.perf_counter() - start) > seconds):
+                break
+            scored = self._score(group, phase, ())
+            if scored is None:
+                return
+            self._samples += group
+            records += scored
+        self._add(step, steps, phase, records, start)
+
+    def _take(self, step: int, steps: int, phase: Phase) -> None:
+        start = time.perf_counter()
+        before = self.moments[0].records
+        records: list[Record] = []
+        # In the batches of the first moment: numbers that do not change are the same to the last bit.
+        for group, known in zip(_groups(self._samples), _groups(before), strict=True):
+            scored = self._score(group, phase, known)
+            if scored is None:
+                return
+            records += scored
+        self._add(step, steps, phase, records, start)
+
+    def _add(self, step: int, steps: int, phase: Phase, records: list[Record], start: float) -> None:
+        self.moments.append(Moment(f"step {step} of {steps}", phase.rule, phase.gamma, phase.ratio, records))
+        self._last = time.perf_counter() - start
+        self.seconds += self._last
+
+    def _score(self, samples: Sequence[Any], phase: Phase, known: Sequence[Record]) -> list[Record] | None:
+        """Return a record for each sample; None, on every rank, where it fails on any."""
+        selection, tokenizer = self._selection, self._trainer.processing_class
+        model: Any = self._trainer.model
+        # A rank that gives up a sharded pass leaves the others waiting inside of it: such an error ends the run.
+        done = list(score_samples(selection, model, samples, phase, known)) if is_sharded(model) else None
+
+        def scored() -> list[Record]:
+            found: list[Record] = []
+            for rows, step in done or score_samples(selection, model, samples, phase, known):
+                found += records_of(step, rows, tokenizer, known[len(found) : len(found) + len(rows)])
+            return found
+
+        records = self._alone("samples were not scored", scored)
+        if self._trainer.any_rank(records is None):
+            self._failed = True
+            return None
+        return [{**record, "sample": sample["sample"]} for record, sample in zip(records or [], samples, strict=True)]
+
+    def _alone(self, what: str, work: Callable[[], Result]) -> Result | None:
+        """Do work that no other rank waits for; None if it fails."""
+        try:
+            return work()
+        except Exception as error:
+            LOG.warning("ssToken: %s: %s: %s", what, type(error).__name__, error)
+            return None
+
+    def _candidates(self) -> Iterator[dict[str, Any]]:
+        data: Any = self._trainer.train_dataset
+        if not hasattr(data, "__len__"):
+            yield from ({**row, "sample": index} for index, row in enumerate(islice(data, MOST_SAMPLES)))
+        else:
+            yield from ({**data[index], "sample": index} for index in spread_over(len(data), MOST_SAMPLES))
+
+    def _of_checkpoint(self) -> list[dict[str, Any]]:
+        if not self.moments:
+            return []
+        data: Any = self._trainer.train_dataset
+        records = self.moments[0].records
+        if hasattr(data, "__len__") and max(record["sample"] for record in records) < len(data):
+            found = [{**data[record["sample"]], "sample": record["sample"]} for record in records]
+            tokens = (as_batch(sample)["input_ids"][0].tolist() for sample in found)
+            if all(own == record["input_ids"] for own, record in zip(tokens, records, strict=True)):
+                return found
+        return []
+
+    def _agreed(self, value: float) -> float:
+        return self._trainer.of_first_rank(value)
+
+
+def _groups(samples: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    return (samples[start : start + GROUP] for start in range(0, len(samples), GROUP))
+
+
+def samples_mark(moments: Sequence[Moment]) -> int:
+    """Return a number, exact as a float64, that tells whether ranks would score alike what moments hold."""
+    records = moments[0].records if moments else []
+    shape = [(record["sample"], record["input_ids"], [loss is None for loss in record["history_nll"]])
+             for record in records]  # fmt: skip
+    return zlib.crc32(json.dumps(shape).encode())
+
+
+def spread_over(total: int, most: int) -> Sequence[int]:
+    """Return up to `most` indices below `total`, as far apart as can be, the first 0."""
+    count = min(total, most)
+    return [index * total // count for index in range(count)]

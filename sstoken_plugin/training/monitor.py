@@ -1,0 +1,154 @@
+"""Tells a user, once for each sign, that the selection meets odd data or has gone wrong.
+
+Two hazards were seen in toy runs: REL can rank noise first where the base model already knows the answer, so
+that what is dropped is unlearned; and attention can be nothing but a score of position.
+"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from sstoken_plugin.engine.step import Rule
+from sstoken_plugin.training.metrics import INTERNAL, METRICS, ratios
+
+# Log lines that are averaged on either side of the comparison.
+WINDOW = 5
+# Dropped tokens cost this much more than at their start: in nats, and as a factor.
+RUNAWAY_NATS = 0.5
+RUNAWAY_FACTOR = 1.25
+# Share of kept tokens (end-of-turn tokens aside) that are among the first k of their sample.
+LEADING_SHARE = 0.98
+# Of the response tokens; with more, means of the others say nothing about the selection.
+NOT_FINITE_SHARE = 0.01
+
+
+class SelectionMonitor:
+    """Watches the counts of a run, log line by log line.
+
+    A change of the rule (the end of the warm-up) changes what is dropped, so the watch for a collapse starts
+    anew there.
+    """
+
+    def __init__(self) -> None:
+        self._rule: Rule | None = None
+        self._dropped: list[float] = []
+        self._leading: list[float] = []
+        self._raised: set[str] = set()
+
+    def observe(self, rule: Rule, total: dict[str, float]) -> list[str]:
+        """Take in the counts of one log line and return the warnings that they give rise to.
+
+        Args:
+            rule: what ranked the tokens.
+            total: the counts since the last line, see `metrics.counts`.
+        """
+        if rule != self._rule:
+            self._rule, self._dropped, self._leading = rule, [], []
+        return [
+            f"ssToken: {text}"
+            for sign, text in (*self._odd_data(total), *self._collapse(rule, total))
+            if self._is_new(sign)
+        ]
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` needs to go on, in JSON's types."""
+        return {
+            "rule": self._rule,
+            "dropped": self._dropped,
+            "leading": self._leading,
+            "raised": sorted(self._raised),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`.
+
+        Raises:
+            ValueError: it is none.
+        """
+        numbers = [state.get(name) for name in ("dropped", "leading")]
+        raised = state.get("raised")
+        if not (
+            "rule" in state
+            and state["rule"] in (None, *get_args(Rule))
+            and all(isinstance(some, list) and all(map(_is_number, some)) for some in numbers)
+            and isinstance(raised, list)
+            and all(isinstance(sign, str) for sign in raised)
+        ):
+            raise ValueError("it holds other things than are watched")
+        self._rule, self._dropped, self._leading = state["rule"], state["dropped"], state["leading"]
+        self._raised = set(raised)
+
+    def _is_new(self, sign: str) -> bool:
+        known = sign in self._raised
+        self._raised.add(sign)
+        return not known
+
+    def _odd_data(self, total: dict[str, float]) -> list[tuple[str, str]]:
+        found = []
+        if total["promptless_samples"]:
+            decides = "REL alone decides there" if total["rel_tokens"] else "the first tokens are kept there"
+            found.append(
+                (
+                    "no prompt",
+                    f"{total['promptless_samples']:.0f} of {total['samples']:.0f} samples have no prompt, so prompt "
+                    f"attention says nothing: {decides}.",
+                )
+            )
+        if total["only_ends_samples"]:
+            found.append(
+                (
+                    "only ends",
+                    f"{total['only_ends_samples']:.0f} of {total['samples']:.0f} samples kept the end of a turn and no "
+                    "word of it; set sstoken.keep_eos: true, which leaves others as many places, or raise "
+                    "sstoken.ratio.",
+                )
+            )
+        if total["non_finite"]:
+            found.append(
+                (
+                    "not finite",
+                    f"{total['non_finite']:.0f} tokens have a loss or a REL that is not finite; they rank last, but "
+                    "for ends of turns. A step whose own loss is no number either is logged by the trainer as 0, or as "
+                    "the mean of the steps before it: its `loss` tells nothing then. Look at the learning rate and the "
+                    "precision if this goes on.",
+                )
+            )
+        return found
+
+    def _collapse(self, rule: Rule, total: dict[str, float]) -> list[tuple[str, str]]:
+        if total["non_finite"] > NOT_FINITE_SHARE * total["response"]:
+            return []
+        found = []
+        logged = ratios(total, METRICS)
+        if "sstoken/loss_unselected" in logged:
+            self._dropped.append(logged["sstoken/loss_unselected"])
+        if len(self._dropped) >= 2 * WINDOW:
+            start, now = _mean(self._dropped[:WINDOW]), _mean(self._dropped[-WINDOW:])
+            if now > start + RUNAWAY_NATS and now > start * RUNAWAY_FACTOR:
+                found.append(
+                    (
+                        f"runaway under {rule}",
+                        f"the loss on dropped tokens rose from {start:.2f} to {now:.2f}: the model unlearns what is "
+                        "not selected. Compare with sstoken.selector: all, raise sstoken.ratio or lower sstoken.gamma.",
+                    )
+                )
+        if logged.get("sstoken/selected_ratio", 1) < 1 and rule != "position":
+            self._leading += ratios(total, INTERNAL).values()
+        if len(self._leading) >= WINDOW and _mean(self._leading[-WINDOW:]) > LEADING_SHARE:
+            found.append(
+                (
+                    f"position under {rule}",
+                    f"{_mean(self._leading[-WINDOW:]):.0%} of the kept tokens are the first tokens of their response: "
+                    "the selection is a score of position. Try another sstoken.attention_layer or a higher "
+                    "sstoken.gamma.",
+                )
+            )
+        return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and -1e30 < value < 1e30
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,157 @@
+"""Builds the selection for a loaded model, and says in one sentence what it will do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from sstoken_plugin.axolotl.compatibility import fused_losses
+from sstoken_plugin.base.logs import logger
+from sstoken_plugin.engine.attention import PromptAttention
+from sstoken_plugin.engine.kernels import KERNELS
+from sstoken_plugin.engine.own_loss import OwnLoss
+from sstoken_plugin.engine.step import TokenSelection
+from sstoken_plugin.history.losses import HistoryLosses
+from sstoken_plugin.selection.config import SSTokenConfig
+from sstoken_plugin.selection.turns import EndTokens
+from sstoken_plugin.training.survey import Survey, refuse_rows
+
+LOG = logger(__name__)
+
+# What vocabularies write for white space: byte-level ones, SentencePiece's, and those with a token for each byte.
+_BLANK_PIECE = re.compile(r"[\sĠĊĉčĈÂł▁]+|<0x(09|0A|0D|20)>")
+
+
+def build_selection(
+    config: SSTokenConfig,
+    cfg: Mapping[str, Any],
+    model: Any,
+    history: HistoryLosses | None,
+    ends: EndTokens,
+) -> TokenSelection:
+    """Build the selection for an unwrapped model.
+
+    Signals that do not rank are measured too where that costs no memory, so that every selector logs the
+    same metrics and runs compare.
+
+    Args:
+        config: the settings.
+        cfg: the whole YAML.
+        model: the unwrapped model, with its adapter. It is not changed.
+        history: see `build_history`.
+        ends: what can end a turn.
+
+    Raises:
+        ValueError: the model does not allow what the settings ask for; one sentence with key and mend.
+    """
+    attention = None
+    try:
+        attention = PromptAttention.of(model, config.attention_layer)
+    except ValueError as reason:
+        if config.ranks_by_attention:
+            raise
+        LOG.warning("ssToken: prompt attention is not logged: %s", reason)
+    if history is None:
+        LOG.warning("ssToken: REL is not logged: nothing ranks by it, and its history would cost memory.")
+    kernel = next((KERNELS[key] for key in fused_losses(cfg) if key in KERNELS), None)
+    own_loss = OwnLoss.of(model)
+    if own_loss.reads_all_logits:
+        LOG.info("ssToken: what the model adds to its loss is computed from all logits, which costs time and memory.")
+    return TokenSelection(config, attention, history, ends, cfg.get("seed") or 0, kernel, own_loss)
+
+
+def look_at_data(samples: Any, cfg: Mapping[str, Any], model: Any, tokenizer: Any) -> EndTokens:
+    """Look at the prepared data, warn of what may not be meant, and return what ends its turns.
+
+    Raises:
+        ValueError: the data cannot be trained on rightly; one sentence with key and mend.
+    """
+    refuse_rows(samples, packed=bool(cfg.get("sample_packing")))
+    ends = end_tokens(cfg, model, tokenizer)
+    found = Survey.of(samples, ends)
+    if found is None:
+        return ends
+    for sentence in found.warnings():
+        LOG.warning(sentence)
+    return replace(ends, in_data=found.ends)
+
+
+def end_tokens(cfg: Mapping[str, Any], model: Any, tokenizer: Any) -> EndTokens:
+    """Return the tokens that can end a turn: those of the tokenizer, the model and `eot_tokens`."""
+
+    def encoded(text: str) -> list[int]:
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    generation = getattr(model, "generation_config", None)
+    declared = getattr(generation, "eos_token_id", None)
+    declared = declared if isinstance(declared, (list, tuple)) else [declared]
+    # A model's configuration may be older than the tokenizer: there the id is an ordinary token, or none.
+    special = set(tokenizer.all_special_ids)
+    # Tokenizers of mistral-common have no such list.
+    if isinstance(added := getattr(tokenizer, "added_tokens_decoder", None), Mapping):
+        special.update(token for token, kind in added.items() if kind.special)
+    ids = {tokenizer.eos_token_id, *(special & set(declared))}
+    for text in cfg.get("eot_tokens") or []:
+        # As Axolotl finds them in its data.
+        if len(found := encoded(text)) == 1:
+            ids.update(found)
+    # What may stand behind the end of a turn.
+    blank = {
+        token
+        for piece, token in tokenizer.get_vocab().items()
+        if _BLANK_PIECE.fullmatch(str(piece)) and not tokenizer.decode([token]).strip()
+    }
+    return EndTokens(frozenset(ids - {None}), frozenset(blank))
+
+
+def describe(selection: TokenSelection, tokenizer: Any) -> str:
+    """Return the start-up sentence: what is selected, by which signals, against which history."""
+    config = selection.config
+    rule = {
+        "sstoken": f"{config.gamma:g} x REL + {1 - config.gamma:g} x prompt attention",
+        "rel": "REL",
+        "attention": "prompt attention",
+        "random": f"chance (seed {selection.seed})",
+        "position": "position, first tokens first",
+        "reference": "their excess loss against the history",
+    }.get(config.selector)
+    if rule is None:
+        text = "it trains on every response token"
+    else:
+        text = f"it trains on {config.ratio:.0%} of each sample's response tokens, the best by {rule}"
+    if config.has_warmup:
+        warmup = {"attention": "the best by prompt attention", "all": "all of them", "random": "random ones"}
+        text += f" (in the first {config.warmup_ratio:.0%} of the optimizer steps {warmup[config.warmup_selector]})"
+    parts = [f"ssToken is active: {text}"]
+    if selection.history is not None:
+        parts.append(f"REL compares with {describe_history(selection.history)}")
+    if selection.attention is not None:
+        parts.append(f"prompt attention is that of {selection.attention.description}")
+    ends = selection.end_tokens
+    found = ends.ids if ends.in_data is None else ends.in_data
+    if config.keep_eos and rule is not None and found:
+        names = " ".join(tokenizer.convert_ids_to_tokens(sorted(found)))
+        parts.append(f"the end of a turn ({names}) is always kept")
+    if selection.own_loss is not None and selection.own_loss.adds:
+        parts.append("what the model adds to its loss, such as losses of routers, is added as ever")
+    return "; ".join(parts) + "."
+
+
+def vocabulary_size(model: Any, tokenizer: Any) -> int:
+    """Return a bound above every token id."""
+    return max(len(tokenizer), model.config.get_text_config().vocab_size)
+
+
+def describe_history(losses: HistoryLosses) -> str:
+    """Name the history that REL compares with, and what it costs."""
+    kept = "" if losses.store is None else f"losses are kept in {losses.store.file}, {len(losses.store)} samples so far"
+    history = losses.history
+    if history is None:
+        return f"a history that need not be held in memory ({kept}: all that this data set needs)"
+    costs = "no memory"
+    if history.memory:
+        costs = f"{history.memory / 2**20:.1f} MiB of memory on {history.device}"
+    return f"{history.description}, which takes {costs}" + (f" ({kept})" if kept else "")

@@ -1,0 +1,164 @@
+"""A look at the prepared data before training: what cannot be right in it, and what may not be meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from sstoken_plugin.selection.samples import COLUMNS, IGNORE_INDEX, BatchLayout, boundaries, sum_by
+from sstoken_plugin.selection.turns import EndTokens, Turns
+
+# Rows that are read at once, and what is looked at of all: a second or two of a start.
+BLOCK = 100
+MOST_ROWS, MOST_TOKENS = 20_000, 20_000_000
+
+
+@dataclass
+class Survey:
+    """What was found.
+
+    Attributes:
+        rows: rows of the data set that were looked at.
+        labelled_padding: those with labels where the attention mask is 0.
+        relabelled: those with labels that are other tokens than the ones they stand at.
+        ends: ids of the tokens that end a turn somewhere.
+    """
+
+    rows: int = 0
+    labelled_padding: int = 0
+    relabelled: int = 0
+    ends: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, samples: Any, tokens: EndTokens) -> Survey | None:
+        """Look at a prepared data set, at rows all over it where it is large; None if it is of another kind.
+
+        Args:
+            samples: the rows, with lists `input_ids` and `labels`, and `attention_mask` and `position_ids` if they
+                have them.
+            tokens: what can end a turn.
+        """
+        if not _is_known(samples):
+            return None
+        found, ends = cls(), set[int]()
+        for batch, row in _blocks(samples, COLUMNS, _stride(samples)):
+            layout = BatchLayout.of(batch)
+            ends.update(layout.target[Turns.of(batch, layout, tokens).ends].unique().tolist())
+            labelled = batch["labels"] != IGNORE_INDEX
+            found.rows += int(row[-1]) + 1 if len(row) else 0
+            found.labelled_padding += _rows_with(labelled & ~layout.real, row)
+            found.relabelled += _rows_with(labelled & layout.real & (batch["labels"] != batch["input_ids"]), row)
+        found.ends = frozenset(ends)
+        return found
+
+    def warnings(self) -> list[str]:
+        """Return what may not be meant, one sentence each."""
+        found = []
+        if self.labelled_padding:
+            found.append(
+                f"ssToken: {self.labelled_padding} of {self.rows} samples have labels on padding (attention_mask 0), "
+                "which is never ranked; give padding the label -100 in `datasets:`."
+            )
+        if self.relabelled:
+            found.append(
+                f"ssToken: {self.relabelled} of {self.rows} samples have labels other than the tokens that they stand "
+                "at; if somebody has shifted them, take that back in `datasets:`: the loss shifts them itself."
+            )
+        return found
+
+
+def refuse_rows(samples: Any, *, packed: bool) -> None:
+    """Refuse rows of a prepared data set that Axolotl's batches would not tell apart; every row is looked at.
+
+    Args:
+        samples: see `Survey.of`.
+        packed: whether the training packs them.
+
+    Raises:
+        ValueError: there are such rows; one sentence with their number, the key and the way out.
+    """
+    if not _is_known(samples):
+        return
+    if packed and (padded := _padded_rows(samples)):
+        raise ValueError(
+            f"sample_packing: {padded} of {len(samples)} rows have padding of their own (attention_mask 0), which "
+            "Axolotl reads as text where it packs; take it out of the rows, or set sample_packing: false."
+        )
+    if not packed and (several := _rows_of_several(samples)):
+        raise ValueError(
+            f"datasets: {several} of {len(samples)} rows hold several samples by their position_ids, which see each "
+            "other where Axolotl does not pack itself; give each sample a row of its own, and set sample_packing: "
+            "true to pack them."
+        )
+
+
+def _is_known(samples: Any) -> bool:
+    return isinstance(samples, Dataset) and {"input_ids", "labels"} <= set(samples.column_names)
+
+
+def _padded_rows(samples: Dataset) -> int:
+    if "attention_mask" not in samples.column_names:
+        return 0
+    blocks = _blocks(samples, ("labels", "attention_mask"))
+    return sum(_rows_with(batch["attention_mask"] == 0, row) for batch, row in blocks if "attention_mask" in batch)
+
+
+def _rows_of_several(samples: Dataset) -> int:
+    """Count the rows in which a sample with response tokens stands behind another sample."""
+    if "position_ids" not in samples.column_names:
+        return 0
+    count = 0
+    for batch, row in _blocks(samples, ("labels", "attention_mask", "position_ids")):
+        real, starts = boundaries(batch)
+        of_row = sum_by(row, starts[0].long())
+        # Of the samples of its own row, the number of the one that a token stands in, from 1.
+        number = torch.cumsum(starts[0], 0) - (torch.cumsum(of_row, 0) - of_row)[row]
+        response = (batch["labels"] != IGNORE_INDEX) & real & ~starts
+        count += _rows_with(response & (number > 1), row)
+    return count
+
+
+def _stride(samples: Dataset) -> int:
+    """Return of how many blocks one is looked at."""
+    some = samples.select(range(0, len(samples), max(1, len(samples) // 50)))
+    tokens = sum(len(row) for _, row in _blocks(some, ("labels",)))
+    share = max(len(samples) / MOST_ROWS, tokens / max(len(some), 1) * len(samples) / MOST_TOKENS)
+    return max(1, round(share))
+
+
+def _blocks(samples: Dataset, columns: tuple[str, ...], stride: int = 1) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    """Yield rows behind each other as a batch of one, int64 [1, T], as if packed, and the row of each token, [T].
+
+    Args:
+        samples: the rows.
+        columns: of which `labels` must be there; others may be missing.
+        stride: of so many blocks one is looked at.
+    """
+    there = [name for name in columns if name in samples.column_names]
+    tables = samples.with_format("arrow", columns=there)
+    for start in range(0, len(samples), BLOCK * stride):
+        table = tables[start : start + BLOCK]
+        read = {name: table.column(name).combine_chunks() for name in there}
+        # A column that not every row has says nothing of the others; Axolotl stops at it.
+        whole = {name: column for name, column in read.items() if not column.null_count}
+        lengths = whole["labels"].value_lengths().to_numpy(zero_copy_only=False)
+        batch = {
+            name: torch.from_numpy(column.flatten().to_numpy(zero_copy_only=False).astype(np.int64))
+            for name, column in whole.items()
+        }
+        begins = np.repeat(np.cumsum(lengths) - lengths, lengths)
+        counted = torch.from_numpy(np.arange(len(begins)) - begins)
+        # Whatever positions a row has, with it a sample begins.
+        batch["position_ids"] = torch.where(counted == 0, 0, batch.get("position_ids", counted))
+        row = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
+        yield {name: column[None] for name, column in batch.items()}, row
+
+
+def _rows_with(marks: Tensor, row: Tensor) -> int:
+    return len(row[marks[0]].unique())
