@@ -157,7 +157,7 @@ def build(config: dict[str, Any]) -> tuple[Any, Iterator[Any]]:
     trainer.state.max_steps = config["max_steps"]
     trainer.create_optimizer()
     if "sstoken" in config:
-        trainer.begin_selection()
+        trainer.sstoken.begin()
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.config.use_cache = False
     return trainer, endless(trainer)
@@ -175,7 +175,8 @@ def step(trainer: Any, batch: Any) -> float:
     trainer.training_step(trainer.model, dict(batch))
     trainer.optimizer.step()
     trainer.optimizer.zero_grad()
-    losses = getattr(getattr(trainer, "selection", None), "history", None)
+    selection = getattr(getattr(trainer, "sstoken", None), "selection", None)
+    losses = None if selection is None else selection.history
     if losses is not None and losses.history is not None:
         losses.history.after_step(trainer.model, trainer.state.global_step + 1)
     seconds = time.perf_counter() - start
@@ -188,7 +189,7 @@ def fill_cache(config: dict[str, Any]) -> None:
     from sstoken_plugin.history.scoring import score, work_left
 
     trainer, _ = build(config)
-    losses = trainer.selection.history
+    losses = trainer.sstoken.selection.history
     for _ in score(losses, trainer.model, work_left(losses, trainer.train_dataset), 2048):
         pass
 

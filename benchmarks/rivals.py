@@ -83,7 +83,7 @@ def kept_by_plugin(trainer: Any, batch: Any) -> Any:
     """Return the tokens that the plugin keeps, bool [B, S]."""
     import torch
 
-    scored = trainer.selection.begin(trainer.model, batch, trainer.selection_phase)
+    scored = trainer.sstoken.selection.begin(trainer.model, batch, trainer.sstoken.phase_now)
     with scored.observed():
         outputs = trainer.model(**{key: value for key, value in batch.items() if key != "labels"})
     scored.loss(outputs)

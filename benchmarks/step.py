@@ -82,11 +82,11 @@ def runs_in_turn(configs: dict[str, dict[str, Any]]) -> dict[str, float]:
     What the plugin does before the first step counts as its own. A run is minutes long: one after the other, the two
     would be as far apart as the machine's speed drifts.
     """
-    from sstoken_plugin.training.trainer import TokenSelectionTrainer
+    from sstoken_plugin.training.session import Session
 
-    begin = TokenSelectionTrainer.begin_selection
+    begin = Session.begin
     begun: list[float] = []
-    TokenSelectionTrainer.begin_selection = lambda self: begun.append(timed(lambda: begin(self)))  # type: ignore[method-assign]
+    Session.begin = lambda self: begun.append(timed(lambda: begin(self)))  # type: ignore[method-assign]
     sides = {side: build(config) for side, config in configs.items()}
     seconds = {"plain": 0.0, "plugin": sum(begun)}
     for _ in range(EPOCHS.changes["max_steps"]):
@@ -156,7 +156,7 @@ def scored(config: dict[str, Any], sides: list[str], pairs: int) -> dict[str, An
     from sstoken_plugin.history.scoring import Work, score, work_left
 
     trainer, _ = build(config)
-    losses, model = trainer.selection.history, trainer.model
+    losses, model = trainer.sstoken.selection.history, trainer.model
     missing = work_left(losses, trainer.train_dataset).missing
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(WARMUP_STEPS + pairs):

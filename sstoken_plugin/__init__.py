@@ -1,15 +1,26 @@
-"""ssToken token selection for supervised fine-tuning (arXiv 2510.18250), as a plugin of Axolotl."""
+"""ssToken token selection for supervised fine-tuning (arXiv 2510.18250): `attach(trainer)`, and a plugin of Axolotl."""
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sstoken_plugin.attachment import attach as attach
+    from sstoken_plugin.axolotl.plugin import SSTokenArgs as SSTokenArgs
+    from sstoken_plugin.axolotl.plugin import SSTokenPlugin as SSTokenPlugin
+    from sstoken_plugin.selection.config import SSTokenConfig as SSTokenConfig
 
 __version__ = "0.1.0"
-__all__ = ["SSTokenArgs", "SSTokenPlugin"]
+# Lazy, so that `import sstoken_plugin` loads neither torch nor a trainer.
+_WHERE = {
+    "SSTokenArgs": "sstoken_plugin.axolotl.plugin",
+    "SSTokenConfig": "sstoken_plugin.selection.config",
+    "SSTokenPlugin": "sstoken_plugin.axolotl.plugin",
+    "attach": "sstoken_plugin.attachment",
+}
+__all__ = sorted(_WHERE)
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that `import sstoken_plugin` loads neither torch nor Axolotl.
-    if name in __all__:
-        from sstoken_plugin.axolotl import plugin
-
-        return getattr(plugin, name)
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

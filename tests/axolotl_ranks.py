@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from axolotl.core.trainers.base import AxolotlTrainer
-from conftest import STEADY, run_axolotl
+from conftest import STEADY, report_callback, run_axolotl
 from transformers import Trainer
 
 from sstoken_plugin.axolotl.trainer import SSTokenTrainer
@@ -76,10 +76,11 @@ def main(file: Path, out: Path) -> None:
         folder.mkdir()
         ours = run_axolotl({**config, "output_dir": str(folder / "ours")}, folder)
         assert isinstance(ours.trainer, SSTokenTrainer)
-        tables = ours.trainer.kept_counts.tables(ours.trainer.counts_of_kept())
+        page = report_callback(ours.trainer)
+        tables = page.kept_counts.tables(page.counts_of_kept())
         seen[f"ours, {counted}"] = {
             "losses": ours.losses, "weights": ours.weights, "steps": recorder.steps, "lines": ours.lines,
-            "tables": tables, "moments": list(map(vars, ours.trainer.trajectory.moments)),
+            "tables": tables, "moments": list(map(vars, page.trajectory.moments)),
             "page": (folder / "ours" / "sstoken" / "report.html").exists(),
         }  # fmt: skip
 

@@ -274,6 +274,14 @@ def run_axolotl(config: dict[str, Any], folder: Path, **overrides: Any) -> Simpl
     )  # fmt: skip
 
 
+def report_callback(trainer: Any) -> Any:
+    """Return what writes the page of a trainer."""
+    from sstoken_plugin.report.callback import ReportCallback
+
+    (found,) = [each for each in trainer.callback_handler.callbacks if isinstance(each, ReportCallback)]
+    return found
+
+
 @pytest.fixture
 def train(tmp_path: Path) -> Any:
     """Run Axolotl's training: `train(config, **overrides)` -> log lines, trainer, model."""
@@ -287,10 +295,10 @@ def train(tmp_path: Path) -> Any:
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
     """Every training step of a run, with the batch it was scored on."""
     from sstoken_plugin.engine.step import TokenSelection
-    from sstoken_plugin.training import trainer
+    from sstoken_plugin.training import session
 
     taken, batches = [], []
-    begin, count = TokenSelection.begin, trainer.counts
+    begin, count = TokenSelection.begin, session.counts
 
     def remember(self, model, batch, phase):
         batches.append({key: value.clone() for key, value in batch.items()})
@@ -301,7 +309,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
         return count(step)
 
     monkeypatch.setattr(TokenSelection, "begin", remember)
-    monkeypatch.setattr(trainer, "counts", record)
+    monkeypatch.setattr(session, "counts", record)
     return taken
 
 

@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from conftest import run_axolotl
+from conftest import report_callback, run_axolotl
 
 from sstoken_plugin.engine import step
-from sstoken_plugin.report import trajectory
+from sstoken_plugin.report import callback, trajectory
 from sstoken_plugin.report.breakdown import KeptCounts
-from sstoken_plugin.training import callbacks
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -75,8 +74,8 @@ FAULTS: dict[str, tuple[Any, str, int, Callable[[int], bool]]] = {
     "the check of the first batch": (step, "watching_changes", 1, first),
     "what is counted": (KeptCounts, "_add", 1, later),
     "the tables": (KeptCounts, "tables", 0, always),
-    "the page": (callbacks, "write_page", 0, always),
-    "the table for trackers": (callbacks.token_table, "send", 0, always),
+    "the page": (callback, "write_page", 0, always),
+    "the table for trackers": (callback.token_table, "send", 0, always),
 }
 
 
@@ -108,12 +107,12 @@ def main(file: Path, out: Path) -> None:
             changes |= {"resume_from_checkpoint": str(own), "max_steps": 8}
         with failing(*fault):
             run = run_axolotl({**config, **changes}, folder)
-        moments = run.trainer.trajectory.moments
+        moments = report_callback(run.trainer).trajectory.moments
         seen[name] = {
             "steps": run.trainer.state.global_step,
             "moments": [moment.label for moment in moments],
             "samples": [len(moment.records) for moment in moments],
-            "counts": run.trainer.counts_of_kept() is not None,
+            "counts": report_callback(run.trainer).counts_of_kept() is not None,
             "page": (folder / "out" / "sstoken" / "report.html").exists(),
             "weights": float(sum(weight.double().sum() for weight in run.weights.values())),
         }

@@ -172,7 +172,7 @@ def test_prompt_and_response_are_what_the_labels_say(every_format, train, steps,
     found = drawn(steps, tokenizer)
     assert set(found) == {picture for _, _, picture in FORMATS.values()}
     for picture, (step, rows) in found.items():
-        assert_kept_by_the_rule(step, rows, run.trainer.selection.config)
+        assert_kept_by_the_rule(step, rows, run.trainer.sstoken.selection.config)
         assert step.layout.has_prompt[step.layout.sample[rows]].all() == (not picture.startswith("Once")), picture
 
 

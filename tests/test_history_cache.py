@@ -94,8 +94,10 @@ def test_a_sweep_pays_once(cached, train, forwards, changes):
 def test_full_fine_tuning_with_a_whole_cache_keeps_no_copy(cached, train):
     cached = {**cached, **FULL}
     first, second = train(cached), train(cached)
-    assert first.trainer.selection.history.history.memory == 4 * sum(p.numel() for p in first.model.parameters())
-    assert second.trainer.selection.history.history is None
+    assert first.trainer.sstoken.selection.history.history.memory == 4 * sum(
+        p.numel() for p in first.model.parameters()
+    )
+    assert second.trainer.sstoken.selection.history.history is None
     for name, weight in first.weights.items():
         assert torch.equal(second.weights[name], weight), name
 

@@ -130,7 +130,7 @@ def test_a_run_that_starts_from_an_adapter_keeps_that_adapter(config, train, see
     run = train({**config, "lora_model_dir": trained_adapter, "sstoken": {"warmup_ratio": 0.0}})
     check_given(seen, PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), trained_adapter))
     trained = sum(weight.numel() * 4 for weight in run.weights.values())
-    assert run.trainer.selection.history.history.memory == trained
+    assert run.trainer.sstoken.selection.history.history.memory == trained
 
 
 @pytest.mark.parametrize("changes", [LORA, QLORA, FULL], ids=["lora", "qlora", "full"])
@@ -143,7 +143,7 @@ def test_the_history_can_be_an_adapter_over_the_same_base(config, train, seen, t
     else:
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), trained_adapter)
     check_given(seen, model)
-    history = run.trainer.selection.history.history
+    history = run.trainer.sstoken.selection.history.history
     adapter = 4 * 2 * 3 * ((64 + 64) + (128 + 64))
     assert history.memory == adapter + (changes is FULL) * 4 * sum(p.numel() for p in run.model.parameters())
     saved = {file.name for file in Path(config["output_dir"]).iterdir()}
@@ -225,7 +225,7 @@ def test_a_base_that_is_loaded_again_has_the_settings_of_the_run(config, train, 
             "sstoken": {"history": trained_adapter},
         }
     )  # fmt: skip
-    history = run.trainer.selection.history.history.model
+    history = run.trainer.sstoken.selection.history.history.model
     assert history.get_base_model().config.rope_parameters == run.model.config.rope_parameters == rope
 
 

@@ -207,4 +207,4 @@ def test_a_run_with_a_router_loss_is_plain_training_at_ratio_one(changes, config
         torch.testing.assert_close(selected.weights[name], weight, atol=2e-5, rtol=1e-4)
     kept = train({**settings, "sstoken": {"ratio": 0.5}})
     assert kept.losses != pytest.approx(plain.losses, abs=1e-3)
-    assert kept.trainer.selection.own_loss.adds
+    assert kept.trainer.sstoken.selection.own_loss.adds

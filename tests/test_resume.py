@@ -10,17 +10,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import write
+from conftest import report_callback, write
 from damage import cut, edited, flipped, gone, in_its_place, written
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sstoken_plugin.base.files import write_bytes
+from sstoken_plugin.report.parts import CountsPart, MomentsPart
 from sstoken_plugin.training import checkpoint
+from sstoken_plugin.training.metrics import Totals
 from sstoken_plugin.training.monitor import SelectionMonitor
+from sstoken_plugin.training.parts import HistoryPart, MonitorPart, Saved, TotalsPart, WarningsPart
 
 FULL = {"adapter": None, "learning_rate": 0.005}
 # The warm-up is the first 3 of 6 steps.
@@ -90,7 +94,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(config, train, kept, tmp_
         assert resumed.weights.keys() == whole.weights.keys()
         for name, weight in whole.weights.items():
             assert torch.equal(resumed.weights[name], weight), name
-        assert not resumed.trainer.selection_warnings
+        assert not resumed.trainer.sstoken.warnings
 
 
 def test_metrics_between_two_log_lines_and_warnings_survive(config, train, tmp_path):
@@ -113,7 +117,7 @@ def test_metrics_between_two_log_lines_and_warnings_survive(config, train, tmp_p
     ours = [{key: value for key, value in line.items() if "sstoken/" in key} for line in whole.lines]
     assert len(ours) == 2
     assert ours == [{key: value for key, value in line.items() if "sstoken/" in key} for line in resumed.lines]
-    assert resumed.trainer.selection_warnings == whole.trainer.selection_warnings
+    assert resumed.trainer.sstoken.warnings == whole.trainer.sstoken.warnings
 
 
 @pytest.mark.parametrize(
@@ -136,7 +140,7 @@ def test_a_checkpoint_made_without_the_plugin_resumes_with_a_warning(config, tra
             "sstoken": {**WARMUP, **block},
         }
     )
-    (warning,) = run.trainer.selection_warnings
+    (warning,) = run.trainer.sstoken.warnings
     assert str(start) in warning
     assert "made without the plugin" in warning
     assert assumed in warning
@@ -227,6 +231,26 @@ def resumed_after(change, config, train, tmp_path, stopped):
     return train({**settings, "output_dir": str(tmp_path / "again"), "resume_from_checkpoint": str(again)})
 
 
+def parts():
+    """Return the parts of a run, but for its history."""
+    session = SimpleNamespace(is_first_rank=True)
+    counts = SimpleNamespace(restore=lambda rule, counts: None)
+    trajectory = SimpleNamespace(moments=[])
+    return [
+        TotalsPart(Totals(), dict, "cpu", is_first=True), MonitorPart(SelectionMonitor()), WarningsPart([]),
+        MomentsPart(trajectory), CountsPart(counts, session),
+    ]  # fmt: skip
+
+
+def fault_of(part, found):
+    """Return why a part does not take over what was read, or ""."""
+    try:
+        part.restore(found.parts.get(part.name))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_costs_its_own_part_alone(config, train, tmp_path, stopped, damage):
     change, words = DAMAGE[damage]
@@ -236,15 +260,12 @@ def test_damage_costs_its_own_part_alone(config, train, tmp_path, stopped, damag
     shutil.copytree(start, again)
     change(again / "sstoken")
     found = checkpoint.read(again)
-    assert found.tensors.keys() == whole.tensors.keys(), "the history's own file is whole"
-    assert not found.lost_history
-    told = " ".join(found.faults)
-    if "what is watched" in words and isinstance(found.monitor, dict):
-        with pytest.raises(ValueError, match="watched"):
-            SelectionMonitor().restore(found.monitor)
-    else:
-        assert words in told
-        assert bool(told) == bool(words)
+    assert found.parts["history"].tensors.keys() == whole.parts["history"].tensors.keys(), "its own file is whole"
+    assert "history" not in found.lost
+    told = [f"metrics and warnings ({found.fault})"] if found.fault else []
+    told += [f"{part.words} ({why})" for part in parts() if (why := found.lost.get(part.name) or fault_of(part, found))]
+    assert words in " ".join(told)
+    assert len(told) == bool(words)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +275,7 @@ def test_damage_costs_its_own_part_alone(config, train, tmp_path, stopped, damag
 def test_a_run_goes_on_without_the_part_and_with_its_history(config, train, tmp_path, stopped, damage):
     change, words = DAMAGE[damage]
     run = resumed_after(change, config, train, tmp_path, stopped)
-    told = " ".join(run.trainer.selection_warnings)
+    told = " ".join(run.trainer.sstoken.warnings)
     assert words in told
     assert bool(told) == bool(words)
     assert "begins anew at the weights" not in told
@@ -295,7 +316,7 @@ FOREIGN = {
     "weights that are no numbers": (weights(lambda tensor: tensor * torch.nan), "no finite numbers"),
     "weights of another kind": (weights(lambda tensor: tensor.to(torch.int8)), "no finite numbers"),
     "a history that is gone": (gone("history.safetensors"), "history.safetensors"),
-    "another history": (edited("state.json", history="snapshot"), "made with sstoken.history: snapshot"),
+    "another history": (edited("state.json", history={"kind": "snapshot"}), "made with sstoken.history: snapshot"),
     "another run": (of_another_run, "left by another run"),
     # A save that came to no end, over the checkpoint of an earlier one.
     "a cut save": (edited("state.json", mark="another"), "a save that was cut"),
@@ -308,7 +329,7 @@ FOREIGN = {
 def test_a_history_that_does_not_serve_or_belong_begins_anew(config, train, tmp_path, stopped, damage):
     change, words = FOREIGN[damage]
     run = resumed_after(change, config, train, tmp_path, stopped)
-    (warning,) = run.trainer.selection_warnings
+    (warning,) = run.trainer.sstoken.warnings
     assert words in warning
     assert "begins anew at the weights of the checkpoint" in warning
 
@@ -316,12 +337,12 @@ def test_a_history_that_does_not_serve_or_belong_begins_anew(config, train, tmp_
 def test_samples_that_the_data_set_has_no_longer_are_told(config, train, tmp_path, stopped, caplog):
     run = resumed_after(record(sample=10**6), config, train, tmp_path, stopped)
     assert "the checkpoint's samples are not those of this data set" in caplog.text
-    assert "step 2 of 4" not in [moment.label for moment in run.trainer.trajectory.moments]
+    assert "step 2 of 4" not in [moment.label for moment in report_callback(run.trainer).trajectory.moments]
 
 
 def test_a_file_in_place_of_the_folder_is_told_part_by_part(config, train, tmp_path, stopped):
     run = resumed_after(no_folder, config, train, tmp_path, stopped)
-    metrics, history = run.trainer.selection_warnings
+    metrics, history = run.trainer.sstoken.warnings
     assert "metrics and warnings (state.json" in metrics
     assert "there are no weights of it" in history
     assert "begins anew at the weights of the checkpoint" in history
@@ -337,24 +358,31 @@ def test_what_is_only_for_the_page_and_cannot_be_written_is_left_out(part, tmp_p
     # Nothing can be written where a folder stands.
     (tmp_path / "sstoken" / f"{part}.new").mkdir(parents=True)
     weights = {"w": torch.ones(3)}
-    state = checkpoint.SelectionState(
-        "ema", {"kept": 1.0}, {}, [], tensors=weights, report=checkpoint.ReportState([], "sstoken", COUNTS)
-    )
-    (fault,) = checkpoint.write(tmp_path, state, mark)
+    states = {
+        "totals": Saved({"kept": 1.0}), "history": Saved({"kind": "ema"}, weights), "moments": Saved(document=[]),
+        "kept": Saved({"rule": "sstoken"}, {"counts": COUNTS}),
+    }  # fmt: skip
+    (fault,) = checkpoint.write(tmp_path, of_parts(states), mark)
     assert part in fault
     found = checkpoint.read(tmp_path)
-    assert (found.faults, found.lost_history, found.totals) == ([], "", {"kept": 1.0})
-    assert torch.equal(found.tensors["w"], weights["w"])
-    assert (found.report.moments is None) == (part == "moments.json.gz")
-    assert (found.report.counts is None) == (part == "kept.safetensors")
+    assert (found.fault, found.lost, found.parts["totals"].facts) == ("", {}, {"kept": 1.0})
+    assert torch.equal(found.parts["history"].tensors["w"], weights["w"])
+    assert ("moments" in found.parts) == (part != "moments.json.gz")
+    assert ("kept" in found.parts) == (part != "kept.safetensors")
+
+
+def of_parts(states):
+    """Put states to the parts of a run, of which only those for the page are spare."""
+    kinds = (TotalsPart, HistoryPart, MomentsPart, CountsPart)
+    return [(kind.__new__(kind), states[kind.name]) for kind in kinds if kind.name in states]
 
 
 @pytest.mark.parametrize("part", ["history.safetensors", "state.json"])
 def test_where_the_rest_cannot_be_written_the_run_stops_with_a_sentence(part, tmp_path):
     (tmp_path / "sstoken" / f"{part}.new").mkdir(parents=True)
-    state = checkpoint.SelectionState("ema", {}, {}, [], tensors={"w": torch.ones(3)})
+    states = of_parts({"history": Saved({"kind": "ema"}, {"w": torch.ones(3)})})
     with pytest.raises(OSError, match=rf"^output_dir: {tmp_path / 'sstoken'} cannot be written .*; make room there"):
-        checkpoint.write(tmp_path, state, checkpoint.new_mark())
+        checkpoint.write(tmp_path, states, checkpoint.new_mark())
 
 
 def test_a_run_goes_on_where_the_samples_of_the_page_do_not_fit_on_the_disk(config, train, tmp_path, monkeypatch):
@@ -365,7 +393,7 @@ def test_a_run_goes_on_where_the_samples_of_the_page_do_not_fit_on_the_disk(conf
 
     monkeypatch.setattr(checkpoint, "write_bytes", no_room)
     run = train({**config, "save_strategy": "steps", "save_steps": 2, "max_steps": 2, "sstoken": {"warmup_ratio": 0.5}})
-    (warning,) = run.trainer.selection_warnings
+    (warning,) = run.trainer.sstoken.warnings
     assert "checkpoint-2 is without the page's samples (moments.json.gz: OSError: " in warning
     assert (Path(config["output_dir"]) / "adapter_model.safetensors").exists()
 
@@ -380,7 +408,7 @@ def test_a_run_without_the_plugin_into_the_same_folder_leaves_nothing_to_believe
         **saving, "output_dir": str(tmp_path / "again"), "resume_from_checkpoint": str(start),
         "sstoken": {**WARMUP, "history": "ema"},
     })  # fmt: skip
-    (warning,) = run.trainer.selection_warnings
+    (warning,) = run.trainer.sstoken.warnings
     assert "left by another run" in warning
 
 
@@ -403,7 +431,7 @@ def test_another_base_model_on_resume_is_told(config, train, tmp_path, tiny_llam
             "resume_from_checkpoint": f"{settings['output_dir']}/checkpoint-2",
         }
     )
-    (warning,) = run.trainer.selection_warnings
+    (warning,) = run.trainer.sstoken.warnings
     assert "not those that the resumed run had" in warning
 
 
@@ -454,4 +482,5 @@ def test_a_killed_process_resumes_to_the_same_weights(config, train, tmp_path):
     (weights, lines, state), (killed_weights, killed_lines, killed_state) = results.values()
     assert killed_lines == lines
     assert all(torch.equal(weights[name], killed_weights[name]) for name in weights)
-    assert all(torch.equal(state.tensors[name], killed_state.tensors[name]) for name in state.tensors)
+    own, killed = (found.parts["history"].tensors for found in (state, killed_state))
+    assert all(torch.equal(own[name], killed[name]) for name in own)

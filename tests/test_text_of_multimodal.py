@@ -143,7 +143,7 @@ def test_selection_compares_with_the_checkpoint_and_measures_the_language_model(
     assert steps[0][0].scores.rel.abs().max() < 1e-4
     assert steps[-1][0].scores.rel.abs().max() > 1e-2
 
-    active = describe(selected.trainer.selection, tokenizer)
+    active = describe(selected.trainer.sstoken.selection, tokenizer)
     assert re.search(
         rf"attention layer \d of \d \(\S*language_model\S*\.layers\.{SEEING[kind][3]}\.self_attn\)", active
     )

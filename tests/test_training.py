@@ -125,7 +125,7 @@ def test_only_kept_tokens_give_gradient(config, train, steps, changes):
 
     run.model.train()
     inputs = {key: value for key, value in batch.items() if key != "labels"}
-    again = run.trainer.selection.begin(run.model, batch, step.phase)
+    again = run.trainer.sstoken.selection.begin(run.model, batch, step.phase)
     with again.observed():
         outputs = run.model(**inputs)
     again.kept = step.kept
@@ -155,7 +155,7 @@ def test_a_run_selects_what_the_full_matrices_and_two_models_select(config, trai
     tuned = PeftModel.from_pretrained(tuned, Path(config["output_dir"]) / "adapter").eval()
     _, batch = steps[0]
     phase = steps[0][0].phase
-    again = run.trainer.selection.begin(run.model, batch, phase)
+    again = run.trainer.sstoken.selection.begin(run.model, batch, phase)
     with torch.no_grad(), again.observed():
         again.loss(run.model(**{key: value for key, value in batch.items() if key != "labels"}))
     chosen = torch.zeros_like(batch["labels"]).view(-1).scatter_(0, again.layout.position[again.kept], 1)
@@ -394,7 +394,7 @@ def test_completion_data_is_ranked_by_rel_with_one_warning(config, train, steps,
     )
     changes = {"datasets": [{"path": str(file), "type": "completion"}]}
     run = train({**config, **changes, "sstoken": {"ratio": 0.5, "keep_eos": False, "warmup_ratio": 0.0}})
-    warnings = [text for text in run.trainer.selection_warnings if "no prompt" in text]
+    warnings = [text for text in run.trainer.sstoken.warnings if "no prompt" in text]
     assert len(warnings) == 1
     step, _ = steps[-1]
     for sample in range(len(step.layout.lengths)):
@@ -406,7 +406,7 @@ def test_completion_data_is_ranked_by_rel_with_one_warning(config, train, steps,
 def test_losses_that_are_not_finite_rank_last_and_are_reported(config, train, steps):
     run = train({**config, "max_steps": 1})
     step, batch = steps[-1]
-    again = run.trainer.selection.begin(run.model, batch, step.phase)
+    again = run.trainer.sstoken.selection.begin(run.model, batch, step.phase)
     suppressed = again.layout.target[again.layout.index_in_sample == 1]
     head = run.model.get_output_embeddings()
     head.bias = torch.nn.Parameter(torch.zeros(len(head.weight)).index_fill(0, suppressed, -torch.inf))
@@ -414,9 +414,9 @@ def test_losses_that_are_not_finite_rank_last_and_are_reported(config, train, st
         outputs = run.model(**{key: value for key, value in batch.items() if key != "labels"})
     assert torch.isfinite(again.loss(outputs))
     assert not again.kept[torch.isin(again.layout.target, suppressed)].any()
-    run.trainer._totals.add(counts(again))
+    run.trainer.sstoken.totals.add(counts(again))
     run.trainer.log({"loss": 1.0})
-    assert any("not finite" in text for text in run.trainer.selection_warnings)
+    assert any("not finite" in text for text in run.trainer.sstoken.warnings)
 
 
 def test_losses_that_are_not_finite_are_not_counted_as_nothing(config, train):
@@ -429,8 +429,8 @@ def test_losses_that_are_not_finite_are_not_counted_as_nothing(config, train):
         assert line["sstoken/not_finite"] > 0.5
         for name in ("sstoken/loss_selected", "sstoken/loss_unselected", "sstoken/attention_mean"):
             assert name not in line or (math.isfinite(line[name]) and line[name] > 0)
-    told = [warning for warning in run.trainer.selection_warnings if "not finite" in warning]
-    assert run.trainer.selection_warnings == told
+    told = [warning for warning in run.trainer.sstoken.warnings if "not finite" in warning]
+    assert run.trainer.sstoken.warnings == told
     assert len(told) == 1
 
 

@@ -150,7 +150,7 @@ def test_every_step_selects_by_the_method(config, train, steps, weights, way):
         assert_close(step.scores.current[rows], current[where - 1], **tolerance)
         assert_close(step.scores.history[rows], history[where - 1], **tolerance)
         assert_close(step.scores.attention[rows], attention[where][:, prompt].sum(1), **tolerance)
-        assert_kept_by_the_rule(step, rows, run.trainer.selection.config)
+        assert_kept_by_the_rule(step, rows, run.trainer.sstoken.selection.config)
         gain = max(gain, (history - current).abs().max().item())
     assert len(steps) == len(weights) > 2
     assert gain > 0.01, "the weights hardly changed, the history would say nothing"
@@ -165,7 +165,7 @@ def test_part_of_a_data_set_is_ordinary_data(config, train, steps):
     run = train({**config, "max_steps": 3, "sstoken": {"warmup_ratio": 0.0}})
     assert len(run.data) == len(whole) // 2
     for number, _, _, _, rows in scored_samples(steps):
-        assert_kept_by_the_rule(steps[number][0], rows, run.trainer.selection.config)
+        assert_kept_by_the_rule(steps[number][0], rows, run.trainer.sstoken.selection.config)
 
 
 def test_noise_on_embeddings_reaches_the_training_pass_alone(config, train, steps):
@@ -177,7 +177,7 @@ def test_noise_on_embeddings_reaches_the_training_pass_alone(config, train, step
             step = steps[number][0]
             expected = signals(run.model, ids)[0][torch.tensor(response) - 1]
             assert_close(step.scores.history[rows], expected, atol=1e-4, rtol=0)
-            assert_kept_by_the_rule(step, rows, run.trainer.selection.config)
+            assert_kept_by_the_rule(step, rows, run.trainer.sstoken.selection.config)
             if number == 0:
                 noisy = max(noisy, (step.scores.current[rows] - expected).abs().max().item())
     assert noisy > 0.01
@@ -191,7 +191,7 @@ def test_activations_may_be_kept_elsewhere(config, train, steps):
     found = []
     for where in (nullcontext(), saved_tensors_hooks(lambda saved: saved.clone(), lambda kept: kept.clone())):
         run.model.zero_grad()
-        again = run.trainer.selection.begin(run.model, batch, step.phase)
+        again = run.trainer.sstoken.selection.begin(run.model, batch, step.phase)
         with where:
             with again.observed():
                 outputs = run.model(**inputs)

@@ -95,9 +95,9 @@ def test_long_runs_spend_a_share_of_their_time(monkeypatch, later, moments):
     monkeypatch.setattr(trajectory.time, "perf_counter", lambda: now[0])
     steps, each = 10_000, 2.0
 
-    class Trainer:
-        train_dataset = tuple({"input_ids": [0] * 100} for _ in range(50))
-        selection_phase = None
+    class Session:
+        samples = tuple({"input_ids": [0] * 100} for _ in range(50))
+        phase_now = None
 
         @staticmethod
         def of_first_rank(value):
@@ -105,7 +105,7 @@ def test_long_runs_spend_a_share_of_their_time(monkeypatch, later, moments):
 
         any_rank = of_first_rank
 
-    watched = trajectory.Trajectory(Trainer())
+    watched = trajectory.Trajectory(Session())
     scored, spent = [], []
 
     def score(samples, phase, known):
@@ -115,7 +115,7 @@ def test_long_runs_spend_a_share_of_their_time(monkeypatch, later, moments):
         return [{"sample": sample["sample"]} for sample in samples]
 
     monkeypatch.setattr(watched, "_score", score)
-    monkeypatch.setattr(Trainer, "selection_phase", trajectory.Phase("sstoken", 0.5, 0.6))
+    monkeypatch.setattr(Session, "phase_now", trajectory.Phase("sstoken", 0.5, 0.6))
     for step in range(1, steps):
         now[0] += each
         watched.after_step(step, steps)
@@ -166,7 +166,7 @@ def test_the_page_of_a_run_has_its_curves_its_warnings_and_its_settings(config, 
     data = [{"path": str(texts), "type": "completion"}]
     run = train({**config, "datasets": data, "sstoken": {"warmup_ratio": 0.0, "gamma": 0.625}})
     page = (tmp_path / "out" / "sstoken" / "report.html").read_text()
-    (warning,) = run.trainer.selection_warnings
+    (warning,) = run.trainer.sstoken.warnings
     losses = [line["sstoken/loss_selected"] for line in run.lines]
     for shown in (warning, '["gamma","0.625"]', *(f"{loss:.6g}" for loss in losses)):
         assert shown in page

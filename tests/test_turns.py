@@ -155,7 +155,7 @@ def test_where_only_ends_are_kept_a_warning_counts_them(config, train, tmp_path)
     lines = [chat(f"Is {number} even?", "No") for number in range(16)]
     block = {"selector": "random", "ratio": 0.5, "keep_eos": False}
     run = train({**config, "datasets": written(tmp_path, lines), "sstoken": block})
-    (warning,) = [text for text in run.trainer.selection_warnings if "no word of it" in text]
+    (warning,) = [text for text in run.trainer.sstoken.warnings if "no word of it" in text]
     assert "sstoken.keep_eos" in warning
     assert "of 4 samples" in warning
 

@@ -8,9 +8,8 @@ from typing import Any
 from pydantic import BaseModel, Field, model_validator
 
 from sstoken_plugin.axolotl import compatibility, refusals, releases
-from sstoken_plugin.base.logs import SHOWN, logger
+from sstoken_plugin.base.logs import announce_as, logger
 from sstoken_plugin.base.streams import replace_what_streams_lack
-from sstoken_plugin.base.visible_text import told_on_one_line
 from sstoken_plugin.selection.config import SSTokenConfig
 
 # Before anything of Axolotl is imported, which in another release may be elsewhere.
@@ -19,8 +18,11 @@ releases.refuse_unsupported()
 from axolotl.integrations.base import BasePlugin, PluginManager  # noqa: E402
 from axolotl.utils.logging import get_logger  # noqa: E402
 
-logger(SHOWN)
-LOG = get_logger(SHOWN)
+# Below "axolotl", because its logging shows other loggers from warnings on only.
+_SHOWN = "axolotl.plugins.sstoken"
+logger(_SHOWN)
+announce_as(_SHOWN)
+LOG = get_logger(_SHOWN)
 
 
 class SSTokenArgs(BaseModel):
@@ -80,19 +82,12 @@ class SSTokenPlugin(BasePlugin):
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         """Let the trainer build the selection for the loaded model, and say what it will do."""
-        from sstoken_plugin.engine.kernels import KERNELS
-        from sstoken_plugin.engine.step import TokenSelection
-        from sstoken_plugin.history.build import build_history
-        from sstoken_plugin.report.breakdown import KeptCounts
-        from sstoken_plugin.report.trajectory import Trajectory
-        from sstoken_plugin.training.callbacks import HistoryCallback, ReportCallback
-        from sstoken_plugin.training.setup import build_selection, describe, look_at_data, vocabulary_size
+        from sstoken_plugin.attachment import start
+        from sstoken_plugin.axolotl.run import KERNELS, run_of
 
         if not compatibility.names_us(cfg) or not self._is_first():
             return
         config = compatibility.check(cfg)
-        for sentence in config.keys_without_effect():
-            LOG.warning(sentence)
         for key in compatibility.untested(cfg):
             LOG.warning("%s has not been run with ssToken yet: compare a short run with selector: all.", key)
         for key in compatibility.fused_losses(cfg):
@@ -102,24 +97,7 @@ class SSTokenPlugin(BasePlugin):
                 )
             else:
                 LOG.info("ssToken computes the loss of each token itself: %s serves evaluation only.", key)
-
-        @told_on_one_line()
-        def make_selection() -> TokenSelection:
-            model, tokenizer, precision = trainer.model, trainer.processing_class, trainer.accelerator.autocast
-            ends = look_at_data(trainer.train_dataset, cfg, model, tokenizer)
-            history = build_history(config, cfg, model, tokenizer, samples=trainer.train_dataset, precision=precision)
-            with precision():
-                selection = build_selection(config, cfg, model, history, ends)
-            LOG.info(describe(selection, tokenizer))
-            return selection
-
-        trainer.make_selection = make_selection
-        trainer.add_callback(HistoryCallback(trainer))
-        if config.report:
-            tokenizer = trainer.processing_class
-            trainer.kept_counts = KeptCounts(tokenizer, vocabulary_size(trainer.model, tokenizer))
-            trainer.trajectory = Trajectory(trainer)
-            trainer.add_callback(ReportCallback(trainer, trainer.trajectory))
+        start(trainer, config, run_of(cfg))
 
     def _is_first(self) -> bool:
         """Tell whether this instance acts: named by its bare and its dotted name, the plugin is there twice."""

@@ -13,6 +13,6 @@ class SSTokenTrainer(AxolotlTrainer, TokenSelectionTrainer):
     """Axolotl prepares the inputs, the selection computes the loss, transformers trains."""
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """Begin the selection, too: by now engines have sharded the weights, and those of a checkpoint come next."""
-        self.begin_selection()
+        """Begin the selection first: Axolotl's own schedulers do not come to that of `TokenSelectionTrainer`."""
+        self._begin_selection()
         return super().create_scheduler(*args, **kwargs)

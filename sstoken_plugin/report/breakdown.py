@@ -55,6 +55,11 @@ class KeptCounts:
         self.failed = False
         self.counts = torch.zeros(2, sum(self._sizes.values()), dtype=torch.int64)
 
+    def clear(self) -> None:
+        """Begin at zero."""
+        self.rule = None
+        self.counts.zero_()
+
     def add(self, step: ScoredStep) -> None:
         """Count the tokens of a scored step. A failure is said once, and costs the tables, not the step."""
         if self.failed:

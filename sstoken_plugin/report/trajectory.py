@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from sstoken_plugin.base.logs import logger
 from sstoken_plugin.engine.sharding import is_sharded
@@ -15,9 +13,7 @@ from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.report import Moment
 from sstoken_plugin.report.inspection import Record, records_of, score_samples
 from sstoken_plugin.selection.samples import as_batch
-
-if TYPE_CHECKING:
-    from sstoken_plugin.training.trainer import TokenSelectionTrainer
+from sstoken_plugin.training.session import Session
 
 LOG = logger(__name__)
 
@@ -40,16 +36,16 @@ class Trajectory:
     go on without.
 
     Args:
-        trainer: whose model and data set.
+        session: of the trainer whose model and data set are looked at.
 
     Attributes:
         moments: those taken so far.
         seconds: spent on them in this process.
     """
 
-    def __init__(self, trainer: TokenSelectionTrainer):
+    def __init__(self, session: Session):
         self.moments: list[Moment] = []
-        self._trainer = trainer
+        self._session = session
         self._samples: list[Any] = []
         self._first_step = 0
         self._began = self._last = 0.0
@@ -69,7 +65,7 @@ class Trajectory:
             self._began, self._first_step = time.perf_counter(), step
             self._go_on()
         elif self._is_planned(step, steps):
-            allowed, phase = self._agreed(self._allowed(step, steps)), self._trainer.selection_phase
+            allowed, phase = self._agreed(self._allowed(step, steps)), self._session.phase_now
             if not self._samples:
                 self._take_first(step, steps, phase, allowed / MOST_MOMENTS)
             # Room is left for the end of the run, which is always scored.
@@ -90,8 +86,8 @@ class Trajectory:
 
     @property
     def _selection(self) -> TokenSelection:
-        assert self._trainer.selection is not None
-        return self._trainer.selection
+        assert self._session.selection is not None
+        return self._session.selection
 
     def _is_planned(self, step: int, steps: int) -> bool:
         if step >= steps:
@@ -107,8 +103,8 @@ class Trajectory:
     def _go_on(self) -> None:
         """Find the samples of the moments that a checkpoint held; without those, its moments are dropped."""
         found = self._alone("the samples of the checkpoint were not found", self._of_checkpoint)
-        if self._trainer.any_rank(not found):
-            if self.moments and self._trainer.is_world_process_zero():
+        if self._session.any_rank(not found):
+            if self.moments and self._session.is_first_rank:
                 LOG.warning("ssToken: the page begins anew: the checkpoint's samples are not those of this data set.")
             self.moments.clear()
         else:
@@ -120,7 +116,7 @@ class Trajectory:
         self._samples = []
         records: list[Record] = []
         candidates = self._alone("no samples were found to score", lambda: list(self._candidates())) or []
-        if self._trainer.any_rank(not candidates):
+        if self._session.any_rank(not candidates):
             self._failed = True
             return
         tokens = 0
@@ -154,8 +150,7 @@ class Trajectory:
 
     def _score(self, samples: Sequence[Any], phase: Phase, known: Sequence[Record]) -> list[Record] | None:
         """Return a record for each sample; None, on every rank, where it fails on any."""
-        selection, tokenizer = self._selection, self._trainer.processing_class
-        model: Any = self._trainer.model
+        selection, tokenizer, model = self._selection, self._session.tokenizer, self._session.model
         # A rank that gives up a sharded pass leaves the others waiting inside of it: such an error ends the run.
         done = list(score_samples(selection, model, samples, phase, known)) if is_sharded(model) else None
 
@@ -166,7 +161,7 @@ class Trajectory:
             return found
 
         records = self._alone("samples were not scored", scored)
-        if self._trainer.any_rank(records is None):
+        if self._session.any_rank(records is None):
             self._failed = True
             return None
         return [{**record, "sample": sample["sample"]} for record, sample in zip(records or [], samples, strict=True)]
@@ -180,7 +175,7 @@ class Trajectory:
             return None
 
     def _candidates(self) -> Iterator[dict[str, Any]]:
-        data: Any = self._trainer.train_dataset
+        data: Any = self._session.samples
         if not hasattr(data, "__len__"):
             yield from ({**row, "sample": index} for index, row in enumerate(islice(data, MOST_SAMPLES)))
         else:
@@ -189,7 +184,7 @@ class Trajectory:
     def _of_checkpoint(self) -> list[dict[str, Any]]:
         if not self.moments:
             return []
-        data: Any = self._trainer.train_dataset
+        data: Any = self._session.samples
         records = self.moments[0].records
         if hasattr(data, "__len__") and max(record["sample"] for record in records) < len(data):
             found = [{**data[record["sample"]], "sample": record["sample"]} for record in records]
@@ -199,19 +194,11 @@ class Trajectory:
         return []
 
     def _agreed(self, value: float) -> float:
-        return self._trainer.of_first_rank(value)
+        return self._session.of_first_rank(value)
 
 
 def _groups(samples: Sequence[Any]) -> Iterator[Sequence[Any]]:
     return (samples[start : start + GROUP] for start in range(0, len(samples), GROUP))
-
-
-def samples_mark(moments: Sequence[Moment]) -> int:
-    """Return a number, exact as a float64, that tells whether ranks would score alike what moments hold."""
-    records = moments[0].records if moments else []
-    shape = [(record["sample"], record["input_ids"], [loss is None for loss in record["history_nll"]])
-             for record in records]  # fmt: skip
-    return zlib.crc32(json.dumps(shape).encode())
 
 
 def spread_over(total: int, most: int) -> Sequence[int]:

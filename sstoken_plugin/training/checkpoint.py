@@ -1,4 +1,4 @@
-"""What the plugin keeps in a checkpoint folder, so that a resumed run goes on as if it had not stopped.
+"""What the parts of a selection keep in a checkpoint folder, so that a resumed run goes on as if it had not stopped.
 
 Each file is read on its own, and what cannot be read costs that part alone. Every file has the mark that Trainer's own
 state, the last file of a checkpoint, has too: what an earlier run, or a save that was cut, left behind is none of it.
@@ -10,13 +10,11 @@ import gzip
 import json
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,13 +22,15 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from sstoken_plugin.base.files import replacing, write_bytes
 from sstoken_plugin.base.visible_text import in_short
-from sstoken_plugin.report.content import Moment, is_record
+from sstoken_plugin.training.parts import Part, Saved, checked
 
 FOLDER = "sstoken"
 # Of the files below; a reader of one format leaves others alone.
-FORMAT = 2
-_FACTS, _TENSORS, _COUNTS, _MOMENTS = "state.json", "history.safetensors", "kept.safetensors", "moments.json.gz"
-# Bytes of the moments when they are unpacked; those of a run are a few million.
+FORMAT = 3
+_FACTS, _TENSORS, _DOCUMENT = "state.json", ".safetensors", ".json.gz"
+# Of the facts; all others are the names of parts.
+_HEAD = ("format", "mark", "files")
+# Bytes of a document when it is unpacked; those of a run are a few million.
 _MOST_BYTES = 2**28
 _UNREADABLE = (OSError, EOFError, TypeError, KeyError, AttributeError, ValueError, SafetensorError, zlib.error,
                RecursionError)  # fmt: skip
@@ -38,45 +38,18 @@ _UNWRITABLE = (OSError, SafetensorError)
 
 
 @dataclass(frozen=True)
-class ReportState:
-    """What the report page has to show so far.
+class Found:
+    """What a checkpoint holds of a selection.
 
     Attributes:
-        moments: see `Trajectory`; None where they were not found.
-        rule: what ranked the tokens that are counted.
-        counts: see `breakdown.KeptCounts`; None where they were not found, or counting had failed.
+        parts: the states that could be read, by name of the part.
+        lost: why others could not be read, by name of the part.
+        fault: why the facts of the parts could not be read; "" if they could.
     """
 
-    moments: list[Moment] | None
-    rule: str | None
-    counts: Tensor | None
-
-
-@dataclass(frozen=True)
-class SelectionState:
-    """The state of a selection between two optimizer steps; None stands for a part that could not be read.
-
-    Attributes:
-        history: the value of `sstoken.history`.
-        totals: counts since the last log line, see `metrics.Totals`; empty right after one.
-        monitor: see `SelectionMonitor.state`.
-        warnings: every warning raised so far.
-        digest: hash of a history that the checkpoint does not hold; None if there is none.
-        tensors: the history's weights, by parameter name.
-        report: None if the run writes no report page.
-        lost_history: why the weights of the history could not be read; "" if they could.
-        faults: what else could not be read, and why.
-    """
-
-    history: str | None
-    totals: dict[str, float] | None
-    monitor: dict[str, Any] | None
-    warnings: list[str] | None
-    digest: str | None = None
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    report: ReportState | None = None
-    lost_history: str = ""
-    faults: list[str] = field(default_factory=list)
+    parts: dict[str, Saved] = field(default_factory=dict)
+    lost: dict[str, str] = field(default_factory=dict)
+    fault: str = ""
 
 
 def new_mark() -> dict[str, str]:
@@ -84,30 +57,38 @@ def new_mark() -> dict[str, str]:
     return {"mark": uuid.uuid4().hex}
 
 
-def write(checkpoint: Path, state: SelectionState, mark: Mapping[str, str]) -> list[str]:
-    """Write the state into a checkpoint folder; a kill leaves the old files or the new ones.
+def write(checkpoint: Path, states: Iterable[tuple[Part, Saved]], mark: Mapping[str, str]) -> list[str]:
+    """Write the states of parts into a checkpoint folder; a kill leaves the old files or the new ones.
 
     Args:
         checkpoint: the folder.
-        state: what to write.
+        states: each part that has a state, with it.
         mark: see `new_mark`.
 
     Returns:
-        What of the page could not be written, and why. It is left out.
+        What of the spare parts could not be written, and why. It is left out.
 
     Raises:
-        OSError: the rest could not be written; one sentence with key and mend.
+        OSError: the rest could not be written; one sentence with key and fix.
     """
     folder = checkpoint / FOLDER
     head = {"format": FORMAT, **mark}
-    facts = {name: vars(state)[name] for name in ("history", "totals", "monitor", "warnings", "digest")}
-    facts["has_tensors"] = bool(state.tensors)
+    facts: dict[str, Any] = {}
+    files, faults = list[str](), list[str]()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if state.tensors:
-            _save_tensors(state.tensors, folder / _TENSORS, {**head, "history": state.history})
-        found, faults = _write_report(folder, state.report, head)
-        write_bytes(json.dumps({**head, **facts, **found}, indent=2).encode(), folder / _FACTS)
+        for part, saved in states:
+            before = len(files)
+            try:
+                _write_part(folder, part.name, saved, head, files)
+            except _UNWRITABLE as error:
+                if not part.is_spare:
+                    raise
+                faults.append(f"{part.words} ({files[-1]}: {in_short(error)})")
+                del files[before:]
+            else:
+                facts[part.name] = saved.facts
+        write_bytes(json.dumps({**head, "files": files, **facts}, indent=2).encode(), folder / _FACTS)
     except _UNWRITABLE as error:
         raise OSError(
             f"output_dir: {folder} cannot be written ({in_short(error)}); make room there, or name another output_dir."
@@ -115,30 +96,24 @@ def write(checkpoint: Path, state: SelectionState, mark: Mapping[str, str]) -> l
     return faults
 
 
-def _write_report(
-    folder: Path, report: ReportState | None, head: Mapping[str, Any]
-) -> tuple[dict[str, bool], list[str]]:
-    """Write what is only for the page; return which parts are there, and what could not be written."""
-    found, faults = {"has_moments": False, "has_counts": False}, list[str]()
-    if report is None:
-        return found, faults
-    try:
-        content = json.dumps({**head, "moments": [vars(moment) for moment in report.moments or []]})
-        write_bytes(gzip.compress(content.encode()), folder / _MOMENTS)
-        found["has_moments"] = True
-    except _UNWRITABLE as error:
-        faults.append(f"the page's samples ({_MOMENTS}: {in_short(error)})")
-    try:
-        if report.counts is not None:
-            _save_tensors({"counts": report.counts}, folder / _COUNTS, {**head, "rule": report.rule})
-            found["has_counts"] = True
-    except _UNWRITABLE as error:
-        faults.append(f"the page's tables ({_COUNTS}: {in_short(error)})")
-    return found, faults
+def _write_part(folder: Path, name: str, saved: Saved, head: Mapping[str, Any], files: list[str]) -> None:
+    """Write the files of a part; the name of each is added to `files` before it is written."""
+    # With the facts, which may be lost elsewhere.
+    head = {**head, "facts": saved.facts}
+    if saved.tensors:
+        # safetensors refuses what is not contiguous.
+        contiguous = {key: tensor.contiguous() for key, tensor in saved.tensors.items()}
+        files.append(name + _TENSORS)
+        with replacing(folder / files[-1]) as new:
+            save_file(contiguous, new, metadata={"sstoken": json.dumps(head)})
+    if saved.document is not None:
+        files.append(name + _DOCUMENT)
+        content = json.dumps({**head, name: saved.document})
+        write_bytes(gzip.compress(content.encode()), folder / files[-1])
 
 
-def read(checkpoint: Path) -> SelectionState | None:
-    """Read the state from a checkpoint folder; None if it was made without the plugin.
+def read(checkpoint: Path) -> Found | None:
+    """Read what a checkpoint folder holds; None if it was made without the plugin.
 
     Raises:
         ValueError: what is there belongs to another checkpoint, or has another format.
@@ -149,83 +124,53 @@ def read(checkpoint: Path) -> SelectionState | None:
     mark = _mark_of(checkpoint)
     if mark is None and not (folder / _FACTS).exists():
         return None
-    faults: list[str] = []
-
-    @contextmanager
-    def part(name: str, words: str) -> Iterator[None]:
-        try:
-            yield
-        except _UNREADABLE as error:
-            faults.append(f"{words} ({name}: {error})")
-
     facts: dict[str, Any] = {}
-    with part(_FACTS, "metrics and warnings"):
-        facts = _checked(json.loads((folder / _FACTS).read_text(encoding="utf-8")), dict[str, Any])
+    found = Found()
+    try:
+        facts = checked(json.loads((folder / _FACTS).read_text(encoding="utf-8")), dict[str, Any])
         if not facts:
             raise ValueError("it is empty")
-    if facts:
+    except _UNREADABLE as error:
+        found = Found(fault=f"{_FACTS}: {error}")
+    else:
         # The last of our files: the others are its own, or none.
         _refuse_foreign(facts, mark)
-    history: str | None = None
-    lost_history = ""
-    tensors: dict[str, Tensor] = {}
-    if facts.get("has_tensors", (folder / _TENSORS).exists()):
+    found.parts.update({name: Saved(value) for name, value in facts.items() if name not in _HEAD})
+    there = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    listed = facts.get("files")
+    for name in map(str, listed if isinstance(listed, list) else there):
+        part = name.partition(".")[0]
+        # Not what a save that was cut has left.
+        if part in found.lost or "/" in name or not name.endswith((_TENSORS, _DOCUMENT)):
+            continue
         try:
-            tensors, head = _load_tensors(folder / _TENSORS, mark)
-            history = head.get("history")
+            found.parts[part] = _read_part(folder / name, part, mark, found.parts.get(part))
         except _UNREADABLE as error:
-            lost_history = f"{_TENSORS}: {error}"
-    found: dict[str, Any] = {}
-    for name, kind, words in (
-        ("history", str, "the kind of its history"),
-        ("digest", str | None, "the hash of its history"),
-        ("totals", dict[str, FiniteFloat], "the metrics since the last log line"),
-        ("monitor", dict[str, Any], "what is watched for warnings"),
-        ("warnings", list[str], "earlier warnings"),
-    ):
-        found[name] = None
-        if facts:
-            with part(_FACTS, words):
-                found[name] = _checked(facts[name], kind)
-    report = _report(folder, mark, part, facts)
-    found["history"] = found["history"] or history
-    return SelectionState(**found, tensors=tensors, report=report, lost_history=lost_history, faults=faults)
+            found.lost[part] = f"{name}: {error}"
+            found.parts.pop(part, None)
+    return found
 
 
-def _report(folder: Path, mark: str | None, part: Callable[[str, str], Any], facts: Mapping[str, Any]) -> ReportState:
-    moments: list[Moment] | None = None
-    rule, counts = None, None
-    if facts.get("has_moments", (folder / _MOMENTS).exists()):
-        with part(_MOMENTS, "the page's samples"):
-            moments = _moments(folder / _MOMENTS, mark)
-    if facts.get("has_counts", (folder / _COUNTS).exists()):
-        with part(_COUNTS, "the page's tables"):
-            tensors, head = _load_tensors(folder / _COUNTS, mark)
-            rule, counts = head.get("rule"), tensors["counts"]
-    return ReportState(moments, rule, counts)
-
-
-def _moments(file: Path, mark: str | None) -> list[Moment]:
-    stream = zlib.decompressobj(wbits=31)
-    content = stream.decompress(file.read_bytes(), _MOST_BYTES)
-    if not stream.eof:
-        raise ValueError("it is cut")
-    saved = _checked(json.loads(content), dict[str, Any])
-    _refuse_foreign(saved, mark)
-    moments = [_moment(entry) for entry in _checked(saved["moments"], list[dict[str, Any]])]
-    if len({tuple(len(record["input_ids"]) for record in moment.records) for moment in moments}) > 1:
-        raise ValueError("its moments have different samples")
-    return moments
-
-
-def _moment(entry: Mapping[str, Any]) -> Moment:
-    # Others are of a release to come.
-    moment = Moment(**{own.name: entry[own.name] for own in fields(Moment)})
-    _checked([moment.label, moment.rule], list[str])
-    _checked([moment.gamma, moment.ratio], list[FiniteFloat])
-    if not all(map(is_record, _checked(moment.records, list[dict[str, Any]]))):
-        raise ValueError("a record is none")
-    return moment
+def _read_part(file: Path, part: str, mark: str | None, known: Saved | None) -> Saved:
+    """Add what a file holds to what is known of a part."""
+    tensors: dict[str, Tensor] = {}
+    document: Any = None
+    if file.name.endswith(_TENSORS):
+        with safe_open(file, "pt") as opened:
+            head = json.loads((opened.metadata() or {}).get("sstoken", "{}"))
+            _refuse_foreign(head, mark)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    else:
+        stream = zlib.decompressobj(wbits=31)
+        content = stream.decompress(file.read_bytes(), _MOST_BYTES)
+        if not stream.eof:
+            raise ValueError("it is cut")
+        head = checked(json.loads(content), dict[str, Any])
+        _refuse_foreign(head, mark)
+        document = head[part]
+    if known is None:
+        return Saved(head.get("facts"), tensors, document)
+    return Saved(known.facts, {**known.tensors, **tensors}, known.document if document is None else document)
 
 
 def _mark_of(checkpoint: Path) -> str | None:
@@ -245,34 +190,7 @@ def _refuse_foreign(head: Mapping[str, Any], mark: str | None) -> None:
         ValueError: see there.
     """
     if head.get("format") != FORMAT:
-        written = "version 0.1" if "format" not in head else "another version"
+        written = "version 0.1" if head.get("format") in (None, 2) else "another version"
         raise ValueError(f"its folder {FOLDER} was written by {written} of sstoken-plugin")
     if mark is None or head.get("mark") != mark:
         raise ValueError(f"its folder {FOLDER} was left by another run, or by a save that was cut")
-
-
-def _checked(value: Any, kind: Any) -> Any:
-    """Return a value that has the type it should have.
-
-    Raises:
-        ValueError: it has another one.
-    """
-    try:
-        return TypeAdapter(kind).validate_python(value, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'its content'}: {first['msg']}") from error
-
-
-def _load_tensors(file: Path, mark: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with safe_open(file, "pt") as opened:
-        head = json.loads((opened.metadata() or {}).get("sstoken", "{}"))
-        _refuse_foreign(head, mark)
-        return {name: opened.get_tensor(name) for name in opened.keys()}, head  # noqa: SIM118
-
-
-def _save_tensors(tensors: dict[str, Tensor], file: Path, head: Mapping[str, Any]) -> None:
-    # safetensors refuses what is not contiguous.
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with replacing(file) as new:
-        save_file(contiguous, new, metadata={"sstoken": json.dumps(head)})

@@ -116,8 +116,12 @@ class Totals:
             reduce: function that sums a float64 tensor over the ranks; every rank must call this then.
         """
         found = self.peek(reduce)
-        self._sum = None
+        self.clear()
         return found
+
+    def clear(self) -> None:
+        """Start again at zero."""
+        self._sum = None
 
     def peek(self, reduce: object = None) -> dict[str, float]:
         """Return the counts as numbers; see `take`."""

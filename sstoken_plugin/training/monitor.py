@@ -30,6 +30,10 @@ class SelectionMonitor:
     """
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what was seen."""
         self._rule: Rule | None = None
         self._dropped: list[float] = []
         self._leading: list[float] = []

@@ -1,0 +1,120 @@
+"""The page of a training: it watches a trainer, which does not know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+
+from sstoken_plugin.base.logs import announce, logger
+from sstoken_plugin.base.visible_text import in_short
+from sstoken_plugin.report import token_table
+from sstoken_plugin.report.assembly import report_of, write_page
+from sstoken_plugin.report.breakdown import KeptCounts, Table
+from sstoken_plugin.report.parts import CountsPart, MomentsPart, total_counts
+from sstoken_plugin.report.trajectory import Trajectory
+from sstoken_plugin.training.session import Session
+from sstoken_plugin.training.setup import vocabulary_size
+
+LOG = logger(__name__)
+
+
+class ReportCallback(TrainerCallback):
+    """Scores samples during the training and writes OUTPUT_DIR/sstoken/report.html when it ends.
+
+    Every rank takes part. The trained weights are not saved yet at any of these moments: no picture is worth losing
+    them, so that what fails here is said and left out. What ranks do together is not done where errors are swallowed:
+    a rank that failed would leave the others waiting.
+
+    Attributes:
+        trajectory: scores samples at moments of the run.
+        kept_counts: counts what is kept over the data.
+    """
+
+    def __init__(self, trainer: Trainer, session: Session):
+        self.trajectory = Trajectory(session)
+        self.kept_counts = KeptCounts(session.tokenizer, vocabulary_size(trainer.model, session.tokenizer))
+        self._trainer = trainer
+        self._session = session
+        self._finished = False
+
+    def counts_of_kept(self) -> Tensor | None:
+        """Return counts of what was kept over the data, see `KeptCounts`; every rank must call this."""
+        return total_counts(self.kept_counts, self._session)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say where the page will be."""
+        if not state.is_world_process_zero:
+            return
+        try:
+            _file(args).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            LOG.warning("ssToken: output_dir: there will be no page, because its folder cannot be made (%s).",
+                        in_short(error))  # fmt: skip
+        else:
+            announce("ssToken: what is selected will be shown in %s.", _file(args))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Score samples at planned moments, and after the last step while trackers still listen."""
+        if state.global_step >= state.max_steps:
+            self._finish(state)
+        else:
+            self.trajectory.after_step(state.global_step, state.max_steps)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Draw the page."""
+        self._finish(state)
+        counts = self.counts_of_kept()
+        if state.is_world_process_zero:
+            file = _file(args)
+            _attempt(f"{file} was not written", lambda: self._draw(file, state, counts))
+
+    def _finish(self, state: Any) -> None:
+        if self._finished:
+            return
+        self._finished = True
+        self.trajectory.finish(state.global_step, state.max_steps)
+        if state.is_world_process_zero and self.trajectory.moments:
+            callbacks, records = self._trainer.callback_handler.callbacks, self.trajectory.moments[-1].records
+            _attempt("no table of tokens was logged", lambda: token_table.send(callbacks, records, state.global_step))
+
+    def _draw(self, file: Path, state: Any, counts: Tensor | None) -> None:
+        session = self._session
+        assert session.selection is not None
+        tables: list[Table] = []
+        if counts is not None:
+            _attempt("the page has no tables", lambda: tables.extend(self.kept_counts.tables(counts)))
+        moments, log = self.trajectory.moments, state.log_history
+        write_page(file, report_of(session.selection, session.tokenizer, moments, tables, log, session.warnings))
+        announce("ssToken: what was selected is shown in %s.", file)
+
+
+def watch(trainer: Any) -> ReportCallback:
+    """Let a page be written of what a trainer selects.
+
+    Args:
+        trainer: a trainer with a selection, before `train()`.
+
+    Returns:
+        The callback that is added to it.
+    """
+    session: Session = trainer.sstoken
+    report = ReportCallback(trainer, session)
+    session.watchers.append(report.kept_counts.add)
+    session.parts += [MomentsPart(report.trajectory), CountsPart(report.kept_counts, session)]
+    trainer.add_callback(report)
+    return report
+
+
+def _file(args: Any) -> Path:
+    return Path(args.output_dir) / "sstoken" / "report.html"
+
+
+def _attempt(what: str, work: Callable[[], None]) -> None:
+    try:
+        work()
+    except Exception as error:
+        LOG.warning("ssToken: %s: %s: %s", what, type(error).__name__, error)

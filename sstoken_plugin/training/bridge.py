@@ -1,0 +1,77 @@
+"""What differs between the trainers of frameworks: how selection gets into one, and what its run is."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from transformers import Trainer
+
+from sstoken_plugin.engine.run import Run
+from sstoken_plugin.selection.config import SSTokenConfig
+
+PACKAGE = "sstoken_plugin"
+
+
+class Bridge:
+    """How selection gets into the trainers of one framework; this one serves transformers' own Trainer.
+
+    Attributes:
+        front: a class that is put before a trainer's own, so that its methods come first; None for none. It overrides
+            what would keep `TokenSelectionTrainer.compute_loss` from being reached.
+    """
+
+    front: type | None = None
+
+    def refuse(self, trainer: Any, config: SSTokenConfig) -> None:
+        """Refuse settings of a trainer beside which the selection cannot run.
+
+        Raises:
+            ValueError: there are such settings; one sentence with key, reason and way out.
+        """
+        if getattr(trainer, "label_smoother", None) is not None:
+            raise ValueError(
+                "label_smoothing_factor: it changes the loss of a token, which selection compares with the history's; "
+                "remove it, or train without sstoken."
+            )
+
+    def run_of(self, trainer: Any, config: SSTokenConfig) -> Run:
+        """Return what the trainer's run is to the selection."""
+        model = trainer.model
+        return Run(base_model=base_model_of(model), seed=trainer.args.seed, plain_init=has_plain_init(model))
+
+
+def base_model_of(model: Any) -> str:
+    """Return the name or folder that a model, or the base of its adapter, was loaded from."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return str(getattr(base, "name_or_path", "") or base.config.name_or_path)
+
+
+def has_plain_init(model: Any) -> bool:
+    """Tell whether making a model's adapters left the base weights as they are, by the adapters' own settings."""
+    from sstoken_plugin.history.given import PLAIN_INITS
+
+    adapters = getattr(model, "peft_config", {})
+    return all(getattr(adapter, "init_lora_weights", None) in PLAIN_INITS for adapter in adapters.values())
+
+
+def bridge_of(trainer: Trainer) -> Bridge:
+    """Return the bridge of the framework that a trainer comes from.
+
+    That of package `xyz` is `BRIDGE` in `sstoken_plugin/xyz/bridge.py`, where there is one; the nearest base class of
+    the trainer decides.
+    """
+    for kind in type(trainer).__mro__:
+        package = kind.__module__.partition(".")[0]
+        if package != PACKAGE and _is_there(name := f"{PACKAGE}.{package}.bridge"):
+            bridge: Bridge = import_module(name).BRIDGE
+            return bridge
+    return Bridge()
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
