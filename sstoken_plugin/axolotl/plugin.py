@@ -80,7 +80,7 @@ class SSTokenPlugin(BasePlugin):
 
     def post_trainer_create(self, cfg: Any, trainer: Any) -> None:
         """Let the trainer build the selection for the loaded model, and say what it will do."""
-        from sstoken_plugin.engine.kernels import KERNELS
+        from sstoken_plugin.axolotl.run import KERNELS, run_of
         from sstoken_plugin.engine.step import TokenSelection
         from sstoken_plugin.history.build import build_history
         from sstoken_plugin.report.breakdown import KeptCounts
@@ -103,13 +103,15 @@ class SSTokenPlugin(BasePlugin):
             else:
                 LOG.info("ssToken computes the loss of each token itself: %s serves evaluation only.", key)
 
+        run = run_of(cfg)
+
         @told_on_one_line()
         def make_selection() -> TokenSelection:
             model, tokenizer, precision = trainer.model, trainer.processing_class, trainer.accelerator.autocast
-            ends = look_at_data(trainer.train_dataset, cfg, model, tokenizer)
-            history = build_history(config, cfg, model, tokenizer, samples=trainer.train_dataset, precision=precision)
+            ends = look_at_data(trainer.train_dataset, run, model, tokenizer)
+            history = build_history(config, run, model, tokenizer, samples=trainer.train_dataset, precision=precision)
             with precision():
-                selection = build_selection(config, cfg, model, history, ends)
+                selection = build_selection(config, run, model, history, ends)
             LOG.info(describe(selection, tokenizer))
             return selection
 
