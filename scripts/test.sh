@@ -10,6 +10,7 @@ export PATH="$PWD/.venv/bin:$PATH"
 ruff format --check .
 ruff check .
 mypy
+lint-imports
 python scripts/write_configuration.py --check
 # Here, because two workers would both begin to unpack it.
 python demo/model.py .cache/models/smollm2-135m-instruct

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig
 
 from sstoken_plugin.engine.attention import PromptAttention
 from sstoken_plugin.engine.losses import token_nll
+from sstoken_plugin.engine.run import Run
 from sstoken_plugin.engine.step import Phase, ScoredStep, TokenSelection
 from sstoken_plugin.history.build import build_history
 from sstoken_plugin.history.losses import HistoryLosses
@@ -262,7 +263,7 @@ def adapter_finding(model: Any, batch: Mapping[str, Tensor]) -> str | None:
     plain = copy.deepcopy(model).eval()
     torch.manual_seed(0)
     adapted: Any = get_peft_model(model.train(), LoraConfig(r=2, target_modules=linear_layers(model)))
-    history = build_history(SSTokenConfig(), {"adapter": "lora"}, adapted, tokenizer=None)
+    history = build_history(SSTokenConfig(), Run(""), adapted, tokenizer=None)
     with torch.no_grad():
         logits = plain(**inputs_of(batch), use_cache=False).logits
     base = token_nll(logits.flatten(0, 1)[layout.logit_position], layout.target)

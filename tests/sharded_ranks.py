@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sstoken_plugin.engine.attention import PromptAttention
+from sstoken_plugin.engine.run import Run
 from sstoken_plugin.engine.sharding import parts, wholes
 from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.history.build import build_history
@@ -129,10 +130,9 @@ class Tokenizer:
 def train(model: Any, engine: Any, settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Train and return what this rank saw."""
     config = SSTokenConfig.from_block({"ratio": 0.5, "warmup_ratio": 0.0, "keep_eos": False, **settings})
-    cfg = {"base_model": str(folder / "base"), "adapter": "lora" if hasattr(model, "peft_config") else None}
     engine = engine(model)
     wrapped = engine.model
-    losses = build_history(config, cfg, model, Tokenizer())
+    losses = build_history(config, Run(str(folder / "base")), model, Tokenizer())
     history = None if losses is None else losses.history
     selection = TokenSelection(config, PromptAttention.of(model, -1), losses, end_tokens=[2])
     seen: dict[str, Any] = {"loss": [], "kept": [], "rel": [], "attention": [], "hits": []}
@@ -212,8 +212,7 @@ def main(out: Path, engines: list[str]) -> None:
 def fill(model: Any, settings: dict[str, Any], folder: Path) -> None:
     """Keep the losses of every second batch of rank 0."""
     config = SSTokenConfig.from_block(settings)
-    cfg = {"base_model": str(folder / "base"), "adapter": "lora" if hasattr(model, "peft_config") else None}
-    losses = build_history(config, cfg, model, Tokenizer(), trains=False)
+    losses = build_history(config, Run(str(folder / "base")), model, Tokenizer(), trains=False)
     assert losses is not None
     assert losses.store is not None
     selection = TokenSelection(config, None, losses, end_tokens=[2])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sstoken_plugin.engine.kernels import KERNELS
+from sstoken_plugin.axolotl.run import KERNELS
 
 LIGER = "liger_fused_linear_cross_entropy"
 

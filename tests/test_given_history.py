@@ -11,6 +11,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from sstoken_plugin.axolotl.run import run_of
+from sstoken_plugin.engine.run import Run
 from sstoken_plugin.history.given import load_given
 
 
@@ -123,7 +125,7 @@ def test_a_damaged_folder_is_refused_in_one_sentence(sources, tiny_llama, tokeni
     shutil.copytree(sources / kind, folder)
     change(folder)
     with pytest.raises(ValueError, match=r"^sstoken\.history: ") as error:
-        load_given(folder, {"base_model": str(tiny_llama)}, new_model(tiny_llama), tokenizer)
+        load_given(folder, Run(str(tiny_llama)), new_model(tiny_llama), tokenizer)
     sentence = str(error.value)
     assert str(folder) in sentence
     assert "\n" not in sentence
@@ -134,7 +136,7 @@ def test_a_damaged_folder_is_refused_in_one_sentence(sources, tiny_llama, tokeni
 
 @pytest.mark.parametrize("kind", ["adapter", "model"])
 def test_a_whole_folder_is_taken(sources, tiny_llama, tokenizer, kind):
-    load_given(sources / kind, {"base_model": str(tiny_llama)}, new_model(tiny_llama), tokenizer)
+    load_given(sources / kind, Run(str(tiny_llama)), new_model(tiny_llama), tokenizer)
 
 
 def test_a_pickle_of_tensors_is_taken(sources, tiny_llama, tokenizer, tmp_path):
@@ -142,7 +144,7 @@ def test_a_pickle_of_tensors_is_taken(sources, tiny_llama, tokenizer, tmp_path):
     tensors = load_file(tmp_path / "history" / ADAPTER)
     (tmp_path / "history" / ADAPTER).unlink()
     torch.save(tensors, tmp_path / "history" / "adapter_model.bin")
-    load_given(tmp_path / "history", {"base_model": str(tiny_llama)}, new_model(tiny_llama), tokenizer)
+    load_given(tmp_path / "history", Run(str(tiny_llama)), new_model(tiny_llama), tokenizer)
 
 
 CODE = """
@@ -165,13 +167,13 @@ def test_code_of_the_folder_is_not_run_for_the_trust_in_another(sources, tiny_ll
     classes = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
     edited("config.json", auto_map=classes, model_type=model_type)(folder)
     edited("tokenizer_config.json", auto_map={"AutoTokenizer": ["code.Tokenizer", None]})(folder)
-    cfg = {"base_model": str(tiny_llama), "trust_remote_code": True}
+    run = run_of({"base_model": str(tiny_llama), "trust_remote_code": True})
     if model_type == "llama":
         # The classes of the run serve.
-        load_given(folder, cfg, new_model(tiny_llama), tokenizer)
+        load_given(folder, run, new_model(tiny_llama), tokenizer)
     else:
         with pytest.raises(ValueError, match=r"^sstoken\.history: .* brings code of its own, which is not run"):
-            load_given(folder, cfg, new_model(tiny_llama), tokenizer)
+            load_given(folder, run, new_model(tiny_llama), tokenizer)
     assert not executed.exists()
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM
 
 from sstoken_plugin.engine.losses import mean_kept
-from sstoken_plugin.engine.output_head import ResponseHead
+from sstoken_plugin.engine.output_head import ProvenWays, ResponseHead
 from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.selection.config import SSTokenConfig
 from sstoken_plugin.selection.samples import BatchLayout
@@ -53,9 +53,9 @@ def inputs_of(batch):
     return {key: value for key, value in batch.items() if key != "labels"}
 
 
-def response_nll(model, batch):
+def response_nll(model, batch, ways=None):
     layout = BatchLayout.of(batch)
-    head = ResponseHead(model, layout)
+    head = ResponseHead(model, layout, ways)
     with head.narrowed():
         logits = model(**inputs_of(batch)).logits
     return head.nll(logits)
@@ -101,9 +101,10 @@ def test_prompt_tokens_never_meet_the_head(llama):
     layout = BatchLayout.of(batch)
     kept = torch.arange(len(layout.position)) % 3 != 1
     llama.get_output_embeddings().weight.requires_grad_(False)
-    response_nll(llama, batch)  # The head is looked at once.
+    ways = ProvenWays()
+    response_nll(llama, batch, ways)  # The head is looked at once.
     with products_over(64) as rows:
-        mean_kept(response_nll(llama, batch), kept, None).backward()
+        mean_kept(response_nll(llama, batch, ways), kept, None).backward()
     # The model itself still asks for the logits of one.
     assert sum(rows) == 2 * len(kept) + 1
 

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM
 from sstoken_plugin.engine import output_head
 from sstoken_plugin.engine.kernels import liger_fused_linear_cross_entropy
 from sstoken_plugin.engine.linear_nll import linear_nll
-from sstoken_plugin.engine.output_head import ResponseHead, why_not
+from sstoken_plugin.engine.output_head import ProvenWays, ResponseHead, why_not
 from sstoken_plugin.selection.samples import BatchLayout
 from sstoken_plugin.training.trainer import TokenSelectionTrainer
 
@@ -65,13 +65,25 @@ def test_a_model_that_does_more_says_so_once(caplog):
     model = build(FAMILIES["gemma2"])
     tokens = torch.randint(3, 64, (1, 12))
     layout = BatchLayout.of({"input_ids": tokens, "labels": tokens})
+    ways = ProvenWays()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
-            ResponseHead(model, layout)
+            ResponseHead(model, layout, ways)
     assert [record.message for record in caplog.records if "output head" in record.message] == [
         "ssToken: linear_nll does not serve the output head, which costs time and memory: its model does more to "
         "logits than the head itself."
     ]
+
+
+def test_what_one_selection_has_found_out_is_not_believed_by_the_next(llama):
+    """In one process a model may be trained, changed, and trained again."""
+    tokens = torch.randint(3, 64, (1, 12))
+    layout = BatchLayout.of({"input_ids": tokens, "labels": tokens})
+    ways = ProvenWays()
+    assert ways.choose(llama, layout) is linear_nll
+    llama.lm_head.register_forward_hook(lambda module, args, output: output * 2)
+    assert ways.choose(llama, layout) is linear_nll
+    assert ProvenWays().choose(llama, layout) is None
 
 
 def wrong_gradient(hidden, weight, bias, target):
@@ -95,8 +107,8 @@ def test_a_kernel_that_is_wrong_or_fails_is_left_for_our_own_losses(llama, kerne
     batch = {"input_ids": tokens, "labels": tokens}
     layout = BatchLayout.of(batch)
     losses = []
-    for chosen in (None, kernel):
-        head = ResponseHead(llama, layout, chosen)
+    for kernels in ([], [kernel]):
+        head = ResponseHead(llama, layout, ProvenWays(), kernels)
         with head.narrowed():
             losses.append(head.nll(llama(tokens).logits))
         assert torch.autograd.grad(losses[-1].sum(), llama.lm_head.weight)[0].any()
@@ -154,7 +166,8 @@ def test_losses_and_gradients_of_a_run_are_those_of_the_models_own_logits(config
         if not fast:
             monkeypatch.setattr(output_head, "why_not", lambda *arguments: "this test wants the model's own")
         run = train(config)
-        assert (set(output_head._CHOSEN[run.model.get_output_embeddings()].values()) == {linear_nll}) == fast
+        chosen = run.trainer.selection.ways._chosen[run.model.get_output_embeddings()]
+        assert (set(chosen.values()) == {linear_nll}) == fast
         runs.append(list(recorded))
     assert len(runs[0]) == 2
     torch.testing.assert_close(*runs, rtol=0, atol=1e-5)

@@ -9,6 +9,7 @@ from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration
 
+from sstoken_plugin.axolotl.run import NAMES, run_of
 from sstoken_plugin.engine.own_loss import OwnLoss
 from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.history.build import build_history
@@ -56,7 +57,7 @@ def batch_of():
 
 def ours(model, batch, items=None, **settings):
     config = SSTokenConfig(**settings)
-    selection = TokenSelection(config, None, None, [2])
+    selection = TokenSelection(config, None, None, [2], names=NAMES)
     step = selection.begin(model, batch, Phase.of(config))
     with step.observed():
         outputs = model(**{key: value for key, value in batch.items() if key != "labels"})
@@ -164,13 +165,13 @@ def test_a_decoder_with_an_encoder_is_refused_before_its_first_pass(adapted, tok
     if adapted:
         model = get_peft_model(model, LoraConfig(r=2, target_modules=["q"]))
     with pytest.raises(ValueError, match=r"^base_model: T5ForConditionalGeneration has an encoder .* of `plugins:`"):
-        build_history(SSTokenConfig(), {}, model, tokenizer)
+        build_history(SSTokenConfig(), run_of({}), model, tokenizer)
 
 
 def test_a_fused_loss_beside_an_addition_is_told_by_its_keys(monkeypatch):
     model, batch = model_of("mixtral", ADDS["mixtral"]), batch_of()
     config = SSTokenConfig()
-    selection = TokenSelection(config, None, None, [2])
+    selection = TokenSelection(config, None, None, [2], names=NAMES)
     selection.begin(model, batch, Phase.of(config))
     forward = model.forward
 

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from datasets import Dataset
 
+from sstoken_plugin.axolotl.run import NAMES
 from sstoken_plugin.selection.turns import EndTokens
 from sstoken_plugin.training import survey
 from sstoken_plugin.training.survey import Survey, refuse_rows
@@ -30,7 +31,7 @@ def test_rows_are_counted_by_what_is_odd_in_them():
     shifted = row([5, 6, 2], [6, 2, -100], attention_mask=[1, 1, 1])
     found = look(clean, right, left, shifted, clean)
     assert (found.rows, found.labelled_padding, found.relabelled, found.ends) == (5, 2, 1, {2})
-    padding, relabelled = found.warnings()
+    padding, relabelled = found.warnings(NAMES)
     assert "2 of 5 samples" in padding
     assert "datasets" in padding
     assert "1 of 5 samples" in relabelled
@@ -63,7 +64,7 @@ SHARED = {
 
 @pytest.mark.parametrize("alone", ALONE.values(), ids=ALONE)
 def test_one_sample_a_row_is_accepted_whatever_its_positions(alone):
-    refuse_rows(Dataset.from_list([SINGLE, alone, alone]), packed=False)
+    refuse_rows(Dataset.from_list([SINGLE, alone, alone]), packed=False, names=NAMES)
 
 
 @pytest.mark.parametrize("shared", SHARED.values(), ids=SHARED)
@@ -71,18 +72,18 @@ def test_samples_that_share_a_row_are_counted_in_all_rows(shared, monkeypatch):
     monkeypatch.setattr(survey, "MOST_ROWS", 100)
     rows = Dataset.from_list([SINGLE] * 150 + [shared] + [SINGLE] * 149 + [shared])
     with pytest.raises(ValueError, match=r"datasets: 2 of 301 rows .* sample_packing: true"):
-        refuse_rows(rows, packed=False)
+        refuse_rows(rows, packed=False, names=NAMES)
     # There Axolotl counts positions anew.
-    refuse_rows(Dataset.from_list([SINGLE, SINGLE]), packed=True)
+    refuse_rows(Dataset.from_list([SINGLE, SINGLE]), packed=True, names=NAMES)
 
 
 @pytest.mark.parametrize("mask", [[1, 1, 1, 0], [0, 1, 1, 1], [1, 0, 1, 1]], ids=str)
 def test_padding_in_rows_that_are_packed_is_refused(mask):
     rows = [SINGLE] * 120 + [{**SINGLE, "attention_mask": mask}] * 3
     with pytest.raises(ValueError, match=r"sample_packing: 3 of 123 rows .* set sample_packing: false"):
-        refuse_rows(Dataset.from_list(rows), packed=True)
-    refuse_rows(Dataset.from_list(rows), packed=False)
-    refuse_rows(Dataset.from_list([row([5, 6, 7])]), packed=True)
+        refuse_rows(Dataset.from_list(rows), packed=True, names=NAMES)
+    refuse_rows(Dataset.from_list(rows), packed=False, names=NAMES)
+    refuse_rows(Dataset.from_list([row([5, 6, 7])]), packed=True, names=NAMES)
 
 
 def test_of_a_large_data_set_rows_all_over_it_are_looked_at(monkeypatch):

@@ -10,6 +10,8 @@ import torch
 from conftest import chat
 from test_samples import batch_of, packed, padded
 
+from sstoken_plugin.axolotl.run import run_of
+from sstoken_plugin.engine.run import Run
 from sstoken_plugin.report.inspection import ends_of_turns
 from sstoken_plugin.selection.samples import BatchLayout
 from sstoken_plugin.selection.scores import kept_per_sample
@@ -106,7 +108,7 @@ class Model:
 
 def test_the_tokens_that_end_a_turn(tokenizer):
     def ids(declared=None, **cfg):
-        return set(end_tokens(cfg, Model(declared), tokenizer).ids)
+        return set(end_tokens(run_of(cfg), Model(declared), tokenizer).ids)
 
     own = {tokenizer.eos_token_id}
     assert ids() == own == {2}
@@ -122,7 +124,7 @@ def test_the_tokens_that_end_a_turn(tokenizer):
 
 def test_a_tokenizer_without_an_end_ends_nothing(tokenizer):
     other = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer)
-    assert not end_tokens({}, Model(None), other).ids
+    assert not end_tokens(Run(""), Model(None), other).ids
 
 
 def written(tmp_path, lines):
@@ -180,7 +182,7 @@ def test_a_tokenizer_of_mistral_common_has_its_end(tmp_path):
 
     shutil.copy(str(files("mistral_common") / "data" / "tekken_240911.json"), tmp_path / "tekken.json")
     other = MistralCommonBackend.from_pretrained(tmp_path)
-    assert set(end_tokens({}, Model([2, 1005]), other).ids) == {other.eos_token_id}
+    assert set(end_tokens(Run(""), Model([2, 1005]), other).ids) == {other.eos_token_id}
 
 
 BLANK_ENDS = ["", "\n", "\n\n", "\n\n\n", " \n", "  ", "    ", "\t", "\r\n", " \n \n"]
@@ -191,7 +193,7 @@ def test_white_space_behind_the_end_of_a_turn_does_not_hide_it(tokenizer, blank)
     ids = tokenizer(f"Q yes it is<|im_end|>{blank}", add_special_tokens=False)["input_ids"]
     labels = [-100, *ids[1:]]
     batch = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels])}
-    tokens = end_tokens({}, Model(None), tokenizer)
+    tokens = end_tokens(Run(""), Model(None), tokenizer)
     layout = BatchLayout.of(batch)
     turns = Turns.of(batch, layout, tokens)
     assert layout.target[turns.ends].tolist() == [tokenizer.eos_token_id]

@@ -14,11 +14,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterf
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from sstoken_plugin.engine.attention import PromptAttention
+from sstoken_plugin.engine.run import Run
 from sstoken_plugin.engine.step import Phase, TokenSelection
-from sstoken_plugin.engine.unchanged import traces_of
 from sstoken_plugin.history.adapter import AdapterOff
 from sstoken_plugin.history.build import build_history
 from sstoken_plugin.history.losses import HistoryLosses
+from sstoken_plugin.history.traces import traces_of
 from sstoken_plugin.history.weights import KeptWeights, MovingAverage, Snapshot
 from sstoken_plugin.selection.config import SSTokenConfig
 from sstoken_plugin.selection.samples import BatchLayout
@@ -168,14 +169,14 @@ def test_what_a_history_would_leave_changed_stops_the_run_at_its_start(wrapper, 
     model = build(LLAMA).train()
     model.model.norm = wrapper(model.model.norm)
     with pytest.raises(ValueError, match=rf"^sstoken\.history: {history}: a pass .* leaves model\.norm\.{changed}"):
-        build_history(SSTokenConfig(history=history), {}, model, tokenizer)
+        build_history(SSTokenConfig(history=history), Run(""), model, tokenizer)
     # What needs no history is not asked.
     ours(model, batch_of(), selector="position")
 
 
 def test_a_plain_model_passes(tokenizer):
     model = build(LLAMA).train()
-    assert build_history(SSTokenConfig(), {}, model, tokenizer) is not None
+    assert build_history(SSTokenConfig(), Run(""), model, tokenizer) is not None
 
 
 def test_a_batch_without_response_tokens_proves_nothing(shy):

@@ -6,6 +6,7 @@ import transformers
 from chosen_families import FAMILIES, LLAMA, build
 from conftest import write
 
+from sstoken_plugin.axolotl.run import NAMES
 from sstoken_plugin.engine.own_loss import OwnLoss
 from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.engine.visibility import refuse_sight_of_the_future, samples_see_each_other
@@ -56,12 +57,12 @@ def packed():
 
 def begin(model, batch, **settings):
     config = SSTokenConfig(**settings)
-    TokenSelection(config, None, None, [2]).begin(model, batch, Phase.of(config))
+    TokenSelection(config, None, None, [2], names=NAMES).begin(model, batch, Phase.of(config))
 
 
 def test_a_model_that_sees_the_future_is_refused_by_its_name():
     with pytest.raises(ValueError, match=r"^base_model: PaliGemmaForConditionalGeneration sees tokens that are"):
-        OwnLoss.of(paligemma())
+        OwnLoss.of(paligemma(), NAMES)
 
 
 def test_a_mask_without_a_direction_is_found_whatever_the_class():
@@ -103,7 +104,7 @@ def test_packing_is_not_refused_where_they_do_not(make):
 def test_a_row_of_one_sample_shows_nothing_and_is_asked_again():
     model, batch = qwen("Qwen2VLForConditionalGeneration"), packed()
     config = SSTokenConfig(selector="position")
-    selection = TokenSelection(config, None, None, [2])
+    selection = TokenSelection(config, None, None, [2], names=NAMES)
     selection.begin(model, {**batch, "position_ids": torch.arange(24)[None].repeat(2, 1)}, Phase.of(config))
     with pytest.raises(ValueError, match="sample_packing"):
         selection.begin(model, batch, Phase.of(config))

@@ -23,6 +23,7 @@ from sstoken_plugin.base.visible_text import in_short, one_line, visible
 from sstoken_plugin.selection.config import SSTokenConfig, nearest
 
 if TYPE_CHECKING:
+    from sstoken_plugin.history.build import TrainedAdapter
     from sstoken_plugin.report import Report
 
 
@@ -175,6 +176,7 @@ def _inspect(
     from axolotl.cli.utils import load_model_and_tokenizer
     from axolotl.utils.dict import DictDefault
 
+    from sstoken_plugin.axolotl.run import run_of
     from sstoken_plugin.engine.step import Phase
     from sstoken_plugin.history.build import build_history
     from sstoken_plugin.report import Moment
@@ -186,26 +188,45 @@ def _inspect(
     model, tokenizer, _ = load_model_and_tokenizer(
         cfg=DictDefault({**cfg, "lora_model_dir": adapter}) if adapter else cfg
     )
-    ends = look_at_data(data, cfg, model, tokenizer)
+    run = run_of(cfg)
+    ends = look_at_data(data, run, model, tokenizer)
     precision = _precision(cfg, model)
     history = build_history(
         settings,
-        cfg,
+        run,
         model,
         tokenizer,
         trains=False,
-        trained_adapter=Path(adapter) if adapter else None,
+        trained=_trained(Path(adapter)) if adapter else None,
         precision=precision,
     )
     counts, phase = KeptCounts(tokenizer, vocabulary_size(model, tokenizer)), Phase.of(settings)
     with precision():
-        selection = build_selection(settings, cfg, model, history, ends)
+        selection = build_selection(settings, run, model, history, ends)
         chosen = data.select(range(min(samples, len(data))))
         with _told_if_unwritable(key, file):
             records = write_records(inspect_samples(selection, model, chosen, phase, tokenizer, counts.add), file)
     label = f"adapter {adapter}" if adapter else "untrained model"
     moment = Moment(label, phase.rule, phase.gamma, phase.ratio, records)
     return report_of(selection, tokenizer, [moment], counts.tables(counts.counts.cpu()))
+
+
+def _trained(folder: Path) -> TrainedAdapter:
+    """Return a trained adapter, with the history that its checkpoint holds."""
+    from sstoken_plugin.history.build import TrainedAdapter
+    from sstoken_plugin.training import checkpoint
+    from sstoken_plugin.training.parts import Saved
+
+    reason = ""
+    try:
+        found = checkpoint.read(folder)
+    except ValueError as error:
+        found, reason = None, str(error)
+    if found is None:
+        return TrainedAdapter(folder, reason=reason)
+    saved = found.parts.get("history", Saved())
+    kind = saved.facts.get("kind") if isinstance(saved.facts, dict) else None
+    return TrainedAdapter(folder, kind, dict(saved.tensors), found.lost.get("history", ""))
 
 
 @click.command(
@@ -242,6 +263,7 @@ def score(config: str, overrides: dict[str, str], batch_tokens: int) -> None:
     from axolotl.common.datasets import load_datasets
     from tqdm import tqdm
 
+    from sstoken_plugin.axolotl.run import run_of
     from sstoken_plugin.history import scoring
     from sstoken_plugin.history.build import build_history
     from sstoken_plugin.training.setup import look_at_data
@@ -253,9 +275,10 @@ def score(config: str, overrides: dict[str, str], batch_tokens: int) -> None:
         )
     data = load_datasets(cfg=cfg).train_dataset
     model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg)
-    look_at_data(data, cfg, model, tokenizer)
+    run = run_of(cfg)
+    look_at_data(data, run, model, tokenizer)
     precision = _precision(cfg, model)
-    losses = build_history(settings, cfg, model, tokenizer, trains=False, precision=precision)
+    losses = build_history(settings, run, model, tokenizer, trains=False, precision=precision)
     if losses is None or losses.store is None:
         raise ValueError(f"sstoken.selector: {settings.selector} ranks by no history; there is nothing to score.")
     work = scoring.work_left(losses, data)

@@ -17,6 +17,7 @@ from typing import Any
 from sstoken_plugin.axolotl import refusals, releases
 from sstoken_plugin.base.files import expand
 from sstoken_plugin.base.visible_text import told_on_one_line
+from sstoken_plugin.history.inits import PLAIN_INITS
 from sstoken_plugin.selection.config import CHANGING, SSTokenConfig, nearest
 
 NAMES = ("sstoken", "sstoken_plugin.SSTokenPlugin", "sstoken_plugin.plugin.SSTokenPlugin")
@@ -182,7 +183,7 @@ def _refuse_unfit_folder(cfg: Mapping[str, Any], config: SSTokenConfig) -> None:
     if cfg.get("adapter") and (folder / "adapter_config.json").exists():
         for refusal in refusals.BASE_CHANGING:
             value = _nested(cfg, refusal.key)
-            if value not in refusals.PLAIN_INITS if refusal.key == "peft_init_lora_weights" else value:
+            if value not in PLAIN_INITS if refusal.key == "peft_init_lora_weights" else value:
                 refusal.refuse(f"{refusal.key}: {value}")
 
 

@@ -74,21 +74,19 @@ UNTESTED = (
     "fsdp_config", "deepspeed", "layer_offloading", "tiled_mlp", "fp8", "qat", "nvfp4_merge_aware", "llmcompressor",
     "dense_mixer", "dp_shard_size", "fa_varlen_kwargs_in_collator", "cut_cross_entropy_accum_c_fp32", "optimizer: scao",
 )  # fmt: skip
-# Adapter initialisations that leave the base weights as they are.
-PLAIN_INITS = (None, True, False, "gaussian")
-_WITHOUT = "or take sstoken out of `plugins:`"
-ALWAYS = [Refusal(key, reason, f"remove `{key}` {_WITHOUT}") for key, reason in REFUSED.items()]
-ABOVE_ONE = [Refusal(key, reason, f"remove it {_WITHOUT}", "above 1") for key, reason in REFUSED_ABOVE_ONE.items()]
+WITHOUT = "take sstoken out of `plugins:`"
+ALWAYS = [Refusal(key, reason, f"remove `{key}` or {WITHOUT}") for key, reason in REFUSED.items()]
+ABOVE_ONE = [Refusal(key, reason, f"remove it or {WITHOUT}", "above 1") for key, reason in REFUSED_ABOVE_ONE.items()]
 ADAPTER = Refusal(
     "adapter",
     "may train parts that stay in force when it is switched off, and the history would not be the first model",
-    f"set `adapter: lora` or `adapter: qlora`, {_WITHOUT}",
+    f"set `adapter: lora` or `adapter: qlora`, or {WITHOUT}",
     f"any but {', '.join(ADAPTERS)}",
 )
 FSDP1 = Refusal(
     "fsdp_version: 1",
     "flattens weights, so that neither an adapter nor a layer can be reached",
-    f"set `fsdp_version: 2` beside `fsdp_config:`, {_WITHOUT}",
+    f"set `fsdp_version: 2` beside `fsdp_config:`, or {WITHOUT}",
     "up to Axolotl 0.19 also `fsdp_config` without a version",
 )
 PACKING = Refusal(

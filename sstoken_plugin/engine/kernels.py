@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sstoken_plugin.engine.linear_nll import RowLosses, is_trained, row_gradients
+from sstoken_plugin.engine.linear_nll import is_trained, row_gradients
 
 
 def cut_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor) -> Tensor:
@@ -33,10 +33,3 @@ def _liger_rows(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Ten
 
     nll: Tensor = kernel(hidden, weight, target, bias, reduction="none")
     return nll
-
-
-# By the key of Axolotl's YAML that switches a kernel on.
-KERNELS: dict[str, RowLosses] = {
-    "cut_cross_entropy": cut_cross_entropy,
-    "liger_fused_linear_cross_entropy": liger_fused_linear_cross_entropy,
-}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,8 +25,38 @@ _PROOF_TOKENS = 8
 # Keys of a batch that are no arguments of a forward pass that scores.
 _NOT_FOR_SCORING = ("labels", "num_items_in_batch")
 
-# For each head and kernel that was looked at, what computes its losses; None for the model's own logits.
-_CHOSEN: MutableMapping[nn.Module, dict[RowLosses | None, RowLosses | None]] = WeakKeyDictionary()
+
+class ProvenWays:
+    """Remembers what computes the losses of an output head, so that it is looked for once for each head."""
+
+    def __init__(self) -> None:
+        # By head and by what was tried before our own; None for the model's own logits.
+        self._chosen: MutableMapping[nn.Module, dict[tuple[RowLosses, ...], RowLosses | None]] = WeakKeyDictionary()
+
+    def choose(self, model: Any, layout: BatchLayout, kernels: Sequence[RowLosses] = ()) -> RowLosses | None:
+        """Return the first way that agrees with the model's own logits on tokens of a batch; None if there is none.
+
+        Args:
+            model: the unwrapped model. It is not changed.
+            layout: of the batch.
+            kernels: per-token losses that are tried first, in this order.
+        """
+        head: Any = model.get_output_embeddings()
+        if head is None or not len(layout.target):
+            return None
+        known, tried = self._chosen.setdefault(head, {}), tuple(kernels)
+        if tried not in known:
+            known[tried] = None
+            for losses in dict.fromkeys((*tried, linear_nll)):
+                reason = why_not(losses, model, head, layout.target[:_PROOF_TOKENS])
+                if reason is None:
+                    known[tried] = losses
+                    break
+                LOG.warning(
+                    "ssToken: %s does not serve the output head, which costs time and memory: %s.",
+                    _name(losses), reason,
+                )  # fmt: skip
+        return known[tried]
 
 
 class ResponseHead:
@@ -41,12 +71,15 @@ class ResponseHead:
     Args:
         model: the unwrapped model that will run.
         layout: of the batch that it will run on.
-        kernel: per-token losses that a user has switched on, tried first; see `fused`.
+        ways: remembers what was found out about the model's head; None to find it out anew.
+        kernels: per-token losses that a user has switched on, tried first; see `kernels`.
     """
 
-    def __init__(self, model: Any, layout: BatchLayout, kernel: RowLosses | None = None):
+    def __init__(
+        self, model: Any, layout: BatchLayout, ways: ProvenWays | None = None, kernels: Sequence[RowLosses] = ()
+    ):
         self._head: Any = model.get_output_embeddings()
-        self._losses = _choose(model, self._head, layout, kernel)
+        self._losses = (ways or ProvenWays()).choose(model, layout, kernels)
         self._layout = layout
         self._narrowed = False
         self._nll: Tensor | None = None
@@ -89,38 +122,23 @@ class ResponseHead:
         return token_nll(rows, self._layout.target)
 
 
-def response_nll(model: Any, batch: Mapping[str, Tensor], layout: BatchLayout) -> Tensor:
+def response_nll(
+    model: Any, batch: Mapping[str, Tensor], layout: BatchLayout, ways: ProvenWays | None = None
+) -> Tensor:
     """Run a model on a batch, and return the loss of each response token in nats, float32 [R].
 
     Args:
         model: an unwrapped model.
         batch: see `BatchLayout.of`, and whatever else the model takes.
         layout: its layout.
+        ways: see `ResponseHead`.
     """
     inputs = {key: value for key, value in batch.items() if key not in _NOT_FOR_SCORING}
-    head = ResponseHead(model, layout)
+    head = ResponseHead(model, layout, ways)
     with head.narrowed():
         # With a cache, transformers does not see that a row is packed, and samples leak into each other.
         logits = model(**inputs, use_cache=False).logits
     return head.nll(logits)
-
-
-def _choose(model: Any, head: Any, layout: BatchLayout, kernel: RowLosses | None) -> RowLosses | None:
-    """Return the first way that agrees with the model's own logits on tokens of this batch, once for each head."""
-    if head is None or not len(layout.target):
-        return None
-    known = _CHOSEN.setdefault(head, {})
-    if kernel not in known:
-        known[kernel] = None
-        for losses in filter(None, dict.fromkeys((kernel, linear_nll))):
-            reason = why_not(losses, model, head, layout.target[:_PROOF_TOKENS])
-            if reason is None:
-                known[kernel] = losses
-                break
-            LOG.warning(
-                "ssToken: %s does not serve the output head, which costs time and memory: %s.", _name(losses), reason
-            )
-    return known[kernel]
 
 
 def why_not(losses: RowLosses, model: Any, head: Any, tokens: Tensor) -> str | None:

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 
 from sstoken_plugin.engine.losses import token_nll
 from sstoken_plugin.engine.modes import class_name, replaced, trial_tokens, without_trace
-from sstoken_plugin.engine.output_head import ResponseHead
-from sstoken_plugin.engine.visibility import CAUSAL_MEND, refuse_encoder_decoder, refuse_sight_of_the_future
+from sstoken_plugin.engine.output_head import ProvenWays, ResponseHead
+from sstoken_plugin.engine.run import Names
+from sstoken_plugin.engine.visibility import causal_mend, refuse_encoder_decoder, refuse_sight_of_the_future
 from sstoken_plugin.selection.samples import IGNORE_INDEX, BatchLayout
 
 # Of what a model adds, or of a loss: far above the rounding of float32, far below a coefficient or another mean.
@@ -38,17 +39,19 @@ class OwnLoss:
     reads_all_logits: bool = False
 
     @classmethod
-    def of(cls, model: Any) -> OwnLoss:
+    def of(cls, model: Any, names: Names = Names(), ways: ProvenWays | None = None) -> OwnLoss:
         """Find out by trial passes over a few tokens.
 
         Args:
             model: the unwrapped model. It is not changed.
+            names: what the trainer's users call things.
+            ways: see `ResponseHead`.
 
         Raises:
             ValueError: the model's loss is not the mean loss of the next tokens; one sentence with key and mend.
         """
-        refuse_encoder_decoder(model)
-        refuse_sight_of_the_future(model)
+        refuse_encoder_decoder(model, names)
+        refuse_sight_of_the_future(model, names)
         tokens = trial_tokens(model)
         labels = tokens.clone()
         labels[:, : tokens.shape[1] // 2] = IGNORE_INDEX
@@ -64,15 +67,15 @@ class OwnLoss:
                 # A model that does not ask for its loss function has computed all of it.
                 if asked:
                     added = rest
-                    with ResponseHead(model, layout).narrowed():
+                    with ResponseHead(model, layout, ways).narrowed():
                         narrowed = model(**inputs).loss.item()
         mean = token_nll(whole.logits.flatten(0, 1)[layout.logit_position], layout.target).mean().item()
         own = whole.loss.item() - added
         room = max(_ROOM, 8 * torch.finfo(whole.logits.dtype).eps)
         if abs(own - mean) > room * abs(mean):
             raise ValueError(
-                f"base_model: {class_name(model)} computes another loss than the mean loss of the next tokens "
-                f"({own:.3f} for {mean:.3f}), as decoders of encoder-decoder models do; {CAUSAL_MEND}."
+                f"{names.model}: {class_name(model)} computes another loss than the mean loss of the next tokens "
+                f"({own:.3f} for {mean:.3f}), as decoders of encoder-decoder models do; {causal_mend(names)}."
             )
         return cls(adds=added != 0, reads_all_logits=abs(narrowed - added) > room * abs(added))
 

@@ -24,13 +24,13 @@ from sstoken_plugin.engine.attention import PromptAttention
 from sstoken_plugin.engine.linear_nll import RowLosses
 from sstoken_plugin.engine.losses import mean_kept
 from sstoken_plugin.engine.modes import class_name
-from sstoken_plugin.engine.output_head import ResponseHead
+from sstoken_plugin.engine.output_head import ProvenWays, ResponseHead
 from sstoken_plugin.engine.own_loss import OwnLoss, added_only
+from sstoken_plugin.engine.past import PastLosses
+from sstoken_plugin.engine.run import Names
 from sstoken_plugin.engine.sharding import is_sharded
 from sstoken_plugin.engine.unchanged import watching_changes
 from sstoken_plugin.engine.visibility import samples_see_each_other
-from sstoken_plugin.history.base import History
-from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.selection import scores as selection
 from sstoken_plugin.selection.config import SSTokenConfig
 from sstoken_plugin.selection.samples import BatchLayout
@@ -109,33 +109,39 @@ class TokenSelection:
         history: gives the losses of the history model; None if REL is not measured.
         end_tokens: what can end a turn, for `keep_eos` and its metric; the ids alone will do.
         seed: for random selection, where the settings give none.
-        kernel: per-token losses that are tried before our own, see `fused`.
+        kernels: per-token losses that are tried before our own, see `kernels`.
         own_loss: what the model adds to its loss; None to find it out on the first batch.
+        names: what the trainer's users call what our sentences speak of.
+        ways: remembers which losses serve the model's output head; None for one of its own.
     """
 
     def __init__(
         self,
         config: SSTokenConfig,
         attention: PromptAttention | None,
-        history: HistoryLosses | None,
+        history: PastLosses | None,
         end_tokens: EndTokens | Collection[int],
         seed: int = 0,
-        kernel: RowLosses | None = None,
+        kernels: Sequence[RowLosses] = (),
         own_loss: OwnLoss | None = None,
+        names: Names = Names(),
+        ways: ProvenWays | None = None,
     ):
         self.config = config
         self.attention = attention
         self.history = history
         self.end_tokens = end_tokens if isinstance(end_tokens, EndTokens) else EndTokens(end_tokens)
         self.seed = seed if config.seed is None else config.seed
-        self.kernel = kernel
+        self.kernels = kernels
         self.own_loss = own_loss
+        self.names = names
+        self.ways = ways or ProvenWays()
         self._is_proven = False
         # Where nothing is dropped, training is plain training whatever samples see.
         self._is_separate = config.selector == "all" or config.ratio == 1
 
     @property
-    def history_model(self) -> History | None:
+    def history_model(self) -> Any:
         """What gives the losses of the past; None if REL is not measured, or the losses are all kept."""
         return None if self.history is None else self.history.history
 
@@ -174,7 +180,7 @@ class TokenSelection:
         """Show on the first batch that the model computes what it would compute without us."""
         self._is_proven = True
         if self.own_loss is None:
-            self.own_loss = OwnLoss.of(model)
+            self.own_loss = OwnLoss.of(model, self.names, self.ways)
         if self.attention is not None and self._watching_changes(self.attention, model, batch, layout):
             self.do_without_attention(
                 f"{class_name(model)} computes something else while {self.attention.description} is watched"
@@ -184,7 +190,7 @@ class TokenSelection:
         self, attention: PromptAttention, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout
     ) -> bool:
         try:
-            return watching_changes(attention, model, batch, layout)
+            return watching_changes(attention, model, batch, layout, self.ways)
         except Exception as error:
             # A rank that gives up a sharded pass leaves the others waiting inside of it.
             if is_sharded(model):
@@ -196,11 +202,11 @@ class TokenSelection:
 
     def _prove_separate(self, model: Any, batch: Mapping[str, Tensor]) -> None:
         """Show on the first packed batch that the samples of a row do not see each other."""
-        see = samples_see_each_other(model, batch)
+        see = samples_see_each_other(model, batch, self.ways)
         if see:
             raise ValueError(
-                f"sample_packing: {class_name(model)} lets the samples of a packed row see each other, and selection "
-                "scores a sample as if alone; set sample_packing: false."
+                f"{self.names.packing}: {class_name(model)} lets the samples of a packed row see each other, and "
+                f"selection scores a sample as if alone; set {self.names.packing}: false."
             )
         self._is_separate = see is not None
 
@@ -285,7 +291,7 @@ class ScoredStep:
         self._model = model
         self._labels = batch["labels"]
         self._own_loss = settings.own_loss or OwnLoss()
-        self._head = ResponseHead(model, layout, settings.kernel)
+        self._head = ResponseHead(model, layout, settings.ways, settings.kernels)
         self._asked: list[bool] = []
 
     @contextmanager
@@ -331,7 +337,7 @@ class ScoredStep:
             raise RuntimeError(
                 f"{class_name(self._model)} adds to its loss (output_router_logits, say), and its forward pass was "
                 "replaced by one that computes the whole loss at once; remove keys that fuse the output head with the "
-                "loss, such as liger_fused_linear_cross_entropy or cut_cross_entropy."
+                f"loss, such as {self.settings.names.fused_losses}."
             )
         added: Tensor = outputs["loss"]
         return added

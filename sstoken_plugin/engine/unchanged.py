@@ -5,26 +5,24 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sstoken_plugin.engine.attention import PromptAttention
-from sstoken_plugin.engine.modes import random_state_kept, random_states, trial_tokens, without_trace
-from sstoken_plugin.engine.output_head import response_nll
-from sstoken_plugin.engine.sharding import held_part
-from sstoken_plugin.selection.samples import BatchLayout, mix
-
-if TYPE_CHECKING:
-    from sstoken_plugin.history.base import History
+from sstoken_plugin.engine.modes import random_state_kept, random_states, without_trace
+from sstoken_plugin.engine.output_head import ProvenWays, response_nll
+from sstoken_plugin.selection.samples import BatchLayout
 
 
-# Values of a tensor that are summed up at a time, see `_sum_of_bits`.
-_ROW = 4096
-
-
-def watching_changes(attention: PromptAttention, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout) -> bool:
+def watching_changes(
+    attention: PromptAttention,
+    model: Any,
+    batch: Mapping[str, Tensor],
+    layout: BatchLayout,
+    ways: ProvenWays | None = None,
+) -> bool:
     """Tell whether a model computes something else while its attention is measured, in evaluation or as it trains.
 
     Args:
@@ -32,13 +30,14 @@ def watching_changes(attention: PromptAttention, model: Any, batch: Mapping[str,
         model: the unwrapped model. It is not changed.
         batch: see `BatchLayout.of`.
         layout: its layout, with response tokens.
+        ways: see `response_nll`.
     """
 
     def differs() -> bool:
         with random_state_kept():
-            plain, dice = response_nll(model, batch, layout), random_states()
+            plain, dice = response_nll(model, batch, layout, ways), random_states()
         with random_state_kept(), attention.measure(layout.prompt):
-            watched, others = response_nll(model, batch, layout), random_states()
+            watched, others = response_nll(model, batch, layout, ways), random_states()
         if dice != others:
             # Later steps would draw other numbers.
             return True
@@ -75,53 +74,3 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
         for module, name, buffer, value in kept:
             buffer.copy_(value)
             module._buffers[name] = buffer
-
-
-def traces_of(history: History, model: Any) -> list[str]:
-    """Run a history once over a few tokens, and name what is not as it was after it, of the model and of the history.
-
-    Random generators are not looked at: `without_trace` gives them their state back.
-
-    Args:
-        history: the history.
-        model: the unwrapped model in training.
-
-    Returns:
-        Names of parameters, buffers and modules (their mode).
-    """
-    before = _state(model)
-    with history.active(model) as past:
-        past_before = _state(past)
-        with without_trace(past):
-            tokens = trial_tokens(model)
-            past(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
-        changed = _changed(past_before, _state(past))
-    return sorted(changed | _changed(before, _state(model)))
-
-
-def _changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
-    return {name for name in before | after if before.get(name) != after.get(name)}
-
-
-def _state(model: Any) -> dict[str, Any]:
-    """Return what tells a change of each tensor and mode; of sharded tensors this rank's part is read."""
-    modes = {f"{name}.training": module.training for name, module in model.named_modules()}
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    return modes | {name: (tensor.requires_grad, tensor.shape, _sum_of_bits(tensor)) for name, tensor in tensors}
-
-
-def _sum_of_bits(tensor: Tensor) -> int:
-    held: Any = held_part(tensor).detach()
-    if hasattr(held, "__tensor_flatten__"):
-        # A quantised tensor that is made of others.
-        return sum(_sum_of_bits(getattr(held, name)) for name in held.__tensor_flatten__()[0])
-    if held.is_meta or not held.numel():
-        return 0
-    # Whatever the dtype, and exact: a sum of the values would lose small changes of large tensors.
-    # A tensor of one entry may have any stride, and view wants 1.
-    bits = held.contiguous().as_strided((held.numel(),), (1,)).view(torch.uint8)
-    wide = len(bits) // (4 * _ROW) * _ROW
-    rows = bits[: 4 * wide].view(torch.int32).view(-1, _ROW)
-    # By row and by column, because values that changed places have the same sum.
-    parts = (rows.sum(0, dtype=torch.int64), rows.sum(1, dtype=torch.int64), bits[4 * wide :].long())
-    return sum(int((mix(torch.arange(len(part), device=part.device)) * part).sum()) for part in parts)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 
-from sstoken_plugin.axolotl.refusals import PLAIN_INITS
 from sstoken_plugin.base.files import expand
 from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.engine.modes import class_name, trial_tokens
+from sstoken_plugin.engine.run import Run
 from sstoken_plugin.engine.sharding import any_rank, is_partitioned, is_sharded
-from sstoken_plugin.engine.unchanged import traces_of
 from sstoken_plugin.engine.visibility import refuse_encoder_decoder
 from sstoken_plugin.history.adapter import AdapterOff
 from sstoken_plugin.history.base import History, Untrained, bytes_of
@@ -24,22 +25,39 @@ from sstoken_plugin.history.frozen import FrozenModel
 from sstoken_plugin.history.given import load_given
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.history.store import LossStore
+from sstoken_plugin.history.traces import traces_of
 from sstoken_plugin.history.weights import KeptWeights, MovingAverage, Snapshot
 from sstoken_plugin.selection.config import SSTokenConfig
 from sstoken_plugin.selection.samples import IGNORE_INDEX, as_batch, sample_keys
-from sstoken_plugin.training import checkpoint
 
 Sample = Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class TrainedAdapter:
+    """An adapter that was trained already, and what its checkpoint says of the history of its run.
+
+    Attributes:
+        folder: where it comes from.
+        history: the value of `sstoken.history` in that run; None if it is not known.
+        tensors: the history's weights, by parameter name; empty where there are none.
+        reason: why the weights could not be read; "" if they could, or there are none.
+    """
+
+    folder: Path
+    history: str | None = None
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    reason: str = ""
+
+
 def build_history(
     config: SSTokenConfig,
-    cfg: Mapping[str, Any],
+    run: Run,
     model: Any,
     tokenizer: Any,
     *,
     trains: bool = True,
-    trained_adapter: Path | None = None,
+    trained: TrainedAdapter | None = None,
     samples: Iterable[Sample] = (),
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> HistoryLosses | None:
@@ -47,12 +65,11 @@ def build_history(
 
     Args:
         config: the settings.
-        cfg: the whole YAML.
+        run: the facts of the run.
         model: the unwrapped model. It is not changed.
         tokenizer: its tokenizer.
         trains: whether the model will be trained, so that the past must be kept.
-        trained_adapter: folder of the trained adapter that the model has, as for inspection; None if the model is
-            at its start.
+        trained: the trained adapter that the model has, as for inspection; None if the model is at its start.
         samples: rows of the data set; where the cache holds the losses of all, no model is kept.
         precision: makes the context in which the model runs, such as an autocast.
 
@@ -60,11 +77,11 @@ def build_history(
         ValueError: the model does not allow it; one sentence with key and mend.
     """
     # Its decoder would fail at the first pass, in words of its own.
-    refuse_encoder_decoder(model)
+    refuse_encoder_decoder(model, run.names)
     devices = [model.device] if model.device.type == "cuda" else []
     # Loading draws random numbers: training must draw the same as without.
     with torch.random.fork_rng(devices=devices), precision():
-        history = _before_training(config, cfg, model, tokenizer, trained_adapter)
+        history = _before_training(config, run, model, tokenizer, trained)
     if history is None:
         return None
     store = None
@@ -103,36 +120,30 @@ def _refuse_traces(config: SSTokenConfig, history: History, model: Any) -> None:
 
 
 def _before_training(
-    config: SSTokenConfig, cfg: Mapping[str, Any], model: Any, tokenizer: Any, trained_adapter: Path | None
+    config: SSTokenConfig, run: Run, model: Any, tokenizer: Any, trained: TrainedAdapter | None
 ) -> History | None:
     """Return the history as it is before the first step, without a copy of anything."""
-    is_trained = trained_adapter is not None
-    plain = not cfg.get("lora_model_dir") and cfg.get("peft_init_lora_weights") in PLAIN_INITS
+    is_trained = trained is not None
+    plain = run.starts_from is None and run.plain_init
     if config.history == "initial" and plain and AdapterOff.serves(model, adapter_is_trained=is_trained):
         return AdapterOff()
     if not config.needs_history:
         return None
     if config.history_is_path:
-        return load_given(expand(config.history), cfg, model, tokenizer, is_trained=is_trained)
-    saved, reasons = None, []
-    try:
-        saved = None if trained_adapter is None else checkpoint.read(trained_adapter)
-        reasons = [saved.lost_history] if saved and saved.lost_history else []
-    except ValueError as error:
-        reasons = [str(error)]
-    if saved is not None and saved.tensors and saved.history == config.history:
-        kept = KeptWeights(model, f"the history ({config.history}) that {trained_adapter} holds")
-        kept.restore(saved.tensors, model)
+        return load_given(expand(config.history), run, model, tokenizer, is_trained=is_trained)
+    if trained is None:
+        return Untrained()
+    if trained.tensors and trained.history == config.history:
+        kept = KeptWeights(model, f"the history ({config.history}) that {trained.folder} holds")
+        kept.restore(trained.tensors, model)
         return kept
-    if config.history == "initial" and cfg.get("lora_model_dir") and is_trained:
-        return load_given(Path(cfg["lora_model_dir"]), cfg, model, tokenizer, is_trained=True)
-    if is_trained:
-        raise ValueError(
-            f"sstoken.history: {config.history} cannot be told from {trained_adapter}"
-            f"{''.join(f' ({reason})' for reason in reasons)}; name a checkpoint folder that was written by a run with "
-            "this setting."
-        )
-    return Untrained()
+    if config.history == "initial" and run.starts_from is not None:
+        return load_given(run.starts_from, run, model, tokenizer, is_trained=True)
+    reason = f" ({trained.reason})" if trained.reason else ""
+    raise ValueError(
+        f"sstoken.history: {config.history} cannot be told from {trained.folder}{reason}; name a checkpoint folder "
+        "that was written by a run with this setting."
+    )
 
 
 def _kept(config: SSTokenConfig, model: Any) -> KeptWeights:

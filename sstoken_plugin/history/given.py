@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
@@ -18,23 +18,21 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from sstoken_plugin.axolotl.projections import with_plain_projections
-from sstoken_plugin.axolotl.refusals import PLAIN_INITS
 from sstoken_plugin.base.logs import logger
 from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.engine.modes import under_adapter
+from sstoken_plugin.engine.run import Run
 from sstoken_plugin.engine.sharding import is_sharded
 from sstoken_plugin.history.adapter import has_effect, trained_outside_adapter
 from sstoken_plugin.history.frozen import FrozenModel, without_adapter
+from sstoken_plugin.history.inits import base_change
 
 LOG = logger(__name__)
 
 ADAPTER_FILE, MODEL_FILE = "adapter_config.json", "config.json"
 
 
-def load_given(
-    folder: Path, cfg: Mapping[str, Any], model: Any, tokenizer: Any, *, is_trained: bool = False
-) -> FrozenModel:
+def load_given(folder: Path, run: Run, model: Any, tokenizer: Any, *, is_trained: bool = False) -> FrozenModel:
     """Load a history from a folder.
 
     An adapter goes over the run's own base weights, which are shared with the model in training under LoRA
@@ -43,7 +41,7 @@ def load_given(
 
     Args:
         folder: the adapter folder or the full checkpoint.
-        cfg: the whole YAML.
+        run: the facts of the run.
         model: the unwrapped model in training. It is not changed.
         tokenizer: its tokenizer.
         is_trained: whether the model was trained already.
@@ -52,10 +50,10 @@ def load_given(
         ValueError: the folder does not fit the run; the sentence names `sstoken.history`.
     """
     if (folder / ADAPTER_FILE).exists():
-        return _adapter(folder, cfg, model, tokenizer, is_trained)
+        return _adapter(folder, run, model, tokenizer, is_trained)
     _refuse_other_tokenizer(folder, tokenizer)
     with _loading(folder):
-        history = FrozenModel(_load_folder(folder, cfg, model), f"the model in {folder}")
+        history = FrozenModel(_load_folder(folder, run, model), f"the model in {folder}")
     _refuse_small_vocabulary(folder, history.model, tokenizer)
     if history.is_movable:
         # Quantised weights may be stored as floats that they are not.
@@ -87,28 +85,20 @@ def _refuse_small_vocabulary(source: Any, model: Any, tokenizer: Any) -> None:
         )
 
 
-def _base_change(adapter: PeftConfig) -> str:
-    """Return the setting of an adapter that makes it stand over other base weights than those on disk, or ""."""
-    init, layers = getattr(adapter, "init_lora_weights", None), getattr(adapter, "layer_replication", None)
-    if init not in PLAIN_INITS:
-        return f"init_lora_weights: {init}"
-    return f"layer_replication: {layers}" if layers else ""
-
-
-def _adapter(folder: Path, cfg: Mapping[str, Any], model: Any, tokenizer: Any, is_trained: bool) -> FrozenModel:
+def _adapter(folder: Path, run: Run, model: Any, tokenizer: Any, is_trained: bool) -> FrozenModel:
     with _loading(folder):
         adapter = PeftConfig.from_pretrained(str(folder))
         if not adapter.peft_type:
             raise ValueError(f"{ADAPTER_FILE} names no peft_type")
-    if key := _base_change(adapter):
+    if key := base_change(adapter):
         raise ValueError(
             f"sstoken.history: {folder} was trained with {key}, over base weights that it changed; convert it to a "
             "plain LoRA adapter (PEFT's path_initial_model_for_weight_conversion), or name a full checkpoint."
         )
-    if str(adapter.base_model_name_or_path) != str(cfg.get("base_model")):
+    if str(adapter.base_model_name_or_path) != run.base_model:
         LOG.warning(
             "ssToken: sstoken.history: %s was trained over %s; it is used over %s.",
-            folder, adapter.base_model_name_or_path, cfg.get("base_model"),
+            folder, adapter.base_model_name_or_path, run.base_model,
         )  # fmt: skip
     # Modules that share tensors can't be sharded twice.
     shares = isinstance(model, PeftModel) and not is_sharded(model)
@@ -118,18 +108,18 @@ def _adapter(folder: Path, cfg: Mapping[str, Any], model: Any, tokenizer: Any, i
             f"the adapter train too ({outside[0]}, ...); freeze them, or name a full checkpoint."
         )
     for own in model.peft_config.values() if shares else ():
-        if key := _base_change(own):
+        if key := base_change(own):
             raise ValueError(
                 f"sstoken.history: {folder} goes over the base weights of this run, which its own adapter has changed "
                 f"({key}); make a plain one, or set history: initial."
             )
-    if shares and not is_trained and not cfg.get("lora_model_dir") and has_effect(model):
+    if shares and not is_trained and run.starts_from is None and has_effect(model):
         raise ValueError(
             f"sstoken.history: {folder} goes over the base weights of this run, and making the run's own adapter has "
-            "changed them (peft_init_lora_weights, say); make a plain one, or set history: initial."
+            f"changed them ({run.names.adapter_init}, say); make a plain one, or set history: initial."
         )
-    base = without_adapter(model) if shares else _load(cfg["base_model"], cfg, model)
-    _refuse_small_vocabulary(cfg["base_model"], base, tokenizer)
+    base = without_adapter(model) if shares else _load(run, model)
+    _refuse_small_vocabulary(run.base_model, base, tokenizer)
     with _loading(folder):
         if not any((folder / name).exists() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
             raise ValueError(f"it has no {SAFETENSORS_WEIGHTS_NAME}")
@@ -163,21 +153,21 @@ def _loading(folder: Path) -> Iterator[None]:
     raise ValueError(f"sstoken.history: {folder} cannot be loaded: {reason}.")
 
 
-def _load(source: Any, cfg: Mapping[str, Any], model: Any) -> nn.Module:
+def _load(run: Run, model: Any) -> nn.Module:
     """Load the run's base model a second time."""
-    own, revision = under_adapter(model), cfg.get("revision_of_model")
-    settings = _as_in_training(cfg, model)
+    own = under_adapter(model)
+    settings = _as_in_training(run, model)
     if "quantization_config" not in settings:
         # As the run has changed it, by overrides_of_model_config say, but for tokens that it has added.
         config = copy.deepcopy(own.config)
-        on_disk = type(own.config).from_pretrained(source, revision=revision)
+        on_disk = type(own.config).from_pretrained(run.base_model, revision=run.revision)
         config.get_text_config().vocab_size = on_disk.get_text_config().vocab_size
         settings["config"] = config
-    loaded: nn.Module = type(own).from_pretrained(source, revision=revision, **settings)
-    return with_plain_projections(loaded, own)
+    loaded: nn.Module = type(own).from_pretrained(run.base_model, revision=run.revision, **settings)
+    return run.second_model(loaded, own)
 
 
-def _load_folder(folder: Path, cfg: Mapping[str, Any], model: Any) -> nn.Module:
+def _load_folder(folder: Path, run: Run, model: Any) -> nn.Module:
     """Load a full checkpoint. Code that it brings is not run: trust_remote_code is about the base model."""
     own = under_adapter(model)
     found = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
@@ -188,7 +178,7 @@ def _load_folder(folder: Path, cfg: Mapping[str, Any], model: Any) -> nn.Module:
         raise ValueError("it brings code of its own, which is not run for a history")
     else:
         config, kind = AutoConfig.from_pretrained(folder, trust_remote_code=False), AutoModelForCausalLM
-    settings = _as_in_training(cfg, model)
+    settings = _as_in_training(run, model)
     loaded, info = kind.from_pretrained(folder, config=config, output_loading_info=True, **settings)
     faults = {"missing_keys": "are missing"}
     if kind is type(own):
@@ -197,13 +187,13 @@ def _load_folder(folder: Path, cfg: Mapping[str, Any], model: Any) -> nn.Module:
     for fault, words in faults.items():
         if names := sorted(info[fault]):
             raise ValueError(f"{len(names)} of its tensors {words} ({names[0]}, ...)")
-    return with_plain_projections(loaded, own)
+    return run.second_model(loaded, own)
 
 
-def _as_in_training(cfg: Mapping[str, Any], model: Any) -> dict[str, Any]:
+def _as_in_training(run: Run, model: Any) -> dict[str, Any]:
     quantised = getattr(model.config, "quantization_config", None)
     return {
-        "dtype": cfg.get("torch_dtype") or model.get_input_embeddings().weight.dtype,
+        "dtype": run.dtype or model.get_input_embeddings().weight.dtype,
         "attn_implementation": model.config._attn_implementation,
         # Quantised weights are made on the device where they stay.
         **({"quantization_config": quantised, "device_map": {"": model.device}} if quantised else {}),

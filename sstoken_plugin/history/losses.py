@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sstoken_plugin.engine.modes import without_trace
-from sstoken_plugin.engine.output_head import response_nll
+from sstoken_plugin.engine.output_head import ProvenWays, response_nll
 from sstoken_plugin.engine.sharding import any_rank
 from sstoken_plugin.history.base import History
 from sstoken_plugin.history.blocks import KEY_BYTES, Losses, resolution
@@ -31,6 +31,9 @@ class HistoryLosses:
         store: where losses are kept; None to compute them each time.
         precision: makes the context in which the trained model runs, such as an autocast.
         together: whether all ranks must run the history's forward pass if one does, as where its weights are sharded.
+
+    Attributes:
+        ways: remembers which losses serve the history's output head.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class HistoryLosses:
     ):
         self.history = history
         self.store = store
+        self.ways = ProvenWays()
         self._precision = precision
         self._together = together
 
@@ -111,4 +115,4 @@ class HistoryLosses:
             )
         # In this order, because a model may write to the weights that it has while it runs, and back.
         with self.history.active(model) as past, without_trace(past), self._precision():
-            return response_nll(past, batch, layout)
+            return response_nll(past, batch, layout, self.ways)

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import Trainer
 
 from sstoken_plugin.engine.run import Run
+from sstoken_plugin.history.inits import base_change
 from sstoken_plugin.selection.config import SSTokenConfig
 
 PACKAGE = "sstoken_plugin"
@@ -50,10 +51,8 @@ def base_model_of(model: Any) -> str:
 
 def has_plain_init(model: Any) -> bool:
     """Tell whether making a model's adapters left the base weights as they are, by the adapters' own settings."""
-    from sstoken_plugin.history.given import PLAIN_INITS
-
     adapters = getattr(model, "peft_config", {})
-    return all(getattr(adapter, "init_lora_weights", None) in PLAIN_INITS for adapter in adapters.values())
+    return not any(map(base_change, adapters.values()))
 
 
 def bridge_of(trainer: Trainer) -> Bridge:

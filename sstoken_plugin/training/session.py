@@ -49,7 +49,7 @@ class Session:
         trainer: Trainer,
         config: SSTokenConfig,
         make_selection: Callable[[], TokenSelection],
-        names: Names = Names(),  # noqa: B008
+        names: Names = Names(),
     ):
         self.config = config
         self.selection: TokenSelection | None = None

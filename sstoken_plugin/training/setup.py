@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sstoken_plugin.axolotl.compatibility import fused_losses
 from sstoken_plugin.base.logs import logger
 from sstoken_plugin.engine.attention import PromptAttention
-from sstoken_plugin.engine.kernels import KERNELS
+from sstoken_plugin.engine.output_head import ProvenWays
 from sstoken_plugin.engine.own_loss import OwnLoss
+from sstoken_plugin.engine.past import PastLosses
+from sstoken_plugin.engine.run import Run
 from sstoken_plugin.engine.step import TokenSelection
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.selection.config import SSTokenConfig
@@ -26,7 +27,7 @@ _BLANK_PIECE = re.compile(r"[\sĠĊĉčĈÂł▁]+|<0x(09|0A|0D|20)>")
 
 def build_selection(
     config: SSTokenConfig,
-    cfg: Mapping[str, Any],
+    run: Run,
     model: Any,
     history: HistoryLosses | None,
     ends: EndTokens,
@@ -38,7 +39,7 @@ def build_selection(
 
     Args:
         config: the settings.
-        cfg: the whole YAML.
+        run: the facts of the run.
         model: the unwrapped model, with its adapter. It is not changed.
         history: see `build_history`.
         ends: what can end a turn.
@@ -55,31 +56,32 @@ def build_selection(
         LOG.warning("ssToken: prompt attention is not logged: %s", reason)
     if history is None:
         LOG.warning("ssToken: REL is not logged: nothing ranks by it, and its history would cost memory.")
-    kernel = next((KERNELS[key] for key in fused_losses(cfg) if key in KERNELS), None)
-    own_loss = OwnLoss.of(model)
+    # One for both, because a history that is the model itself has the same head.
+    ways = ProvenWays() if history is None else history.ways
+    own_loss = OwnLoss.of(model, run.names, ways)
     if own_loss.reads_all_logits:
         LOG.info("ssToken: what the model adds to its loss is computed from all logits, which costs time and memory.")
-    return TokenSelection(config, attention, history, ends, cfg.get("seed") or 0, kernel, own_loss)
+    return TokenSelection(config, attention, history, ends, run.seed, run.kernels, own_loss, run.names, ways)
 
 
-def look_at_data(samples: Any, cfg: Mapping[str, Any], model: Any, tokenizer: Any) -> EndTokens:
+def look_at_data(samples: Any, run: Run, model: Any, tokenizer: Any) -> EndTokens:
     """Look at the prepared data, warn of what may not be meant, and return what ends its turns.
 
     Raises:
         ValueError: the data cannot be trained on rightly; one sentence with key and mend.
     """
-    refuse_rows(samples, packed=bool(cfg.get("sample_packing")))
-    ends = end_tokens(cfg, model, tokenizer)
+    refuse_rows(samples, packed=run.packs, names=run.names)
+    ends = end_tokens(run, model, tokenizer)
     found = Survey.of(samples, ends)
     if found is None:
         return ends
-    for sentence in found.warnings():
+    for sentence in found.warnings(run.names):
         LOG.warning(sentence)
     return replace(ends, in_data=found.ends)
 
 
-def end_tokens(cfg: Mapping[str, Any], model: Any, tokenizer: Any) -> EndTokens:
-    """Return the tokens that can end a turn: those of the tokenizer, the model and `eot_tokens`."""
+def end_tokens(run: Run, model: Any, tokenizer: Any) -> EndTokens:
+    """Return the tokens that can end a turn: those of the tokenizer, the model and the run."""
 
     def encoded(text: str) -> list[int]:
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
@@ -94,8 +96,8 @@ def end_tokens(cfg: Mapping[str, Any], model: Any, tokenizer: Any) -> EndTokens:
     if isinstance(added := getattr(tokenizer, "added_tokens_decoder", None), Mapping):
         special.update(token for token, kind in added.items() if kind.special)
     ids = {tokenizer.eos_token_id, *(special & set(declared))}
-    for text in cfg.get("eot_tokens") or []:
-        # As Axolotl finds them in its data.
+    for text in run.eot_tokens:
+        # Axolotl, too, takes no others for ends.
         if len(found := encoded(text)) == 1:
             ids.update(found)
     # What may stand behind the end of a turn.
@@ -145,7 +147,7 @@ def vocabulary_size(model: Any, tokenizer: Any) -> int:
     return max(len(tokenizer), model.config.get_text_config().vocab_size)
 
 
-def describe_history(losses: HistoryLosses) -> str:
+def describe_history(losses: PastLosses) -> str:
     """Name the history that REL compares with, and what it costs."""
     kept = "" if losses.store is None else f"losses are kept in {losses.store.file}, {len(losses.store)} samples so far"
     history = losses.history

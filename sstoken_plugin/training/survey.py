@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
+from sstoken_plugin.engine.run import Names
 from sstoken_plugin.selection.samples import COLUMNS, IGNORE_INDEX, BatchLayout, boundaries, sum_by
 from sstoken_plugin.selection.turns import EndTokens, Turns
 
@@ -57,28 +58,33 @@ class Survey:
         found.ends = frozenset(ends)
         return found
 
-    def warnings(self) -> list[str]:
-        """Return what may not be meant, one sentence each."""
+    def warnings(self, names: Names = Names()) -> list[str]:
+        """Return what may not be meant, one sentence each.
+
+        Args:
+            names: what the trainer's users call things.
+        """
         found = []
         if self.labelled_padding:
             found.append(
                 f"ssToken: {self.labelled_padding} of {self.rows} samples have labels on padding (attention_mask 0), "
-                "which is never ranked; give padding the label -100 in `datasets:`."
+                f"which is never ranked; give padding the label -100 in `{names.data}:`."
             )
         if self.relabelled:
             found.append(
                 f"ssToken: {self.relabelled} of {self.rows} samples have labels other than the tokens that they stand "
-                "at; if somebody has shifted them, take that back in `datasets:`: the loss shifts them itself."
+                f"at; if somebody has shifted them, take that back in `{names.data}:`: the loss shifts them itself."
             )
         return found
 
 
-def refuse_rows(samples: Any, *, packed: bool) -> None:
-    """Refuse rows of a prepared data set that Axolotl's batches would not tell apart; every row is looked at.
+def refuse_rows(samples: Any, *, packed: bool, names: Names = Names()) -> None:
+    """Refuse rows of a prepared data set that the trainer's batches would not tell apart; every row is looked at.
 
     Args:
         samples: see `Survey.of`.
         packed: whether the training packs them.
+        names: what the trainer's users call things.
 
     Raises:
         ValueError: there are such rows; one sentence with their number, the key and the way out.
@@ -87,14 +93,14 @@ def refuse_rows(samples: Any, *, packed: bool) -> None:
         return
     if packed and (padded := _padded_rows(samples)):
         raise ValueError(
-            f"sample_packing: {padded} of {len(samples)} rows have padding of their own (attention_mask 0), which "
-            "Axolotl reads as text where it packs; take it out of the rows, or set sample_packing: false."
+            f"{names.packing}: {padded} of {len(samples)} rows have padding of their own (attention_mask 0), which "
+            f"{names.trainer} reads as text where it packs; take it out of the rows, or set {names.packing}: false."
         )
     if not packed and (several := _rows_of_several(samples)):
         raise ValueError(
-            f"datasets: {several} of {len(samples)} rows hold several samples by their position_ids, which see each "
-            "other where Axolotl does not pack itself; give each sample a row of its own, and set sample_packing: "
-            "true to pack them."
+            f"{names.data}: {several} of {len(samples)} rows hold several samples by their position_ids, which see "
+            f"each other where {names.trainer} does not pack itself; give each sample a row of its own, and set "
+            f"{names.packing}: true to pack them."
         )
 
 
@@ -145,7 +151,7 @@ def _blocks(samples: Dataset, columns: tuple[str, ...], stride: int = 1) -> Iter
     for start in range(0, len(samples), BLOCK * stride):
         table = tables[start : start + BLOCK]
         read = {name: table.column(name).combine_chunks() for name in there}
-        # A column that not every row has says nothing of the others; Axolotl stops at it.
+        # A column that not every row has says nothing of the others; the trainer stops at it.
         whole = {name: column for name, column in read.items() if not column.null_count}
         lengths = whole["labels"].value_lengths().to_numpy(zero_copy_only=False)
         batch = {

@@ -1,0 +1,74 @@
+"""What a run is to the selection, whatever trainer it runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from sstoken_plugin.engine.linear_nll import RowLosses
+
+
+@dataclass(frozen=True)
+class Names:
+    """How the users of a trainer call what our sentences speak of.
+
+    Attributes:
+        trainer: the trainer itself.
+        model: the setting that names the base model.
+        data: the setting that names the data.
+        packing: the setting that packs samples into rows.
+        output: the setting that names the folder of the results.
+        adapter_init: the setting that says how an adapter is initialised.
+        fused_losses: settings that fuse the output head with the loss, joined by "or".
+        without: how to train without the selection; finishes the sentence "..., or ...".
+    """
+
+    trainer: str = "the trainer"
+    model: str = "model"
+    data: str = "train_dataset"
+    packing: str = "packing"
+    output: str = "output_dir"
+    adapter_init: str = "init_lora_weights"
+    fused_losses: str = "use_liger_kernel"
+    without: str = "train without sstoken"
+
+
+def as_it_is(model: nn.Module, trained: nn.Module) -> nn.Module:
+    """Return a model that is loaded beside the trained one unchanged, where the trainer patches no classes."""
+    return model
+
+
+@dataclass(frozen=True)
+class Run:
+    """The facts of a run that the selection needs; each integration fills it once.
+
+    Attributes:
+        base_model: name or folder of the base model.
+        revision: of the base model on its hub.
+        dtype: in which the base model is loaded; None for that of the model's embeddings.
+        seed: of the run, for random selection where the settings give none.
+        eot_tokens: texts that end a turn, beside what the tokenizer and the model declare.
+        packs: whether the trainer packs samples into rows itself.
+        starts_from: folder of the adapter that training goes on from; None for a new one.
+        plain_init: whether making the adapter left the base weights as they were.
+        kernels: fused losses that the user switched on, tried before our own.
+        second_model: makes a model run that was loaded beside the trained one: called with both, neither wrapped by
+            PEFT, it returns the first.
+        names: what the trainer's users call these things.
+    """
+
+    base_model: str
+    revision: str | None = None
+    dtype: torch.dtype | None = None
+    seed: int = 0
+    eot_tokens: tuple[str, ...] = ()
+    packs: bool = False
+    starts_from: Path | None = None
+    plain_init: bool = True
+    kernels: tuple[RowLosses, ...] = ()
+    second_model: Callable[[nn.Module, nn.Module], nn.Module] = as_it_is
+    names: Names = Names()
