@@ -14,6 +14,7 @@ from transformers import Trainer, TrainerCallback
 
 from sstoken_plugin.engine.step import Phase, TokenScores
 from sstoken_plugin.selection.samples import BatchLayout
+from sstoken_plugin.selection.selectors import SELECTORS
 from sstoken_plugin.selection.turns import EndTokens, Turns
 from sstoken_plugin.training.metrics import METRICS, Totals, counts, ratios
 
@@ -81,7 +82,7 @@ def test_where_nothing_is_dropped_the_trainers_own_count_is_taken(config, train,
     assert selected.losses == pytest.approx(plain.losses, abs=2e-5)
 
 
-@pytest.mark.parametrize("selector", ["sstoken", "rel", "attention", "random", "position", "all"])
+@pytest.mark.parametrize("selector", [name for name, row in SELECTORS.items() if "path" not in row.needs])
 def test_every_selector_keeps_its_share_of_every_sample(config, train, steps, selector):
     run = train({**config, "sstoken": {"selector": selector, "ratio": 0.4, "warmup_ratio": 0.0}})
     assert len(steps) == 8
