@@ -283,6 +283,8 @@ def test_what_if_says_where_no_blend_ranked(browser):
         ("random", "chance; 60\u00a0% of each response was kept"),
         ("position", "position, first tokens first; 60\u00a0% of each response was kept"),
         ("reference", "the excess loss against the reference model; 60\u00a0% of each response was kept"),
+        ("lowest_base_loss", "their loss under the history, lowest first; 60\u00a0% of each response was kept"),
+        ("probability", "their probability, highest first; 60\u00a0% of each response was kept"),
         ("all", "nothing: every response token was kept"),
         ("gone since", "gone since; 60\u00a0% of each response was kept"),
     ],

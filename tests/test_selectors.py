@@ -61,6 +61,8 @@ PLAIN = {
     "random": chance,
     "position": lambda one: [-place for place in one["place"]],
     "reference": lambda one: scaled([-rel for rel in one["rel"]]),
+    "lowest_base_loss": lambda one: [-h for h in one["h"]],
+    "probability": lambda one: [-c for c in one["c"]],
     "all": lambda one: [-place for place in one["place"]],
 }
 
@@ -143,6 +145,8 @@ def test_an_unknown_selector_is_an_error_and_never_ranks():
         ({"selector": "random"}, False, False, False, False),
         ({"selector": "position"}, False, False, False, False),
         ({"selector": "reference", "history": "a/path"}, True, False, False, False),
+        ({"selector": "lowest_base_loss"}, True, False, False, False),
+        ({"selector": "probability"}, False, False, False, False),
         ({"selector": "all"}, False, False, False, False),
     ],
     ids=str,
@@ -191,6 +195,8 @@ BEST = "60% of each sample's response tokens, the best by "
         ({"selector": "random", "seed": 3}, BEST + "chance (seed 3)"),
         ({"selector": "position"}, BEST + "position, first tokens first"),
         ({"selector": "reference", "history": "a/path"}, BEST + "their excess loss against the history"),
+        ({"selector": "lowest_base_loss"}, BEST + "their loss under the history, lowest first"),
+        ({"selector": "probability"}, BEST + "their probability, highest first"),
         ({"selector": "all"}, "every response token"),
     ],
     ids=str,

@@ -124,6 +124,15 @@ def _excess(signals: Signals) -> Tensor:
     return signals.scaled(None if signals.rel is None else -signals.rel)
 
 
+def _lowest_history(signals: Signals) -> Tensor:
+    return -signals.or_zero(signals.history)
+
+
+def _lowest_current(signals: Signals) -> Tensor:
+    # Ranks as the probability exp(-c) does, and tells apart those that float32 rounds to 1.
+    return -signals.current
+
+
 def _chance(signals: Signals) -> Tensor:
     return random_scores(signals.fingerprint, signals.index_in_sample, signals.seed)
 
@@ -183,6 +192,19 @@ _ROWS = (
         page="the excess loss against the reference model",
         score=_excess,
         needs=frozenset({"history", "path"}),
+    ),
+    Selector(
+        "lowest_base_loss",
+        docs="keeps the tokens with the lowest loss under the history (arXiv 2501.14315)",
+        words="their loss under the history, lowest first",
+        score=_lowest_history,
+        needs=frozenset({"history"}),
+    ),
+    Selector(
+        "probability",
+        docs="keeps those with the highest probability under the model in training (ProFit, arXiv 2601.09195)",
+        words="their probability, highest first",
+        score=_lowest_current,
     ),
     Selector(
         "all",
