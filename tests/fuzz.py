@@ -30,6 +30,7 @@ from conftest import MODELS, ROOT, write_chats, write_tiny_llama
 import sstoken_plugin
 import sstoken_startup
 from sstoken_plugin.selection.config import SSTokenConfig
+from sstoken_plugin.selection.selectors import SELECTORS
 
 LIMIT_SECONDS = 120
 BAD = ("HUNG", "FELL IN PLUGIN", "NAMES NO KEY", "SILENT")
@@ -95,7 +96,7 @@ WRONG = [
 ]
 # Values inside the bounds or next to them.
 VALUES: dict[str, list[Any]] = {
-    "selector": ["sstoken", "rel", "attention", "random", "position", "reference", "all", "REL", "sstokn"],
+    "selector": [*SELECTORS, "REL", "sstokn"],
     "ratio": [1e-9, 0.01, 0.5, 0.999999, 1.0, 1, "0.4", 1.0000001, 60, "60%", "0,6", math.nan],
     "gamma": [0, 1e-9, 0.5, 1, 1.0000001, 50, "50 %"],
     "warmup_ratio": [0, 0.0, 1, 1.0, 0.5, 1e-9],

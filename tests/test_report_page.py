@@ -274,6 +274,32 @@ def test_what_if_says_where_no_blend_ranked(browser):
     assert browser.text("#gamma-value") == "0.8"
 
 
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ("sstoken", "0.25 \u00d7 REL + 0.75 \u00d7 prompt attention; 60\u00a0% of each response was kept"),
+        ("rel", "REL; 60\u00a0% of each response was kept"),
+        ("attention", "prompt attention; 60\u00a0% of each response was kept"),
+        ("random", "chance; 60\u00a0% of each response was kept"),
+        ("position", "position, first tokens first; 60\u00a0% of each response was kept"),
+        ("reference", "the excess loss against the reference model; 60\u00a0% of each response was kept"),
+        ("lowest_base_loss", "their loss under the history, lowest first; 60\u00a0% of each response was kept"),
+        ("probability", "their probability, highest first; 60\u00a0% of each response was kept"),
+        ("all", "nothing: every response token was kept"),
+        ("gone since", "gone since; 60\u00a0% of each response was kept"),
+    ],
+)
+def test_it_says_what_ranked_and_where_what_if_begins(browser, rule, words):
+    settings = {"gamma": 0.8, "ratio": 0.4}
+    browser.open(report(moment([drawn(10, 1)], rule=rule, gamma=0.25), settings=settings))
+    assert browser.text("#rule") == f"step 3: tokens were ranked by {words}."
+    blends = rule in ("sstoken", "rel", "attention")
+    assert ("what-if ranks by gamma" in browser.text("#what-if-note")) is not blends
+    assert browser.text("#gamma-value") == ("0.25" if blends else "0.8")
+    assert browser.text("#ratio-value") == ("0.4" if rule == "all" else "0.6")
+    assert browser.errors() == []
+
+
 def test_what_if_is_off_for_a_response_too_long(browser):
     browser.open(report(moment([drawn(9000, 1), drawn(20, 2)])))
     assert "What-if is off for this sample: its response has 9,000 tokens" in browser.text(".sample")

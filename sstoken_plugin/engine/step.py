@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,11 +34,10 @@ from sstoken_plugin.engine.visibility import samples_see_each_other
 from sstoken_plugin.selection import scores as selection
 from sstoken_plugin.selection.config import SSTokenConfig
 from sstoken_plugin.selection.samples import BatchLayout
+from sstoken_plugin.selection.selectors import Signals, selector_of
 from sstoken_plugin.selection.turns import EndTokens, Turns
 
 LOG = logger(__name__)
-
-Rule = Literal["sstoken", "rel", "attention", "random", "position", "reference", "all"]
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,13 @@ class Phase:
     """What ranks tokens at one moment of a run.
 
     Attributes:
-        rule: what ranks.
+        rule: what ranks: the name of a selector.
         gamma: weight of REL in the score at this moment; 0 where REL does not count.
         ratio: fraction of each sample's response tokens that is kept.
         draw: number of the random draw (the epoch), for `rule: random`.
     """
 
-    rule: Rule
+    rule: str
     gamma: float
     ratio: float
     draw: int = 0
@@ -72,9 +71,8 @@ class Phase:
             draw: see `Phase`.
         """
         in_warmup = in_warmup and config.has_warmup
-        rule: Any = config.warmup_selector if in_warmup else config.selector
-        gamma = {"sstoken": config.gamma, "rel": 1.0}.get(rule, 0.0)
-        return cls(rule, gamma, 1.0 if rule == "all" else config.ratio, draw)
+        row = selector_of(config.warmup_selector if in_warmup else config.selector)
+        return cls(row.name, row.gamma(config.gamma), 1.0 if row.keeps_all else config.ratio, draw)
 
     def layout(self, batch: Mapping[str, Tensor]) -> BatchLayout:
         """Return the layout of a batch as this phase sees it."""
@@ -138,7 +136,7 @@ class TokenSelection:
         self.ways = ways or ProvenWays()
         self._is_proven = False
         # Where nothing is dropped, training is plain training whatever samples see.
-        self._is_separate = config.selector == "all" or config.ratio == 1
+        self._is_separate = Phase.of(config).keeps_everything
 
     @property
     def history_model(self) -> Any:
@@ -232,24 +230,26 @@ class TokenSelection:
         history: Tensor | None,
         attention: Tensor | None,
     ) -> TokenScores:
-        """Rank the response tokens by the phase's rule; all tensors float32 [R]."""
+        """Rank the response tokens by the phase's rule; all tensors float32 [R].
+
+        Raises:
+            ValueError: there is no selector of that name.
+        """
         rel = None if history is None or self.history is None else self.history.rel(history, current)
-        zero = torch.zeros_like(current)
-        scaled = zero if rel is None else selection.normalise(rel, layout.sample, len(layout.lengths))
-        if phase.rule == "rel":
-            score = scaled
-        elif phase.rule == "reference":
-            # The excess loss c - h of RHO-1 (arXiv 2404.07965, Eq. 3), scaled and ranked as REL is.
-            score = selection.normalise(-rel, layout.sample, len(layout.lengths)) if rel is not None else zero
-        elif phase.rule in ("sstoken", "attention"):
-            mass = zero if attention is None else attention
-            score = selection.blend(scaled, mass, phase.gamma, layout.has_prompt[layout.sample])
-        elif phase.rule == "random":
-            score = selection.random_scores(
-                layout.fingerprint[layout.sample], layout.index_in_sample, self.seed + phase.draw * 0x9E3779B9
-            )
-        else:
-            score = -layout.index_in_sample.float()
+        signals = Signals(
+            current=current,
+            history=history,
+            rel=rel,
+            attention=attention,
+            sample=layout.sample,
+            samples=len(layout.lengths),
+            has_prompt=layout.has_prompt[layout.sample],
+            index_in_sample=layout.index_in_sample,
+            fingerprint=layout.fingerprint[layout.sample],
+            seed=self.seed + phase.draw * 0x9E3779B9,
+            gamma=phase.gamma,
+        )
+        score = selector_of(phase.rule).score(signals)
         return TokenScores(current, history, rel, attention, score)
 
 

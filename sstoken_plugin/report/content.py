@@ -22,7 +22,7 @@ class Moment:
 
     Attributes:
         label: names the moment: "before training", "step 40 of 100", "adapter out/a".
-        rule: what ranked the tokens then: sstoken, rel, attention, random, position, reference or all.
+        rule: what ranked the tokens then: the name of a selector.
         gamma: weight of REL in the score then, 0 to 1.
         ratio: fraction of each sample's response tokens that was kept, above 0 and up to 1.
         records: one a sample, with the fields of a line of selections.jsonl. The texts in `tokens` join to the

@@ -15,6 +15,7 @@ from sstoken_plugin.base.visible_text import cut
 from sstoken_plugin.report.content import Moment, Report
 from sstoken_plugin.report.encoding import encode
 from sstoken_plugin.report.fit import MAX_POINTS, MAX_TABLES, choose, is_number, series, table
+from sstoken_plugin.selection.selectors import SELECTORS
 
 # The whole document, so that it opens on a phone and can be mailed.
 MAX_BYTES = 5_000_000
@@ -70,6 +71,10 @@ def _frame(report: Report) -> dict[str, Any]:
         "history": cut(report.history),
         # Where a moment's rule has no use for them, what-if begins with those of the settings.
         **{name: report.settings[name] for name in ("ratio", "gamma") if is_number(report.settings.get(name))},
+        "selectors": {
+            name: {"words": row.page or row.words, "blends": row.rel_weight is not None, "keepsAll": row.keeps_all}
+            for name, row in SELECTORS.items()
+        },
         "settings": _lines(report.settings),
         "versions": _lines(report.versions),
         "warnings": _warnings(report.warnings),

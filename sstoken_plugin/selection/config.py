@@ -9,12 +9,19 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-Selector = Literal["sstoken", "rel", "attention", "random", "position", "reference", "all"]
-WarmupSelector = Literal["attention", "all", "random"]
+from sstoken_plugin.selection.selectors import SELECTORS, Need, Selector
+
+if TYPE_CHECKING:
+    # Types that are made from a table are known when it runs.
+    SelectorName = str
+    WarmupName = str
+else:
+    SelectorName = Literal[tuple(SELECTORS)]
+    WarmupName = Literal[tuple(name for name, row in SELECTORS.items() if row.warmup)]
 
 # Histories that follow the training.
 CHANGING = ("ema", "snapshot")
@@ -30,11 +37,11 @@ class SSTokenConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    selector: Selector = Field(
+    selector: SelectorName = Field(
         default="sstoken",
-        description="What ranks the response tokens: `sstoken` blends REL and prompt attention; `rel` and "
-        "`attention` use one of the two; `random`, `position` (first tokens) and `all` are controls; "
-        "`reference` is RHO-1's excess loss against the model at the `history` path.",
+        description="What ranks the response tokens: "
+        + "; ".join(f"`{name}` {row.docs}" for name, row in SELECTORS.items())
+        + ".",
     )
     ratio: float = Field(
         default=0.6,
@@ -57,10 +64,9 @@ class SSTokenConfig(BaseModel):
         description="Fraction of the optimizer steps before REL counts, 0 to 1. Early in a run the model and "
         "its history are nearly the same and REL is noise.",
     )
-    warmup_selector: WarmupSelector = Field(
+    warmup_selector: WarmupName = Field(
         default="attention",
-        description="What selects during the warm-up: `attention` (the authors' code), `all` (every response "
-        "token) or `random`.",
+        description="What selects during the warm-up, see `selector`; `attention` is what the authors' code does.",
     )
     attention_layer: int = Field(
         default=-1,
@@ -122,9 +128,9 @@ class SSTokenConfig(BaseModel):
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> SSTokenConfig:
-        if self.selector == "reference" and not self.history_is_path:
+        if "path" in self._needs and not self.history_is_path:
             raise ValueError(
-                f"sstoken.selector: reference compares with a model that is given, and sstoken.history is "
+                f"sstoken.selector: {self.selector} compares with a model that is given, and sstoken.history is "
                 f"{self.history}; set sstoken.history to the path of an adapter folder or a full checkpoint."
             )
         if self.history_cache is not None and self.history in CHANGING:
@@ -166,44 +172,53 @@ class SSTokenConfig(BaseModel):
     @property
     def needs_history(self) -> bool:
         """Whether losses of a history count in the ranking at any time."""
-        return self.ranks_by_rel or self.selector == "reference"
+        return not self._needs.isdisjoint({"rel", "history"})
 
     @property
     def ranks_by_rel(self) -> bool:
         """Whether REL counts in the ranking at any time after the warm-up."""
-        return self.selector == "rel" or (self.selector == "sstoken" and self.gamma > 0)
+        return "rel" in SELECTORS[self.selector].needs_at(self.gamma)
 
     @property
     def ranks_by_attention(self) -> bool:
         """Whether prompt attention counts in the ranking at any time."""
-        return (
-            self.selector == "attention"
-            or (self.selector == "sstoken" and self.gamma < 1)
-            or (self.has_warmup and self.warmup_selector == "attention")
-        )
+        return "attention" in self._needs
 
     @property
     def has_warmup(self) -> bool:
         """Whether another selector acts before this one: only where there is a REL to wait for."""
         return self.ranks_by_rel and self.warmup_ratio > 0
 
+    @property
+    def _active(self) -> list[Selector]:
+        """The selectors that rank at any time."""
+        names = (self.selector, self.warmup_selector) if self.has_warmup else (self.selector,)
+        return [SELECTORS[name] for name in names]
+
+    @property
+    def _needs(self) -> frozenset[Need]:
+        """What counts in the ranking at any time."""
+        return frozenset[Need]().union(*(row.needs_at(self.gamma) for row in self._active))
+
     def keys_without_effect(self) -> list[str]:
         """Sentences about settings that were changed and do nothing beside the others."""
+        keeps_all = SELECTORS[self.selector].keeps_all
+        read = frozenset[str]().union(*(row.reads for row in self._active))
         idle = {
-            "gamma": self.selector != "sstoken",
+            "gamma": "gamma" not in read,
             "warmup_ratio": not self.ranks_by_rel,
             "warmup_selector": not self.has_warmup,
             "attention_layer": not self.ranks_by_attention,
-            "seed": self.selector != "random" and not (self.has_warmup and self.warmup_selector == "random"),
-            "ratio": self.selector == "all",
+            "seed": "seed" not in read,
+            "ratio": keeps_all,
             "history": not self.needs_history,
             "history_ema_decay": self.history != "ema",
             "history_update_steps": self.history != "snapshot",
             "history_device": not self.needs_history,
-            "keep_eos": self.selector == "all",
+            "keep_eos": keeps_all,
         }
         sentences = []
-        if self.ratio == 1 and self.selector != "all":
+        if self.ratio == 1 and not keeps_all:
             sentences.append("sstoken.ratio: 1 keeps every response token, whatever ranks them.")
         if self.has_warmup and self.warmup_ratio == 1:
             sentences.append(

@@ -6,9 +6,9 @@ that what is dropped is unlearned; and attention can be nothing but a score of p
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
-from sstoken_plugin.engine.step import Rule
+from sstoken_plugin.selection.selectors import SELECTORS, selector_of
 from sstoken_plugin.training.metrics import INTERNAL, METRICS, ratios
 
 # Log lines that are averaged on either side of the comparison.
@@ -34,16 +34,16 @@ class SelectionMonitor:
 
     def clear(self) -> None:
         """Forget what was seen."""
-        self._rule: Rule | None = None
+        self._rule: str | None = None
         self._dropped: list[float] = []
         self._leading: list[float] = []
         self._raised: set[str] = set()
 
-    def observe(self, rule: Rule, total: dict[str, float]) -> list[str]:
+    def observe(self, rule: str, total: dict[str, float]) -> list[str]:
         """Take in the counts of one log line and return the warnings that they give rise to.
 
         Args:
-            rule: what ranked the tokens.
+            rule: what ranked the tokens: the name of a selector.
             total: the counts since the last line, see `metrics.counts`.
         """
         if rule != self._rule:
@@ -73,7 +73,7 @@ class SelectionMonitor:
         raised = state.get("raised")
         if not (
             "rule" in state
-            and state["rule"] in (None, *get_args(Rule))
+            and state["rule"] in (None, *SELECTORS)
             and all(isinstance(some, list) and all(map(_is_number, some)) for some in numbers)
             and isinstance(raised, list)
             and all(isinstance(sign, str) for sign in raised)
@@ -119,7 +119,7 @@ class SelectionMonitor:
             )
         return found
 
-    def _collapse(self, rule: Rule, total: dict[str, float]) -> list[tuple[str, str]]:
+    def _collapse(self, rule: str, total: dict[str, float]) -> list[tuple[str, str]]:
         if total["non_finite"] > NOT_FINITE_SHARE * total["response"]:
             return []
         found = []
@@ -136,7 +136,7 @@ class SelectionMonitor:
                         "not selected. Compare with sstoken.selector: all, raise sstoken.ratio or lower sstoken.gamma.",
                     )
                 )
-        if logged.get("sstoken/selected_ratio", 1) < 1 and rule != "position":
+        if logged.get("sstoken/selected_ratio", 1) < 1 and not selector_of(rule).is_position:
             self._leading += ratios(total, INTERNAL).values()
         if len(self._leading) >= WINDOW and _mean(self._leading[-WINDOW:]) > LEADING_SHARE:
             found.append(

@@ -16,6 +16,7 @@ from sstoken_plugin.engine.run import Run
 from sstoken_plugin.engine.step import TokenSelection
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.selection.config import SSTokenConfig
+from sstoken_plugin.selection.selectors import selector_of
 from sstoken_plugin.selection.turns import EndTokens
 from sstoken_plugin.training.survey import Survey, refuse_rows
 
@@ -112,21 +113,15 @@ def end_tokens(run: Run, model: Any, tokenizer: Any) -> EndTokens:
 def describe(selection: TokenSelection, tokenizer: Any) -> str:
     """Return the start-up sentence: what is selected, by which signals, against which history."""
     config = selection.config
-    rule = {
-        "sstoken": f"{config.gamma:g} x REL + {1 - config.gamma:g} x prompt attention",
-        "rel": "REL",
-        "attention": "prompt attention",
-        "random": f"chance (seed {selection.seed})",
-        "position": "position, first tokens first",
-        "reference": "their excess loss against the history",
-    }.get(config.selector)
-    if rule is None:
-        text = "it trains on every response token"
+    row = selector_of(config.selector)
+    text = row.in_words(config.gamma, selection.seed)
+    if row.keeps_all:
+        text = f"it trains on {text}"
     else:
-        text = f"it trains on {config.ratio:.0%} of each sample's response tokens, the best by {rule}"
+        text = f"it trains on {config.ratio:.0%} of each sample's response tokens, the best by {text}"
     if config.has_warmup:
-        warmup = {"attention": "the best by prompt attention", "all": "all of them", "random": "random ones"}
-        text += f" (in the first {config.warmup_ratio:.0%} of the optimizer steps {warmup[config.warmup_selector]})"
+        warmup = selector_of(config.warmup_selector).warmup
+        text += f" (in the first {config.warmup_ratio:.0%} of the optimizer steps {warmup})"
     parts = [f"ssToken is active: {text}"]
     if selection.history is not None:
         parts.append(f"REL compares with {describe_history(selection.history)}")
@@ -134,7 +129,7 @@ def describe(selection: TokenSelection, tokenizer: Any) -> str:
         parts.append(f"prompt attention is that of {selection.attention.description}")
     ends = selection.end_tokens
     found = ends.ids if ends.in_data is None else ends.in_data
-    if config.keep_eos and rule is not None and found:
+    if config.keep_eos and not row.keeps_all and found:
         names = " ".join(tokenizer.convert_ids_to_tokens(sorted(found)))
         parts.append(f"the end of a turn ({names}) is always kept")
     if selection.own_loss is not None and selection.own_loss.adds:

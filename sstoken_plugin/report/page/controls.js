@@ -55,7 +55,7 @@ function describeMoment() {
   find("moment-label").textContent = label;
   find("moment").setAttribute("aria-valuetext", label);
   const where = moments.length > 1 ? "At this moment" : `${label}:`;
-  const share = moment.rule === "all" ? "" : `; ${figure(100 * moment.ratio)}\u00a0% of each response was kept`;
+  const share = selectorOf(moment).keepsAll ? "" : `; ${figure(100 * moment.ratio)}\u00a0% of each response was kept`;
   find("rule").textContent = `${where} tokens were ranked by ${ruleInWords(moment)}${share}.`;
 }
 
@@ -84,7 +84,7 @@ function describeWhatIf() {
     find(`${name}-value`).textContent = String(Number(value.toFixed(4)));
   }
   find("reset").disabled = !isWhatIf();
-  const blended = BLENDS.includes(moment.rule)
+  const blended = selectorOf(moment).blends
     ? ""
     : ` The training ranked by ${ruleInWords(moment)} here; ` +
       "what-if ranks by gamma × REL + (1 − gamma) × attention all the same.";

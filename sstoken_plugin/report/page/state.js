@@ -20,27 +20,20 @@ const state = {
   gamma: null,
 };
 
-const BLENDS = ["sstoken", "rel", "attention"];
-const RULES = {
-  sstoken: (moment) => `${figure(moment.gamma)} × REL + ${figure(1 - moment.gamma)} × prompt attention`,
-  rel: () => "REL",
-  attention: () => "prompt attention",
-  random: () => "chance",
-  position: () => "position, first tokens first",
-  reference: () => "the excess loss against the reference model",
-  all: () => "nothing: every response token was kept",
-};
-const ruleInWords = (moment) => (RULES[moment.rule] ?? (() => moment.rule))(moment);
+// A page that was restored from a checkpoint may hold the name of a selector that is not there any more.
+const selectorOf = (moment) => DATA.selectors[moment.rule] ?? { words: moment.rule, blends: false, keepsAll: false };
+const ruleInWords = (moment) =>
+  selectorOf(moment).words.replace("{gamma}", figure(moment.gamma)).replace("{rest}", figure(1 - moment.gamma));
 
 const isWhatIf = () => state.ratio !== null || state.gamma !== null;
 
 // What the sliders say at a moment. Where no blend ranked, the settings give what the blend would take.
 function ratioAt(moment) {
-  return state.ratio ?? (moment.rule === "all" ? (DATA.ratio ?? moment.ratio) : moment.ratio);
+  return state.ratio ?? (selectorOf(moment).keepsAll ? (DATA.ratio ?? moment.ratio) : moment.ratio);
 }
 
 function gammaAt(moment) {
-  return state.gamma ?? (BLENDS.includes(moment.rule) ? moment.gamma : (DATA.gamma ?? 0.5));
+  return state.gamma ?? (selectorOf(moment).blends ? moment.gamma : (DATA.gamma ?? 0.5));
 }
 
 // Arrays by response token of a sample at a moment; null where nothing was measured.

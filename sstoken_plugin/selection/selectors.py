@@ -1,0 +1,230 @@
+"""The selectors: one table that config, step, set-up, monitor, report, page and docs read.
+
+To add a selector, add a row to `SELECTORS` and run `python scripts/write_configuration.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sstoken_plugin.selection.scores import blend, normalise, random_scores
+
+# rel: REL, for which a run waits in its warm-up; history: the losses of the history, from the first step on;
+# attention: prompt attention; path: a history that is given, rather than the model's own past.
+Need = Literal["rel", "history", "attention", "path"]
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a score may depend on. R response tokens of N samples; a signal that was not measured is None.
+
+    Attributes:
+        current: float32 [R], loss of the model in training, c, in nats.
+        history: float32 [R], loss of the history model, h, in nats.
+        rel: float32 [R], h - c (arXiv 2510.18250, Eq. 3).
+        attention: float32 [R], attention on the prompt, A (Eq. 7).
+        sample: int64 [R], number of the token's sample, 0 to N - 1, ascending.
+        samples: N.
+        has_prompt: bool [R], whether the token's sample has any prompt token.
+        index_in_sample: int64 [R], place of the token in its response.
+        fingerprint: int64 [R], hash of the token's sample.
+        seed: for whatever is drawn; another one in each epoch.
+        gamma: weight of REL against prompt attention, 0 to 1.
+    """
+
+    current: Tensor
+    history: Tensor | None
+    rel: Tensor | None
+    attention: Tensor | None
+    sample: Tensor
+    samples: int
+    has_prompt: Tensor
+    index_in_sample: Tensor
+    fingerprint: Tensor
+    seed: int
+    gamma: float
+
+    def or_zero(self, signal: Tensor | None) -> Tensor:
+        """Return a signal, float32 [R]; zeros if it was not measured, so that all tokens rank alike."""
+        return torch.zeros_like(self.current) if signal is None else signal
+
+    def scaled(self, signal: Tensor | None) -> Tensor:
+        """Return a signal scaled to [0, 1] within each sample, float32 [R]; zeros if it was not measured."""
+        return self.or_zero(None if signal is None else normalise(signal, self.sample, self.samples))
+
+
+@dataclass(frozen=True)
+class Selector:
+    """One row of the table.
+
+    In the words, `{gamma}` and `{rest}` stand for the weights of REL and attention, and `{seed}` for the seed.
+
+    Attributes:
+        name: value of `selector:`.
+        docs: goes on from its name in docs/configuration.md: "`rel` uses REL alone".
+        words: ends the start-up sentence "the best by ..."; where everything is kept, "it trains on ...".
+        page: ends the page's sentence "tokens were ranked by ..." (no `{seed}` here); "" for `words`.
+        score: what ranks the tokens, float [R], the highest first; among equals the earlier token is kept, and a score
+            that is not finite ranks last.
+        needs: what the score reads.
+        rel_weight: for a blend of REL and prompt attention, the weight of REL under a given `gamma:`; what its
+            weight leaves out is not needed. The page's what-if starts from such a blend. None for other scores.
+        reads: keys of the settings that count for this selector alone.
+        warmup: ends the start-up sentence "in the first 20% of the optimizer steps ..."; "" if the selector may not
+            stand as `warmup_selector`.
+        keeps_all: whether no token is dropped, whatever `ratio` says.
+        is_position: whether the score is the place of a token, so that nobody need be warned that it is.
+    """
+
+    name: str
+    docs: str
+    words: str
+    score: Callable[[Signals], Tensor]
+    page: str = ""
+    needs: frozenset[Need] = frozenset()
+    rel_weight: Callable[[float], float] | None = None
+    reads: frozenset[str] = frozenset()
+    warmup: str = ""
+    keeps_all: bool = False
+    is_position: bool = False
+
+    def gamma(self, gamma: float) -> float:
+        """Return the weight of REL in the score where the settings say `gamma`, 0 to 1."""
+        return 0.0 if self.rel_weight is None else self.rel_weight(gamma)
+
+    def needs_at(self, gamma: float) -> frozenset[Need]:
+        """Return what the score reads where the settings say `gamma`."""
+        if self.rel_weight is None:
+            return self.needs
+        weight = self.rel_weight(gamma)
+        unread: set[Need] = {"rel"} if weight == 0 else {"attention"} if weight == 1 else set()
+        return self.needs - unread
+
+    def in_words(self, gamma: float, seed: int) -> str:
+        """Return its words for the start-up sentence."""
+        return self.words.format(gamma=f"{gamma:g}", rest=f"{1 - gamma:g}", seed=seed)
+
+
+def _blended(signals: Signals) -> Tensor:
+    mass = signals.or_zero(signals.attention)
+    return blend(signals.scaled(signals.rel), mass, signals.gamma, signals.has_prompt)
+
+
+def _rel(signals: Signals) -> Tensor:
+    return signals.scaled(signals.rel)
+
+
+def _excess(signals: Signals) -> Tensor:
+    # The excess loss c - h of RHO-1 (arXiv 2404.07965, Eq. 3), scaled and ranked as REL is.
+    return signals.scaled(None if signals.rel is None else -signals.rel)
+
+
+def _lowest_history(signals: Signals) -> Tensor:
+    return -signals.or_zero(signals.history)
+
+
+def _lowest_current(signals: Signals) -> Tensor:
+    # Ranks as the probability exp(-c) does, and tells apart those that float32 rounds to 1.
+    return -signals.current
+
+
+def _chance(signals: Signals) -> Tensor:
+    return random_scores(signals.fingerprint, signals.index_in_sample, signals.seed)
+
+
+def _place(signals: Signals) -> Tensor:
+    return -signals.index_in_sample.float()
+
+
+_ROWS = (
+    Selector(
+        "sstoken",
+        docs="blends REL and prompt attention",
+        words="{gamma} x REL + {rest} x prompt attention",
+        page="{gamma} \u00d7 REL + {rest} \u00d7 prompt attention",
+        score=_blended,
+        needs=frozenset({"rel", "attention"}),
+        rel_weight=lambda gamma: gamma,
+        reads=frozenset({"gamma"}),
+    ),
+    Selector(
+        "rel",
+        docs="uses REL alone",
+        words="REL",
+        score=_rel,
+        needs=frozenset({"rel"}),
+        rel_weight=lambda _: 1.0,
+    ),
+    Selector(
+        "attention",
+        docs="uses prompt attention alone",
+        words="prompt attention",
+        score=_blended,
+        needs=frozenset({"attention"}),
+        rel_weight=lambda _: 0.0,
+        warmup="the best by prompt attention",
+    ),
+    Selector(
+        "random",
+        docs="draws them by chance (a control)",
+        words="chance (seed {seed})",
+        page="chance",
+        score=_chance,
+        reads=frozenset({"seed"}),
+        warmup="random ones",
+    ),
+    Selector(
+        "position",
+        docs="takes the first tokens (a control)",
+        words="position, first tokens first",
+        score=_place,
+        is_position=True,
+    ),
+    Selector(
+        "reference",
+        docs="is RHO-1's excess loss against the model at the `history` path",
+        words="their excess loss against the history",
+        page="the excess loss against the reference model",
+        score=_excess,
+        needs=frozenset({"history", "path"}),
+    ),
+    Selector(
+        "lowest_base_loss",
+        docs="keeps the tokens with the lowest loss under the history (arXiv 2501.14315)",
+        words="their loss under the history, lowest first",
+        score=_lowest_history,
+        needs=frozenset({"history"}),
+    ),
+    Selector(
+        "probability",
+        docs="keeps those with the highest probability under the model in training (ProFit, arXiv 2601.09195)",
+        words="their probability, highest first",
+        score=_lowest_current,
+    ),
+    Selector(
+        "all",
+        docs="takes every token (a control)",
+        words="every response token",
+        page="nothing: every response token was kept",
+        score=_place,
+        warmup="all of them",
+        keeps_all=True,
+    ),
+)
+SELECTORS = {row.name: row for row in _ROWS}
+
+
+def selector_of(name: str) -> Selector:
+    """Return the row of a selector.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name not in SELECTORS:
+        raise ValueError(f"sstoken.selector: {name!r} is not a selector; it is one of {', '.join(SELECTORS)}.")
+    return SELECTORS[name]
