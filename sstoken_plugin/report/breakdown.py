@@ -10,12 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sstoken_plugin.base.logs import logger
-from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.engine.step import ScoredStep
+from sstoken_plugin.report.attempt import attempt
 from sstoken_plugin.report.token_text import REPLACEMENT, LoneTokens
-
-LOG = logger(__name__)
 
 PLACES, TURNS = 10, 8
 # Tenths of a power of two, from a loss of 2^-20 to one of 2^6: fine enough to be merged into deciles.
@@ -64,13 +61,10 @@ class KeptCounts:
         """Count the tokens of a scored step. A failure is said once, and costs the tables, not the step."""
         if self.failed:
             return
-        try:
-            self._add(step)
-        except Exception as error:
-            self.failed = True
-            LOG.warning("ssToken: the page has no tables, because tokens were not counted: %s.", in_short(error))
+        counted = attempt("the page has no tables, because tokens were not counted", lambda: self._add(step))
+        self.failed = counted is None
 
-    def _add(self, step: ScoredStep) -> None:
+    def _add(self, step: ScoredStep) -> bool:
         if step.phase.rule != self.rule:
             self.rule = step.phase.rule
             self.counts.zero_()
@@ -89,6 +83,7 @@ class KeptCounts:
                 self.counts[0].index_add_(0, groups[name] + offset, one)
                 self.counts[1].index_add_(0, groups[name] + offset, kept.long())
             offset += size
+        return True
 
     def restore(self, rule: str | None, counts: Tensor) -> None:
         """Go on from `counts` of an earlier run.

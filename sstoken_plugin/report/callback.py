@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from sstoken_plugin.base.logs import announce, logger
 from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.report import token_table
 from sstoken_plugin.report.assembly import report_of, write_page
+from sstoken_plugin.report.attempt import attempt
 from sstoken_plugin.report.breakdown import KeptCounts, Table
 from sstoken_plugin.report.parts import CountsPart, MomentsPart, total_counts
 from sstoken_plugin.report.trajectory import Trajectory
@@ -70,7 +70,7 @@ class ReportCallback(TrainerCallback):
         counts = self.counts_of_kept()
         if state.is_world_process_zero:
             file = _file(args)
-            _attempt(f"{file} was not written", lambda: self._draw(file, state, counts))
+            attempt(f"{file} was not written", lambda: self._draw(file, state, counts))
 
     def _finish(self, state: Any) -> None:
         if self._finished:
@@ -79,14 +79,14 @@ class ReportCallback(TrainerCallback):
         self.trajectory.finish(state.global_step, state.max_steps)
         if state.is_world_process_zero and self.trajectory.moments:
             callbacks, records = self._trainer.callback_handler.callbacks, self.trajectory.moments[-1].records
-            _attempt("no table of tokens was logged", lambda: token_table.send(callbacks, records, state.global_step))
+            attempt("no table of tokens was logged", lambda: token_table.send(callbacks, records, state.global_step))
 
     def _draw(self, file: Path, state: Any, counts: Tensor | None) -> None:
         session = self._session
         assert session.selection is not None
         tables: list[Table] = []
         if counts is not None:
-            _attempt("the page has no tables", lambda: tables.extend(self.kept_counts.tables(counts)))
+            attempt("the page has no tables", lambda: tables.extend(self.kept_counts.tables(counts)))
         moments, log = self.trajectory.moments, state.log_history
         write_page(file, report_of(session.selection, session.tokenizer, moments, tables, log, session.warnings))
         announce("ssToken: what was selected is shown in %s.", file)
@@ -111,10 +111,3 @@ def watch(trainer: Any) -> ReportCallback:
 
 def _file(args: Any) -> Path:
     return Path(args.output_dir) / "sstoken" / "report.html"
-
-
-def _attempt(what: str, work: Callable[[], None]) -> None:
-    try:
-        work()
-    except Exception as error:
-        LOG.warning("ssToken: %s: %s: %s", what, type(error).__name__, error)

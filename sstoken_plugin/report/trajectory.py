@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 from sstoken_plugin.base.logs import logger
 from sstoken_plugin.engine.sharding import is_sharded
 from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.report import Moment
+from sstoken_plugin.report.attempt import attempt
 from sstoken_plugin.report.inspection import Record, records_of, score_samples
 from sstoken_plugin.selection.samples import as_batch
 from sstoken_plugin.training.session import Session
 
 LOG = logger(__name__)
-
-Result = TypeVar("Result")
 
 # Of the run's time, but for this many seconds, which a short run may spend too.
 SHARE, LEAST_SECONDS = 0.01, 5.0
@@ -102,7 +101,7 @@ class Trajectory:
 
     def _go_on(self) -> None:
         """Find the samples of the moments that a checkpoint held; without those, its moments are dropped."""
-        found = self._alone("the samples of the checkpoint were not found", self._of_checkpoint)
+        found = attempt("the samples of the checkpoint were not found", self._of_checkpoint)
         if self._session.any_rank(not found):
             if self.moments and self._session.is_first_rank:
                 LOG.warning("ssToken: the page begins anew: the checkpoint's samples are not those of this data set.")
@@ -115,7 +114,7 @@ class Trajectory:
         start = time.perf_counter()
         self._samples = []
         records: list[Record] = []
-        candidates = self._alone("no samples were found to score", lambda: list(self._candidates())) or []
+        candidates = attempt("no samples were found to score", lambda: list(self._candidates())) or []
         if self._session.any_rank(not candidates):
             self._failed = True
             return
@@ -160,19 +159,11 @@ class Trajectory:
                 found += records_of(step, rows, tokenizer, known[len(found) : len(found) + len(rows)])
             return found
 
-        records = self._alone("samples were not scored", scored)
+        records = attempt("samples were not scored", scored)
         if self._session.any_rank(records is None):
             self._failed = True
             return None
         return [{**record, "sample": sample["sample"]} for record, sample in zip(records or [], samples, strict=True)]
-
-    def _alone(self, what: str, work: Callable[[], Result]) -> Result | None:
-        """Do work that no other rank waits for; None if it fails."""
-        try:
-            return work()
-        except Exception as error:
-            LOG.warning("ssToken: %s: %s: %s", what, type(error).__name__, error)
-            return None
 
     def _candidates(self) -> Iterator[dict[str, Any]]:
         data: Any = self._session.samples
