@@ -125,7 +125,7 @@ def judge(name: str, raw: Mapping[str, Any]) -> Verdict:
 def model_type(base_model: str) -> str | None:
     """Return the type of a model as its config.json would name it, by transformers' own rule for one that does not.
 
-    That rule takes the longest type that is part of the name; here signs do not count, and `MODEL_TYPES` mends it.
+    That rule takes the longest type that is part of the name; here signs do not count, and `MODEL_TYPES` corrects it.
 
     Args:
         base_model: repository of the model.

@@ -88,7 +88,7 @@ def _touched_by(verdicts: Iterable[Verdict], refusal: Refusal) -> list[str]:
 
 def _refusal_row(refusal: Refusal, names: Sequence[str]) -> str:
     key = f"`{refusal.key}`" + (f" ({refusal.case})" if refusal.case else "")
-    return _row(key, refusal.reason, refusal.mend, _folders(names))
+    return _row(key, refusal.reason, refusal.fix, _folders(names))
 
 
 def _warning_rows(verdicts: Iterable[Verdict]) -> list[str]:

@@ -204,7 +204,7 @@ def test_a_history_adds_the_memory_that_it_names(trained, make):
     if isinstance(history, KeptWeights):
         assert history.memory == adapter
     with history.active(trained):
-        # The dice, which get back the state that they had.
+        # The random generators, which get back the state that they had.
         assert live_bytes() - before - added <= 1024 + torch.get_rng_state().nbytes
 
 

@@ -1,4 +1,4 @@
-"""Bad input stops before a model is loaded, with one sentence that names the key and the mend."""
+"""Bad input stops before a model is loaded, with one sentence that names the key and the fix."""
 
 import json
 import re
@@ -353,9 +353,9 @@ def test_a_plain_run_warns_of_nothing(config, tmp_path):
 
 def test_every_refusal_names_a_reason_and_a_way_out():
     assert len({(refusal.key, refusal.reason) for refusal in refusals.REFUSALS}) == len(refusals.REFUSALS)
-    for key, reason, mend, _ in refusals.REFUSALS:
-        with pytest.raises(ValueError, match=re.escape(f"{key} {reason}; {mend}.")):
-            refusals.Refusal(key, reason, mend).refuse()
+    for key, reason, fix, _ in refusals.REFUSALS:
+        with pytest.raises(ValueError, match=re.escape(f"{key} {reason}; {fix}.")):
+            refusals.Refusal(key, reason, fix).refuse()
 
 
 def test_full_fine_tuning_without_rel_validates(config, tmp_path):

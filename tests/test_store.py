@@ -447,7 +447,7 @@ def test_a_full_disk_while_damage_is_mended_loses_nothing(tmp_path, caplog):
         store.flush()
         assert store.get(list(given)) == [None] * len(given)
         store.close()
-    assert "cannot be mended" in caplog.text
+    assert "cannot be repaired" in caplog.text
     found = open_store(tmp_path).get(list(given))
     assert sum(losses is not None for losses in found) > 100
 

@@ -78,7 +78,7 @@ def inspect(
     """See `inspect_command`.
 
     Raises:
-        ValueError: the configuration does not fit; one sentence with key and mend.
+        ValueError: the configuration does not fit; one sentence with key and fix.
     """
     # Here, so that `axolotl --help` stays quick.
     from axolotl.common.datasets import load_datasets
@@ -257,7 +257,7 @@ def score(config: str, overrides: dict[str, str], batch_tokens: int) -> None:
     """See `score_command`.
 
     Raises:
-        ValueError: the configuration does not fit; one sentence with key and mend.
+        ValueError: the configuration does not fit; one sentence with key and fix.
     """
     from axolotl.cli.utils import load_model_and_tokenizer
     from axolotl.common.datasets import load_datasets

@@ -31,7 +31,7 @@ def check(cfg: Mapping[str, Any]) -> SSTokenConfig:
         cfg: the whole configuration, raw or validated.
 
     Raises:
-        ValueError: one sentence that names the key and the mend.
+        ValueError: one sentence that names the key and the fix.
     """
     _refuse_misplaced_keys(cfg)
     config = SSTokenConfig.from_block(cfg.get("sstoken"))

@@ -14,13 +14,13 @@ class Refusal(NamedTuple):
     Attributes:
         key: the key, with its value where only that one is refused.
         reason: goes on where the sentence has named the key.
-        mend: the way out.
+        fix: the way out.
         case: when the key is refused, if not always; for the list.
     """
 
     key: str
     reason: str
-    mend: str
+    fix: str
     case: str = ""
 
     def refuse(self, shown: str | None = None) -> NoReturn:
@@ -29,7 +29,7 @@ class Refusal(NamedTuple):
         Args:
             shown: the key with its value, as the YAML has it.
         """
-        raise ValueError(f"{shown or self.key} {self.reason}; {self.mend}.")
+        raise ValueError(f"{shown or self.key} {self.reason}; {self.fix}.")
 
 
 # Key of the YAML: why it cannot run beside the selection.

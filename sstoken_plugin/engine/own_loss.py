@@ -48,7 +48,7 @@ class OwnLoss:
             ways: see `ResponseHead`.
 
         Raises:
-            ValueError: the model's loss is not the mean loss of the next tokens; one sentence with key and mend.
+            ValueError: the model's loss is not the mean loss of the next tokens; one sentence with key and fix.
         """
         refuse_encoder_decoder(model, names)
         refuse_sight_of_the_future(model, names)

@@ -155,7 +155,7 @@ class TokenSelection:
             history_nll: the losses, one a response token, where they are known.
 
         Raises:
-            ValueError: on the first batch, if the model cannot be selected for; one sentence with key and mend.
+            ValueError: on the first batch, if the model cannot be selected for; one sentence with key and fix.
         """
         layout = phase.layout(batch)
         # A batch without response tokens shows nothing.

@@ -35,10 +35,10 @@ def watching_changes(
 
     def differs() -> bool:
         with random_state_kept():
-            plain, dice = response_nll(model, batch, layout, ways), random_states()
+            plain, states = response_nll(model, batch, layout, ways), random_states()
         with random_state_kept(), attention.measure(layout.prompt):
             watched, others = response_nll(model, batch, layout, ways), random_states()
-        if dice != others:
+        if states != others:
             # Later steps would draw other numbers.
             return True
         # A loss may be infinite or no number in either pass: such tokens rank last, and training goes on.

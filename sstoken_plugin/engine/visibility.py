@@ -31,7 +31,7 @@ def refuse_encoder_decoder(model: Any, names: Names = Names()) -> None:
         names: what the trainer's users call things.
 
     Raises:
-        ValueError: it has an encoder and a decoder; one sentence with key and mend.
+        ValueError: it has an encoder and a decoder; one sentence with key and fix.
     """
     if model.config.is_encoder_decoder:
         raise ValueError(
@@ -48,7 +48,7 @@ def refuse_sight_of_the_future(model: Any, names: Names = Names()) -> None:
         names: what the trainer's users call things.
 
     Raises:
-        ValueError: they do; one sentence with key and mend.
+        ValueError: they do; one sentence with key and fix.
     """
     tokens = trial_tokens(model)
     other = tokens.clone()

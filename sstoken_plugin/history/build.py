@@ -74,7 +74,7 @@ def build_history(
         precision: makes the context in which the model runs, such as an autocast.
 
     Raises:
-        ValueError: the model does not allow it; one sentence with key and mend.
+        ValueError: the model does not allow it; one sentence with key and fix.
     """
     # Its decoder would fail at the first pass, in words of its own.
     refuse_encoder_decoder(model, run.names)

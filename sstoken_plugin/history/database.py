@@ -67,7 +67,7 @@ def open_database(
     # One process at a time: else the good file of the first is put aside by the second.
     with FileLock(file.with_suffix(".lock"), timeout=wait):
         if _unfinished(file).exists() and not os.path.lexists(file):
-            # Whoever mended it was stopped at its last step.
+            # Whoever repaired it was stopped at its last step.
             _unfinished(file).rename(file)
         if fault is None or _identity(file) != before:
             found = _opened_or_damage(file, wait, read)
@@ -113,7 +113,7 @@ def _opened(file: Path, wait: float, read: Callable[[sqlite3.Connection], None])
     if os.path.lexists(file) and not file.is_file():
         raise NoCacheError("it is no file")
     if not file.exists() and _unfinished(file).exists():
-        raise NoCacheError("a process that mended it was stopped")
+        raise NoCacheError("a process that repaired it was stopped")
     database = _connected(file, wait)
     try:
         if not database.execute("SELECT 1 FROM sqlite_master").fetchone():

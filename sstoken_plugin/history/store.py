@@ -78,15 +78,15 @@ class LossStore:
             self._open()
         except (OSError, *FAULTS) as error:
             if self.file.is_file() and not is_busy(error):
-                # A full disk or the like, at the worst moment: damage must be mended.
-                LOG.warning("ssToken: %s cannot be mended (%s): this run goes on without it.", self.file, error)
+                # A full disk or the like, at the worst moment: damage must be repaired.
+                LOG.warning("ssToken: %s cannot be repaired (%s): this run goes on without it.", self.file, error)
                 self._writable = self._readable = False
                 self._places = {}
                 return
-            mend = "empty it, or name a folder that can be written to"
+            fix = "empty it, or name a folder that can be written to"
             if is_busy(error):
-                mend = f"another process has held it for {_WAIT_SECONDS:.0f} s: wait for it, or name another folder"
-            raise ValueError(f"sstoken.history_cache: {folder} cannot be used ({error}); {mend}.") from error
+                fix = f"another process has held it for {_WAIT_SECONDS:.0f} s: wait for it, or name another folder"
+            raise ValueError(f"sstoken.history_cache: {folder} cannot be used ({error}); {fix}.") from error
 
     @property
     def is_waited_for(self) -> bool:

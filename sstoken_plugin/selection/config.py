@@ -32,7 +32,7 @@ class SSTokenConfig(BaseModel):
 
     Raises:
         pydantic.ValidationError: a value has the wrong type, lies out of its bounds or makes no sense
-            beside another. `from_block` turns that into one sentence a fault, naming key and mend.
+            beside another. `from_block` turns that into one sentence a fault, naming key and fix.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -148,7 +148,7 @@ class SSTokenConfig(BaseModel):
             block: the value of the top-level `sstoken:` key; None (no block) means every default.
 
         Raises:
-            ValueError: with one sentence for each fault, naming the key, the value and the mend.
+            ValueError: with one sentence for each fault, naming the key, the value and the fix.
         """
         if isinstance(block, SSTokenConfig):
             return block
@@ -253,7 +253,7 @@ def _share(value: Any) -> str | None:
 
 
 def _sentence(fault: Any) -> str:
-    """Turn one pydantic fault into a sentence that names the key, the value and the mend."""
+    """Turn one pydantic fault into a sentence that names the key, the value and the fix."""
     if not fault["loc"]:
         return str(fault["msg"]).removeprefix("Value error, ")
     key = str(fault["loc"][0])
@@ -269,10 +269,10 @@ def _sentence(fault: Any) -> str:
     if field.annotation is float and (meant := _share(fault["input"])):
         return f"sstoken.{key}: {fault['input']} is not allowed: it is a share of 1; write {meant}."
     reason = str(fault["msg"]).removeprefix("Value error, ")
-    mend = f"remove the key for its default, {field.default!r}."
+    fix = f"remove the key for its default, {field.default!r}."
     # pydantic's reason names all values: a guess helps only where it is a good one.
     if fault["type"] == "literal_error" and (
         alike := difflib.get_close_matches(str(fault["input"]).lower(), get_args(field.annotation), 1, 0.7)
     ):
-        mend = f"did you mean '{alike[0]}'?"
-    return f"sstoken.{key}: {fault['input']!r} is not allowed: {reason}; {mend}"
+        fix = f"did you mean '{alike[0]}'?"
+    return f"sstoken.{key}: {fault['input']!r} is not allowed: {reason}; {fix}"

@@ -46,7 +46,7 @@ def build_selection(
         ends: what can end a turn.
 
     Raises:
-        ValueError: the model does not allow what the settings ask for; one sentence with key and mend.
+        ValueError: the model does not allow what the settings ask for; one sentence with key and fix.
     """
     attention = None
     try:
@@ -69,7 +69,7 @@ def look_at_data(samples: Any, run: Run, model: Any, tokenizer: Any) -> EndToken
     """Look at the prepared data, warn of what may not be meant, and return what ends its turns.
 
     Raises:
-        ValueError: the data cannot be trained on rightly; one sentence with key and mend.
+        ValueError: the data cannot be trained on rightly; one sentence with key and fix.
     """
     refuse_rows(samples, packed=run.packs, names=run.names)
     ends = end_tokens(run, model, tokenizer)
@@ -144,7 +144,9 @@ def vocabulary_size(model: Any, tokenizer: Any) -> int:
 
 def describe_history(losses: PastLosses) -> str:
     """Name the history that REL compares with, and what it costs."""
-    kept = "" if losses.store is None else f"losses are kept in {losses.store.file}, {len(losses.store)} samples so far"
+    kept = (
+        "" if losses.store is None else f"losses are cached in {losses.store.file}, {len(losses.store)} samples so far"
+    )
     history = losses.history
     if history is None:
         return f"a history that need not be held in memory ({kept}: all that this data set needs)"
