@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +14,7 @@ from sstoken_plugin.engine.sharding import is_sharded
 from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.report import Moment
 from sstoken_plugin.report.inspection import Record, records_of, score_samples
-from sstoken_plugin.selection.samples import as_batch
+from sstoken_plugin.selection.samples import BatchLayout, as_batch, samples_in
 
 if TYPE_CHECKING:
     from sstoken_plugin.training.trainer import TokenSelectionTrainer
@@ -182,9 +182,9 @@ class Trajectory:
     def _candidates(self) -> Iterator[dict[str, Any]]:
         data: Any = self._trainer.train_dataset
         if not hasattr(data, "__len__"):
-            yield from ({**row, "sample": index} for index, row in enumerate(islice(data, MOST_SAMPLES)))
+            yield from (_first_of(row, index) for index, row in enumerate(islice(data, MOST_SAMPLES)))
         else:
-            yield from ({**data[index], "sample": index} for index in spread_over(len(data), MOST_SAMPLES))
+            yield from (_first_of(data[index], index) for index in spread_over(len(data), MOST_SAMPLES))
 
     def _of_checkpoint(self) -> list[dict[str, Any]]:
         if not self.moments:
@@ -192,7 +192,7 @@ class Trajectory:
         data: Any = self._trainer.train_dataset
         records = self.moments[0].records
         if hasattr(data, "__len__") and max(record["sample"] for record in records) < len(data):
-            found = [{**data[record["sample"]], "sample": record["sample"]} for record in records]
+            found = [_first_of(data[record["sample"]], record["sample"]) for record in records]
             tokens = (as_batch(sample)["input_ids"][0].tolist() for sample in found)
             if all(own == record["input_ids"] for own, record in zip(tokens, records, strict=True)):
                 return found
@@ -200,6 +200,15 @@ class Trajectory:
 
     def _agreed(self, value: float) -> float:
         return self._trainer.of_first_rank(value)
+
+
+def _first_of(row: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Return a row of the data set with its number; of a packed one its first sample that has a response."""
+    parts = samples_in(row)
+    if len(parts) == 1:
+        return {**row, "sample": index}
+    part = next((part for part in parts if len(BatchLayout.of(part).position)), parts[0])
+    return {**{name: column[0].tolist() for name, column in part.items()}, "sample": index}
 
 
 def _groups(samples: Sequence[Any]) -> Iterator[Sequence[Any]]:
