@@ -16,15 +16,39 @@ from sstoken_plugin.engine.modes import without_trace
 def samples_of(batch: dict[str, Tensor]) -> Iterator[list[int]]:
     """Yield the flat positions of each sample of a padded or packed batch, without padding."""
     width = batch["input_ids"].shape[1]
+    mask = batch.get("attention_mask")
+    begins = batch["cu_seq_lens_q"].tolist() if "cu_seq_lens_q" in batch else []
     for row in range(len(batch["input_ids"])):
+        if mask is not None and mask.dim() == 4:
+            for sample in samples_that_see_each_other(mask[row, 0].tolist()):
+                yield [row * width + column for column in sample]
+            continue
         sample: list[int] = []
         for column in range(width):
-            if "position_ids" in batch and batch["position_ids"][row, column] == 0 and sample:
+            is_first = "position_ids" in batch and batch["position_ids"][row, column] == 0
+            if (is_first or row * width + column in begins) and sample:
                 yield sample
                 sample = []
-            if "attention_mask" not in batch or batch["attention_mask"][row, column]:
+            if mask is None or mask[row, column]:
                 sample.append(row * width + column)
         yield sample
+
+
+def samples_that_see_each_other(mask: list[list[Any]]) -> Iterator[list[int]]:
+    """Yield the tokens of each sample of a row, by a mask over pairs: True, or 0.0, where the row sees the column."""
+
+    def sees(one: int, other: int) -> bool:
+        value = mask[one][other]
+        return value == 0.0 if isinstance(value, float) else bool(value)
+
+    sample: list[int] = []
+    for token in range(len(mask)):
+        if any(sees(token, other) for other in sample):
+            sample.append(token)
+        elif sees(token, token):
+            yield sample
+            sample = [token]
+    yield sample
 
 
 def signals(model: Any, ids: list[int]) -> tuple[Tensor, Tensor]:

@@ -102,9 +102,18 @@ def test_of_long_rows_fewer_are_looked_at_and_all_over_the_data(monkeypatch):
     assert found.relabelled / found.rows >= 0.5
 
 
+def test_rows_without_labels_are_looked_at_as_they_are_trained_on():
+    plain = look({"input_ids": [5, 2, 6, 2], "attention_mask": [1, 1, 1, 1]}, {"input_ids": [7, 2]})
+    assert (plain.rows, plain.warnings(), plain.ends) == (2, [], {2})
+    # An end inside of an answer is none, but in a packed row it may stand at the end of a sample.
+    assert look({"input_ids": [5, 6, 2, 7, 8]}).ends == frozenset()
+    assert look({"input_ids": [5, 6, 2, 7, 8], "seq_lengths": [3, 2]}).ends == {2}
+    assert look({"input_ids": [5, 2, 6, 7], "completion_mask": [0, 1, 0, 1]}).ends == {2}
+
+
 def test_other_kinds_of_data_are_not_looked_at():
     assert Survey.of([row([5, 6])], ENDS) is None
-    assert Survey.of(Dataset.from_list([{"input_ids": [5]}]), ENDS) is None
+    assert Survey.of(Dataset.from_list([{"text": "Name a tree."}]), ENDS) is None
 
 
 PRETOKENISED = {"ds_type": "json", "type": None}

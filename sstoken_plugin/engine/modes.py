@@ -43,7 +43,7 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @contextmanager
 def without_trace(model: nn.Module) -> Iterator[None]:
-    """Run forward passes in evaluation mode, without gradient, and restore every module's mode and every random state after.
+    """Run forward passes in evaluation mode, without gradient, and restore modes and random states after.
 
     Evaluation mode switches off dropout and gradient checkpointing. Sharded weights are sharded again after the block.
     """

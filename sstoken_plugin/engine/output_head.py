@@ -22,8 +22,8 @@ LOG = logger(__name__)
 # Tokens on which a fast way must agree with the model's own logits, in a trial pass.
 _PROOF_TOKENS = 8
 
-# Keys of a batch that are no arguments of a forward pass that scores.
-_NOT_FOR_SCORING = ("labels", "num_items_in_batch")
+# Keys of a batch that are no arguments of a forward pass that scores, or have another value there.
+_NOT_FOR_SCORING = ("labels", "num_items_in_batch", "use_cache")
 
 
 class ProvenWays:

@@ -33,7 +33,7 @@ from sstoken_plugin.engine.unchanged import watching_changes
 from sstoken_plugin.engine.visibility import samples_see_each_other
 from sstoken_plugin.selection import scores as selection
 from sstoken_plugin.selection.config import SSTokenConfig
-from sstoken_plugin.selection.samples import BatchLayout
+from sstoken_plugin.selection.samples import BatchLayout, labels_of, may_be_packed
 from sstoken_plugin.selection.selectors import Signals, selector_of
 from sstoken_plugin.selection.turns import EndTokens, Turns
 
@@ -150,7 +150,7 @@ class TokenSelection:
 
         Args:
             model: the unwrapped model. It is not changed.
-            batch: `input_ids`, `labels`, both int64 [B, S], and whatever else the model takes.
+            batch: see `BatchLayout.of`, and whatever else the model takes.
             phase: what ranks now.
             history_nll: the losses, one a response token, where they are known.
 
@@ -161,7 +161,7 @@ class TokenSelection:
         # A batch without response tokens shows nothing.
         if not self._is_proven and len(layout.position):
             self._prove(model, batch, layout)
-        if not self._is_separate and "position_ids" in batch:
+        if not self._is_separate and may_be_packed(batch):
             self._prove_separate(model, batch)
         if history_nll is not None:
             known = torch.tensor(history_nll, dtype=torch.float32, device=layout.position.device)
@@ -289,7 +289,7 @@ class ScoredStep:
         self.settings = settings
         self._history_nll = history_nll
         self._model = model
-        self._labels = batch["labels"]
+        self._labels = labels_of(batch)
         self._own_loss = settings.own_loss or OwnLoss()
         self._head = ResponseHead(model, layout, settings.ways, settings.kernels)
         self._asked: list[bool] = []

@@ -180,8 +180,10 @@ def _all_there(store: LossStore, samples: Iterable[Sample], model: Any) -> bool:
 def _any_missing(store: LossStore, samples: Iterable[Sample]) -> bool:
     wanted: dict[bytes, int] = {}
     for sample in samples:
-        keys, lengths = sample_keys(as_batch(sample), KEY_BYTES)
-        if sum(label != IGNORE_INDEX for label in sample["labels"]) != sum(lengths):
+        batch = as_batch(sample)
+        keys, lengths = sample_keys(batch, KEY_BYTES)
+        labels = sample["labels"] if "labels" in sample else batch["labels"][0].tolist()
+        if sum(label != IGNORE_INDEX for label in labels) != sum(lengths):
             # Of a sample's first token, or of padding, which may be trained on and is never kept: see HistoryLosses.of.
             return True
         wanted |= dict(zip(keys, lengths, strict=True))

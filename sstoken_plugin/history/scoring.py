@@ -11,7 +11,7 @@ from torch import Tensor
 from sstoken_plugin.history.blocks import KEY_BYTES
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.selection.batching import in_batches, padded
-from sstoken_plugin.selection.samples import BatchLayout, as_batch, sample_keys
+from sstoken_plugin.selection.samples import BatchLayout, sample_keys, samples_in
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,10 @@ def work_left(losses: HistoryLosses, samples: Sequence[Any]) -> Work:
     known: dict[bytes, dict[str, Tensor]] = {}
     lengths: dict[bytes, int] = {}
     for sample in samples:
-        batch = as_batch(sample)
-        for key, length in zip(*sample_keys(batch, KEY_BYTES), strict=True):
-            known[key], lengths[key] = batch, length
+        # One by one, so that of a packed row nothing is scored twice, and samples cannot see each other.
+        for batch in samples_in(sample):
+            for key, length in zip(*sample_keys(batch, KEY_BYTES), strict=True):
+                known[key], lengths[key] = batch, length
     missing = [known[key] for key in losses.store.missing(lengths, lengths.values())]
     missing.sort(key=lambda batch: batch["input_ids"].shape[1], reverse=True)
     return Work(len(known), missing, sum(lengths.values()))

@@ -18,11 +18,11 @@ from sstoken_plugin.engine.step import Phase, ScoredStep, TokenSelection
 from sstoken_plugin.report.content import NUMBERS
 from sstoken_plugin.report.token_text import token_texts
 from sstoken_plugin.selection.batching import in_batches, padded
-from sstoken_plugin.selection.samples import IGNORE_INDEX, BatchLayout, as_batch
+from sstoken_plugin.selection.samples import IGNORE_INDEX, BatchLayout, samples_in
 from sstoken_plugin.selection.turns import EndTokens, Turns
 
 Record = dict[str, Any]
-# A batch of one sample, see `as_batch`.
+# A batch of one sample, see `samples_in`.
 Row = Mapping[str, Tensor]
 
 # Of a batch, padding included: enough to keep a GPU busy, and less than a training step takes.
@@ -44,7 +44,7 @@ def inspect_samples(
     Args:
         selection: what scores.
         model: the unwrapped model. It is not changed.
-        samples: rows of a prepared data set, with lists `input_ids` and `labels`.
+        samples: rows of a prepared data set, see `as_batch`; of packed ones each sample is scored alone.
         phase: what ranks.
         tokenizer: for the text of the tokens.
         count: is shown every scored batch.
@@ -77,7 +77,8 @@ def score_samples(
     history = selection.history_model
     is_steady = history is not None and not history.changes
     done = 0
-    for rows in in_batches(map(as_batch, samples), BATCH_TOKENS):
+    alone = (part for sample in samples for part in samples_in(sample))
+    for rows in in_batches(alone, BATCH_TOKENS):
         before = known[done : done + len(rows)]
         batch = {name: column.to(device) for name, column in padded(rows).items()}
         step = selection.begin(model, batch, phase, _history_nll(before) if is_steady else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -13,7 +13,7 @@ from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.report import Moment
 from sstoken_plugin.report.attempt import attempt
 from sstoken_plugin.report.inspection import Record, records_of, score_samples
-from sstoken_plugin.selection.samples import as_batch
+from sstoken_plugin.selection.samples import BatchLayout, as_batch, samples_in
 from sstoken_plugin.training.session import Session
 
 LOG = logger(__name__)
@@ -168,9 +168,9 @@ class Trajectory:
     def _candidates(self) -> Iterator[dict[str, Any]]:
         data: Any = self._session.samples
         if not hasattr(data, "__len__"):
-            yield from ({**row, "sample": index} for index, row in enumerate(islice(data, MOST_SAMPLES)))
+            yield from (_first_of(row, index) for index, row in enumerate(islice(data, MOST_SAMPLES)))
         else:
-            yield from ({**data[index], "sample": index} for index in spread_over(len(data), MOST_SAMPLES))
+            yield from (_first_of(data[index], index) for index in spread_over(len(data), MOST_SAMPLES))
 
     def _of_checkpoint(self) -> list[dict[str, Any]]:
         if not self.moments:
@@ -178,7 +178,7 @@ class Trajectory:
         data: Any = self._session.samples
         records = self.moments[0].records
         if hasattr(data, "__len__") and max(record["sample"] for record in records) < len(data):
-            found = [{**data[record["sample"]], "sample": record["sample"]} for record in records]
+            found = [_first_of(data[record["sample"]], record["sample"]) for record in records]
             tokens = (as_batch(sample)["input_ids"][0].tolist() for sample in found)
             if all(own == record["input_ids"] for own, record in zip(tokens, records, strict=True)):
                 return found
@@ -186,6 +186,15 @@ class Trajectory:
 
     def _agreed(self, value: float) -> float:
         return self._session.of_first_rank(value)
+
+
+def _first_of(row: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Return a row of the data set with its number; of a packed one its first sample that has a response."""
+    parts = samples_in(row)
+    if len(parts) == 1:
+        return {**row, "sample": index}
+    part = next((part for part in parts if len(BatchLayout.of(part).position)), parts[0])
+    return {**{name: column[0].tolist() for name, column in part.items()}, "sample": index}
 
 
 def _groups(samples: Sequence[Any]) -> Iterator[Sequence[Any]]:

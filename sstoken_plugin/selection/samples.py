@@ -5,23 +5,33 @@ Terms: a batch has B rows of S positions. A *real* token is one that is no paddi
 what is labelled but for its first token, which nothing of it predicts, and its *prompt* what is not labelled. A *flat*
 position is `row * S + column`.
 
-Whatever reads samples, for training, inspection or a cache, reads them here.
+Whatever reads samples, for training, inspection or a cache, reads them here, whichever trainer has made them. Samples
+of a packed row are told apart in any of these ways:
+
+    position_ids                    0 starts a sample                 Axolotl, TRL, DataCollatorWithFlattening
+    attention_mask [B, S]           1, 1, 2, 2, 2, 0: their numbers   Axolotl; rows of LLaMA-Factory's neat_packing
+    attention_mask [B, 1, S, S]     who sees whom                     batches of LLaMA-Factory's neat_packing
+    cu_seq_lens_q [N + 1]           where each of them begins         padding-free batches for flash attention
+    seq_lengths, of a row           how long each of them is          rows that TRL has packed
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 IGNORE_INDEX = -100
-# What of a row of a data set says where its samples are, and what a model reads of it.
+# What of a row of a data set a model reads, or tells where its samples are.
 COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids")
+# Of rows without labels, what marks the tokens that are trained on: TRL's columns.
+MASKS_OF_LABELS = ("completion_mask", "assistant_masks")
 
 
 @dataclass(frozen=True)
@@ -74,12 +84,12 @@ class BatchLayout:
         """Read the layout off a collated batch.
 
         Args:
-            batch: `input_ids` and `labels`, int64 [B, S]; `attention_mask` [B, S] where there is padding (on
-                either side); `position_ids` [B, S] where rows are packed: a 0 starts a sample.
+            batch: `input_ids`, int64 [B, S], and `labels` likewise, see `labels_of`; `attention_mask` where there is
+                padding (on either side), and what tells the samples of packed rows apart, see the top of this file.
             as_plain: take in every token that plain training learns from: also one that starts a sample, which is
                 predicted from another sample or from padding, and labelled padding. These are never ranked.
         """
-        input_ids, labels = batch["input_ids"], batch["labels"]
+        input_ids, labels = batch["input_ids"], labels_of(batch)
         real, starts = boundaries(batch)
         # Padding before the first sample belongs to none, and counts nowhere.
         segment = (torch.cumsum(starts.flatten(), 0) - 1).clamp(min=0)
@@ -113,19 +123,80 @@ class BatchLayout:
 
 
 def as_batch(sample: Mapping[str, Any], device: Any = None) -> dict[str, Tensor]:
-    """Turn a row of a prepared data set, lists `input_ids`, `labels`, ..., into a batch of one sample.
+    """Turn a row of a prepared data set, lists `input_ids`, `labels`, ..., into a batch of one row.
 
     Padding that the row has at its ends is left out, and so are positions that count from 0 as those of a model do.
+
+    Args:
+        sample: the row. Without `labels`, its tokens are trained on that its `completion_mask` and `assistant_masks`
+            name, or all of them. `seq_lengths` becomes `position_ids`.
+        device: of the tensors.
+
+    Raises:
+        ValueError: its `seq_lengths` are not those of its tokens.
     """
-    batch = {key: torch.tensor(sample[key], device=device)[None] for key in COLUMNS if key in sample}
+    columns = {key: sample[key] for key in COLUMNS if sample.get(key) is not None}
+    if "position_ids" not in columns and sample.get("seq_lengths") is not None:
+        columns["position_ids"] = _counted(sample["seq_lengths"], len(columns["input_ids"]))
+    batch = {key: torch.tensor(column, device=device)[None] for key, column in columns.items()}
+    if "labels" not in batch:
+        batch["labels"] = labels_of(batch)
+        for key in MASKS_OF_LABELS:
+            if sample.get(key) is not None:
+                batch["labels"][torch.tensor(sample[key], device=device)[None] == 0] = IGNORE_INDEX
+    return _trimmed(batch)
+
+
+def samples_in(sample: Mapping[str, Any], device: Any = None) -> list[dict[str, Tensor]]:
+    """Return the samples of a row, each alone in a batch of one: more than one where the row is packed.
+
+    Args:
+        sample: see `as_batch`.
+        device: of the tensors.
+    """
+    batch = as_batch(sample, device)
+    begins = boundaries(batch)[1][0].nonzero()[:, 0].tolist()
+    if len(begins) < 2:
+        return [batch]
+    ends = [*begins[1:], batch["labels"].shape[1]]
+    parts = [{key: column[:, a:b] for key, column in batch.items()} for a, b in zip(begins, ends, strict=True)]
+    for part in parts:
+        if "attention_mask" in part:
+            # Alone, a sample has no number.
+            part["attention_mask"] = (part["attention_mask"] != 0).long()
+    return [_trimmed(part) for part in parts]
+
+
+def _counted(lengths: Sequence[int], tokens: int) -> list[int]:
+    """Return the position of each token of a row in its sample."""
+    if sum(lengths) != tokens:
+        raise ValueError(
+            f"seq_lengths: a row has {tokens} tokens and names samples of {sum(lengths)} tokens together; prepare the "
+            "data set anew."
+        )
+    return [position for length in lengths for position in range(length)]
+
+
+def _trimmed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out padding at the ends of a batch of one row, and positions that say no more than the order does."""
     real, _ = boundaries(batch)
     (places,) = real[0].nonzero(as_tuple=True)
     if len(places):
         batch = {key: column[:, places[0] : places[-1] + 1] for key, column in batch.items()}
     positions = batch.get("position_ids")
-    if positions is not None and torch.equal(positions[0], torch.arange(positions.shape[1], device=device)):
+    if positions is not None and torch.equal(positions[0], torch.arange(positions.shape[1], device=positions.device)):
         del batch["position_ids"]
     return batch
+
+
+def labels_of(batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the labels of a batch, int64 [B, S]; where it has none, all its tokens but padding are trained on.
+
+    Args:
+        batch: see `BatchLayout.of`.
+    """
+    labels = batch.get("labels")
+    return torch.where(boundaries(batch)[0], batch["input_ids"], IGNORE_INDEX) if labels is None else labels
 
 
 def sample_keys(batch: Mapping[str, Tensor], size: int) -> tuple[list[bytes], list[int]]:
@@ -141,11 +212,11 @@ def sample_keys(batch: Mapping[str, Tensor], size: int) -> tuple[list[bytes], li
         The keys, and the number of response tokens of each sample.
     """
     real, starts = (marks.flatten() for marks in boundaries(batch))
-    labels = batch["labels"].flatten()
+    labels = labels_of(batch).flatten()
     response = (labels != IGNORE_INDEX) & real & ~starts
     # One transfer from the device for all samples.
     columns = [batch["input_ids"].flatten(), labels, response.long(), real.long(), starts.long()]
-    if (positions := batch.get("position_ids")) is not None:
+    if (positions := _positions(batch)) is not None:
         columns.append(positions.flatten())
     table = torch.stack(columns).cpu().numpy()
     keys, lengths = [], []
@@ -174,15 +245,81 @@ def sample_keys(batch: Mapping[str, Tensor], size: int) -> tuple[list[bytes], li
 
 
 def boundaries(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return where real tokens are and where samples start, each bool [B, S]."""
-    labels, mask, position_ids = batch["labels"], batch.get("attention_mask"), batch.get("position_ids")
-    real = torch.ones_like(labels, dtype=torch.bool) if mask is None else mask != 0
+    """Return where real tokens are and where samples start, each bool [B, S].
+
+    Args:
+        batch: see `BatchLayout.of`; of `input_ids` and `labels` one is enough.
+
+    Raises:
+        ValueError: `position_ids` are not one a token.
+    """
+    mask, positions = batch.get("attention_mask"), _positions(batch)
+    if mask is not None and mask.dim() == 4:
+        return _seen(mask, len(_tokens(batch)))
+    real = torch.ones_like(_tokens(batch), dtype=torch.bool) if mask is None else mask != 0
+    # Where something starts: a sample, or padding that stands before one, also inside of a row.
+    marks = torch.zeros_like(real)
+    if positions is not None:
+        zero = positions == 0
+        # Padding counts 0, 0, 0 where nothing else marks it. A sample of one token has no response either.
+        real = real & ~(zero & functional.pad(zero[:, 1:], (0, 1), value=True))
+        marks |= zero
+        if mask is None:
+            # As transformers reads them, for models that count from another place than 0.
+            marks[:, 1:] |= positions[:, 1:] < positions[:, :-1]
+    if mask is not None:
+        marks |= _other_number(mask)
+    if (begins := batch.get("cu_seq_lens_q")) is not None:
+        marks.view(-1)[begins[:-1].long()] = True
     passed = torch.cumsum(real, 1)
-    if position_ids is None:
-        return real, real & (passed == 1)
-    # Padding may stand before the first token of a sample, also inside of a row, and have its position 0.
-    before = torch.where(position_ids == 0, passed - real.long(), 0).cummax(1).values
+    before = torch.where(marks, passed - real.long(), 0).cummax(1).values
     return real, real & (passed == before + 1)
+
+
+def may_be_packed(batch: Mapping[str, Tensor]) -> bool:
+    """Tell whether a row of a batch can hold several samples; `boundaries` tells whether one does."""
+    mask = batch.get("attention_mask")
+    return not batch.keys().isdisjoint(("position_ids", "cu_seq_lens_q")) or (mask is not None and mask.dim() == 4)
+
+
+def _tokens(batch: Mapping[str, Tensor]) -> Tensor:
+    return batch["input_ids"] if "input_ids" in batch else batch["labels"]
+
+
+def _positions(batch: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the position of each token, [B, S]; where a token has several, as for images, the first, that in text."""
+    positions = batch.get("position_ids")
+    if positions is None:
+        return None
+    positions = positions[0] if positions.dim() == 3 else positions
+    tokens = _tokens(batch)
+    if positions.shape[1] != tokens.shape[1]:
+        raise ValueError(
+            f"position_ids: a batch has {positions.shape[1]} of them a row and {tokens.shape[1]} tokens; pad both "
+            "alike, or leave position_ids out."
+        )
+    # Given once for all rows, as some do.
+    return positions.expand_as(tokens)
+
+
+def _seen(mask: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Read a mask over pairs of tokens, [B, 1, S, S]: True or 0.0 where one is seen, of whole numbers those but 0.
+
+    A token that sees nobody and is seen by nobody is padding: as a sample of its own it would have no response.
+    """
+    pairs = mask[:, 0] == 0 if mask.is_floating_point() else mask[:, 0] != 0
+    earlier = pairs.tril(-1)
+    sees = earlier.any(2)
+    real = pairs.diagonal(dim1=1, dim2=2) & (sees | earlier.any(1))
+    return real.expand(rows, -1), (real & ~sees).expand(rows, -1)
+
+
+def _other_number(mask: Tensor) -> Tensor:
+    """Return where a mask of sample numbers, [B, S], has another number than at the token before, bool [B, S]."""
+    place = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
+    last = torch.where(mask != 0, place, 0).cummax(1).values
+    numbers = mask.gather(1, last)
+    return functional.pad(numbers[:, 1:] != numbers[:, :-1], (1, 0)) & (mask != 0)
 
 
 def sum_by(group: Tensor, values: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from sstoken_plugin.training import checkpoint
 from sstoken_plugin.training.metrics import Totals, counts, ratios
 from sstoken_plugin.training.monitor import SelectionMonitor
 from sstoken_plugin.training.parts import HistoryPart, MonitorPart, Part, TotalsPart, WarningsPart
+from sstoken_plugin.training.tokenizers import tokenizer_of
 
 LOG = logger(__name__)
 
@@ -71,9 +72,8 @@ class Session:
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer, also of a processor."""
-        processing = self._trainer.processing_class
-        return getattr(processing, "tokenizer", processing)
+        """The tokenizer, see `tokenizer_of`."""
+        return tokenizer_of(self._trainer)
 
     @property
     def samples(self) -> Any:

@@ -12,7 +12,15 @@ from datasets import Dataset
 from torch import Tensor
 
 from sstoken_plugin.engine.run import Names
-from sstoken_plugin.selection.samples import COLUMNS, IGNORE_INDEX, BatchLayout, boundaries, sum_by
+from sstoken_plugin.selection.samples import (
+    COLUMNS,
+    IGNORE_INDEX,
+    MASKS_OF_LABELS,
+    BatchLayout,
+    boundaries,
+    labels_of,
+    sum_by,
+)
 from sstoken_plugin.selection.turns import EndTokens, Turns
 
 # Rows that are read at once, and what is looked at of all: a second or two of a start.
@@ -41,20 +49,20 @@ class Survey:
         """Look at a prepared data set, at rows all over it where it is large; None if it is of another kind.
 
         Args:
-            samples: the rows, with lists `input_ids` and `labels`, and `attention_mask` and `position_ids` if they
-                have them.
+            samples: the rows, see `as_batch`.
             tokens: what can end a turn.
         """
         if not _is_known(samples):
             return None
         found, ends = cls(), set[int]()
-        for batch, row in _blocks(samples, COLUMNS, _stride(samples)):
+        for batch, row in _blocks(samples, (*COLUMNS, "seq_lengths"), _stride(samples)):
             layout = BatchLayout.of(batch)
             ends.update(layout.target[Turns.of(batch, layout, tokens).ends].unique().tolist())
             labelled = batch["labels"] != IGNORE_INDEX
+            padding = batch["attention_mask"] == 0 if "attention_mask" in batch else torch.zeros_like(labelled)
             found.rows += int(row[-1]) + 1 if len(row) else 0
-            found.labelled_padding += _rows_with(labelled & ~layout.real, row)
-            found.relabelled += _rows_with(labelled & layout.real & (batch["labels"] != batch["input_ids"]), row)
+            found.labelled_padding += _rows_with(labelled & padding, row)
+            found.relabelled += _rows_with(labelled & ~padding & (batch["labels"] != batch["input_ids"]), row)
         found.ends = frozenset(ends)
         return found
 
@@ -105,7 +113,7 @@ def refuse_rows(samples: Any, *, packed: bool, names: Names = Names()) -> None:
 
 
 def _is_known(samples: Any) -> bool:
-    return isinstance(samples, Dataset) and {"input_ids", "labels"} <= set(samples.column_names)
+    return isinstance(samples, Dataset) and "input_ids" in samples.column_names
 
 
 def _padded_rows(samples: Dataset) -> int:
@@ -143,27 +151,43 @@ def _blocks(samples: Dataset, columns: tuple[str, ...], stride: int = 1) -> Iter
 
     Args:
         samples: the rows.
-        columns: of which `labels` must be there; others may be missing.
+        columns: those that are there are read. Without `labels`, they are made as `as_batch` makes them.
         stride: of so many blocks one is looked at.
     """
-    there = [name for name in columns if name in samples.column_names]
+    if "labels" not in samples.column_names:
+        columns = ("input_ids", *MASKS_OF_LABELS, *columns)
+    there = [name for name in dict.fromkeys(columns) if name in samples.column_names]
     tables = samples.with_format("arrow", columns=there)
     for start in range(0, len(samples), BLOCK * stride):
         table = tables[start : start + BLOCK]
         read = {name: table.column(name).combine_chunks() for name in there}
         # A column that not every row has says nothing of the others; the trainer stops at it.
         whole = {name: column for name, column in read.items() if not column.null_count}
-        lengths = whole["labels"].value_lengths().to_numpy(zero_copy_only=False)
+        of_samples = whole.pop("seq_lengths", None)
+        lengths = whole["labels" if "labels" in whole else "input_ids"].value_lengths().to_numpy(zero_copy_only=False)
         batch = {
             name: torch.from_numpy(column.flatten().to_numpy(zero_copy_only=False).astype(np.int64))
             for name, column in whole.items()
         }
-        begins = np.repeat(np.cumsum(lengths) - lengths, lengths)
-        counted = torch.from_numpy(np.arange(len(begins)) - begins)
+        counted = _counted(lengths)
+        positions = batch.get("position_ids", counted)
+        if "position_ids" not in batch and of_samples is not None:
+            positions = _counted(of_samples.flatten().to_numpy(zero_copy_only=False))
         # Whatever positions a row has, with it a sample begins.
-        batch["position_ids"] = torch.where(counted == 0, 0, batch.get("position_ids", counted))
+        batch["position_ids"] = torch.where(counted == 0, 0, positions)
         row = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths))
+        masks = [batch.pop(name) for name in MASKS_OF_LABELS if name in batch]
+        if "labels" not in batch:
+            batch["labels"] = labels_of({name: column[None] for name, column in batch.items()})[0]
+            for mask in masks:
+                batch["labels"][mask == 0] = IGNORE_INDEX
         yield {name: column[None] for name, column in batch.items()}, row
+
+
+def _counted(lengths: Any) -> Tensor:
+    """Count from 0 in stretches of these lengths, one behind another, int64 [their sum]."""
+    begins = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return torch.from_numpy(np.arange(len(begins)) - begins)
 
 
 def _rows_with(marks: Tensor, row: Tensor) -> int:
