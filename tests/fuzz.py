@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from conftest import MODELS, ROOT, write_chats, write_tiny_llama
+from material import MODELS, ROOT, write_chats, write_tiny_llama
 
 import sstoken_plugin
 import sstoken_startup

@@ -11,7 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_command, write
+from conftest import write
+from material import ROOT, run_command
 from packaging.requirements import Requirement
 from safetensors.torch import load_file
 
