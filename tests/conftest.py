@@ -27,7 +27,7 @@ AXOLOTL = tuple(int(part) for part in version("axolotl").split(".")[:2])
 # Where a release of Axolotl, transformers or torch can break something: .ci/run runs these files on a second one too.
 CORE = (
     "attention", "axolotl_keys", "data_formats", "history", "history_cache", "losses", "not_named", "output_head",
-    "plugin_name", "refusals", "samples", "selection", "training",
+    "packaging", "plugin_name", "refusals", "samples", "selection", "training",
 )  # fmt: skip
 
 

@@ -11,6 +11,8 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,20 @@ def write_chats(file: Path) -> Path:
         lines.append(json.dumps(line))
     file.write_text("\n".join(lines))
     return file
+
+
+@pytest.fixture(scope="session")
+def without_the_package(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The Python of an environment that has all that this one has, but for the package."""
+    folder = tmp_path_factory.mktemp("without")
+    venv.create(folder / "venv")
+    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "sstoken" not in entry.name:
+            (site / entry.name).symlink_to(entry)
+    python = str(folder / "venv" / "bin" / "python")
+    assert subprocess.run([python, "-c", "import sstoken_plugin"], capture_output=True, cwd=folder).returncode != 0
+    return python
 
 
 def run_command(*command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
