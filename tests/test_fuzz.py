@@ -3,7 +3,7 @@
 import re
 import sys
 
-from fuzz import generate, to_yaml
+from fuzz_yaml import generate, to_yaml
 from material import ROOT, run_command
 
 # Ten in a row that are quick: most are refused.
