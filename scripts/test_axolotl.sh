@@ -6,8 +6,8 @@ cd "$(dirname "$0")/.."
 release=${1:?name a release of Axolotl, for example 0.17.0}
 shift
 venv=.cache/axolotl-$release
-scripts/setup.sh "$release" "$venv"
 scripts/browser.sh
+scripts/setup.sh "$release" "$venv"
 # Also on a release to come.
 export PATH="$PWD/$venv/bin:$PATH" SSTOKEN_ANY_AXOLOTL=1
 python -c 'import platform

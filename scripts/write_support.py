@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import conftest  # noqa: E402, F401 (it sets up what transformers finds)
+import material  # noqa: E402, F401 (it sets up what transformers finds)
 import transformers  # noqa: E402
 from families import ALL  # noqa: E402
 from family_checks import examine, verdict  # noqa: E402

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from sstoken_plugin.axolotl.plugin import SSTokenPlugin as SSTokenPlugin
     from sstoken_plugin.selection.config import SSTokenConfig as SSTokenConfig
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 # Lazy, so that `import sstoken_plugin` loads neither torch nor a trainer.
 _WHERE = {
     "SSTokenArgs": "sstoken_plugin.axolotl.plugin",

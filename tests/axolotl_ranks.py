@@ -15,7 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from axolotl.core.trainers.base import AxolotlTrainer
-from conftest import STEADY, report_callback, run_axolotl
+from conftest import report_callback, run_axolotl
+from material import STEADY
 from transformers import Trainer
 
 from sstoken_plugin.axolotl.trainer import SSTokenTrainer

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 import yaml
-from conftest import ROOT
+from material import ROOT
 from pydantic import AliasChoices, BaseModel, Field
 
 from scripts import axolotl_keys

@@ -4,7 +4,7 @@ import os
 
 import pytest
 import yaml
-from conftest import ROOT
+from material import ROOT
 
 GPU = {"bf16": True, "fp8": False, "tf32": True, "n_gpu": 1, "n_node": 1, "compute_capability": "sm_89"}
 EXAMPLES = sorted((ROOT / "example_configs").glob("*.yaml"))

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from conftest import ROOT
+from material import ROOT
 
 from scripts import write_examples
 from scripts.example_verdicts import judge_all, model_type

@@ -6,9 +6,9 @@ import re
 
 import pytest
 import transformers
-from conftest import ROOT
 from families import ALL, CANNOT, OVERRIDES
 from family_checks import NOT_EVEN_PLAIN, OUT_OF_REACH, examine, verdict
+from material import ROOT
 from packaging.version import Version
 
 CANNOT_RUN = {name: part for cases in CANNOT.values() for name, part in cases.items()}

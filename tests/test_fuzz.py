@@ -3,8 +3,8 @@
 import re
 import sys
 
-from conftest import ROOT, run_command
-from fuzz import generate, to_yaml
+from fuzz_yaml import generate, to_yaml
+from material import ROOT, run_command
 
 # Ten in a row that are quick: most are refused.
 FIRST, COUNT = 107, 10

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from chosen_families import LLAMA, build
-from conftest import STEADY
+from material import STEADY
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import functional
 from transformers import AutoModelForCausalLM

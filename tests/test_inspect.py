@@ -10,7 +10,8 @@ import sys
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import AXOLOTL, run_command, write
+from conftest import AXOLOTL, write
+from material import run_command
 from safetensors.torch import load_file
 
 from sstoken_plugin.report import inspection

@@ -1,21 +1,15 @@
-"""Installed and not named: a run is the one that it would be without the package. And installing changes nothing."""
+"""Installed and not named: a run is the one that it would be without the package."""
 
 import json
 import re
 import subprocess
 import sys
-import sysconfig
-import tomllib
-import venv
-from importlib.metadata import version
-from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_command, write
-from packaging.requirements import Requirement
+from conftest import write
+from material import run_command
 from safetensors.torch import load_file
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PREFERENCES = [
     {
         "messages": [{"role": "user", "content": f"Name number {number}."}],
@@ -29,20 +23,6 @@ YAMLS = {
     "another plugin": {"plugins": ["axolotl.integrations.grokfast.GrokfastPlugin"]},
     "preferences": {"rl": "dpo"},
 }
-
-
-@pytest.fixture(scope="session")
-def without_the_package(tmp_path_factory):
-    """The Python of an environment that has all that this one has, but for the package."""
-    folder = tmp_path_factory.mktemp("without")
-    venv.create(folder / "venv")
-    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
-    for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        if "sstoken" not in entry.name:
-            (site / entry.name).symlink_to(entry)
-    python = str(folder / "venv" / "bin" / "python")
-    assert subprocess.run([python, "-c", "import sstoken_plugin"], capture_output=True, cwd=folder).returncode != 0
-    return python
 
 
 def outcome(python, config, folder):
@@ -96,37 +76,3 @@ print("LOADED", [name for name in sys.modules if name.startswith("sstoken_plugin
     printed = run_command("python", "-c", code).stdout
     assert "READ my.Trainer False" in printed
     assert "LOADED []" in printed
-
-
-def test_every_requirement_is_met_by_what_axolotl_brings():
-    asked = map(Requirement, PROJECT["dependencies"])
-    unmet = [str(needs) for needs in asked if not needs.specifier.contains(version(needs.name), prereleases=True)]
-    assert unmet == []
-
-
-@pytest.mark.skipif(
-    sys.version_info >= (3, 13), reason="pip would resolve Axolotl's pin of zstandard, which set-up overrides there"
-)
-def test_installing_the_package_changes_no_version(without_the_package, tmp_path):
-    subprocess.run([sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    command = [without_the_package, "-m", "pip", "install", "--dry-run", "--no-index", str(wheel)]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
-    (line,) = [line for line in run.stdout.splitlines() if line.startswith("Would install")]
-    assert re.fullmatch(r"Would install sstoken[-_]plugin-[\d.]+", line), line
-
-
-def test_the_bounds_are_the_oldest_and_the_newest_that_the_tests_ran_on():
-    packages = ("torch", "transformers", "peft", "accelerate", "pydantic", "numpy")
-    table = (ROOT / "docs" / "support.md").read_text().split("## Releases")[1]
-    lines = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("|")]
-    header, _, *rows = ([cell.strip() for cell in line] for line in lines)
-    named = {name: [row[header.index(name)].split(".") for row in rows] for name in ("Axolotl", "Python", *packages)}
-    bounds = dict(re.match(r"([a-z]+)(.*)", line).groups() for line in PROJECT["dependencies"])
-    bounds |= {"Python": PROJECT["requires-python"], "Axolotl": bounds["axolotl"]}
-    for name, versions in named.items():
-        versions = sorted(tuple(int(part) for part in each[:3]) for each in versions)
-        lowest = ".".join(map(str, versions[0][:2] if name in ("Axolotl", "Python") else versions[0]))
-        highest = ".".join(map(str, (versions[-1][0], versions[-1][1] + 1)))
-        assert bounds[name] == f">={lowest},<{highest}", name

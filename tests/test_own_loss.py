@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 from chosen_families import SIZE, VOCABULARY, build
-from conftest import STEADY
+from material import STEADY
 from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, T5Config, T5ForConditionalGeneration

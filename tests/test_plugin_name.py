@@ -9,7 +9,8 @@ import venv
 from importlib.metadata import entry_points
 
 import pytest
-from conftest import AXOLOTL, ROOT, run_command, write
+from conftest import AXOLOTL, write
+from material import ROOT, run_command
 
 from sstoken_plugin.axolotl import compatibility, releases
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import run_command
+from material import run_command
 from rank_faults import FAULTS
 
 

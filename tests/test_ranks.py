@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import run_command
+from material import run_command
 
 # Ranks; accumulation makes up for the rest of four micro-batches an optimizer step.
 WORLDS = (1, 2, 4)

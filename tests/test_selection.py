@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHARED
+from material import SHARED
 
 from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.history.losses import HistoryLosses

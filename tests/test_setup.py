@@ -1,4 +1,4 @@
-"""Set-up finds a Python that runs, among names that are there and do not, and says what is missing."""
+"""Set-up finds a Python that runs, among names that are there and do not, says what is missing and asks before apt."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 from importlib.util import find_spec
 
 import pytest
-from conftest import ROOT
+from material import ROOT
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 BASE = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
@@ -99,3 +99,33 @@ def test_a_python_that_cannot_make_environments_is_named_with_the_mend(machine, 
     assert f"has no ensurepip: install python{VERSION}-venv, or uv" in run.stderr
     run = machine("find_python.sh", VERSION, programs={"bin/python3": lacks, "bin/uv": "exit 1"})
     assert os.path.realpath(run.stdout.strip()) == BASE
+
+
+APT = 'echo "apt-get $*"'
+
+
+@pytest.mark.parametrize("script", ["browser.sh", "test.sh"])
+def test_a_missing_browser_is_told_before_set_up_and_nothing_is_installed(machine, script):
+    run = machine(script, programs={"bin/apt-get": APT, "bin/sudo": RUNS, f"bin/python{VERSION}": RUNS})
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "packages chromium and chromium-driver" in run.stderr
+    assert "--install-browser" in run.stderr
+    assert run.stderr.count("\n") == 1
+
+
+def test_the_browser_is_installed_where_somebody_asks_for_it(machine):
+    programs = {"bin/apt-get": f"{APT} >&2", "bin/id": "echo 0"}
+    run = machine("browser.sh", "--install-browser", programs=programs)
+    assert run.returncode == 0, run.stderr
+    assert "apt-get install -y -qq --no-install-recommends chromium chromium-driver" in run.stderr
+
+
+def test_where_the_browser_cannot_be_installed_its_packages_are_named(machine):
+    run = machine("browser.sh", "--install-browser", programs={"bin/id": "echo 0"})
+    assert run.returncode == 1
+    assert "packages chromium and chromium-driver" in run.stderr
+
+
+def test_a_browser_that_is_there_is_taken(machine):
+    run = machine("browser.sh", programs={"bin/chromium": STOPS, "bin/chromedriver": STOPS})
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

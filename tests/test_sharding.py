@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import run_command
+from material import run_command
 
 WAYS = ("full", "lora")
 KINDS = ("initial", "ema", "snapshot", "full checkpoint", "adapter", "cached", "attention")

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import click
 import pytest
-from conftest import run_command, write
+from conftest import write
+from material import run_command
 
 import sstoken_plugin
 from sstoken_plugin.base.logs import logger

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import STEADY
+from material import STEADY
 from transformers import AutoModelForImageTextToText
 
 from sstoken_plugin.engine.losses import token_nll

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import STEADY, chat, write
+from conftest import write
+from material import STEADY, chat
 from torch.nn import functional
 from transformers import Trainer, TrainerCallback
 

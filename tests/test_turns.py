@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import chat
+from material import chat
 from test_samples import batch_of, packed, padded
 
 from sstoken_plugin.axolotl.run import run_of

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-import click
 
 from sstoken_plugin.base.visible_text import visible
 from sstoken_plugin.report.inspection import Record
@@ -15,16 +12,18 @@ MOST_TOKENS = 300
 KEPT, DROPPED = "[]", "{}"
 # Of the 256 colours that every terminal knows, from a low score to a high one, with black letters on them.
 SHADES = (194, 157, 120, 83, 46)
+# Codes of ECMA-48, which need no library.
+BLACK, BOLD, DIM, STRUCK_OUT = "38;5;16", "1", "2", "9"
 
 
 def legend(*, colours: bool = True) -> str:
     """Explain the colours, or what stands for them."""
     if not colours:
         return f"kept tokens stand between {KEPT[0]} and {KEPT[1]}, dropped ones between {DROPPED[0]} and {DROPPED[1]}."
-    shades = "".join(click.style(" ", bg=shade) for shade in SHADES)
+    shades = "".join(_styled(" ", _on(shade)) for shade in SHADES)
     return (
-        f"{click.style('kept', bg=SHADES[2], fg=16)} tokens are shaded by score ({shades}), "
-        f"{click.style('dropped', dim=True, strikethrough=True)} ones are struck out, the rest is prompt."
+        f"{_styled('kept', BLACK, _on(SHADES[2]))} tokens are shaded by score ({shades}), "
+        f"{_styled('dropped', DIM, STRUCK_OUT)} ones are struck out, the rest is prompt."
     )
 
 
@@ -44,7 +43,7 @@ def view(record: Record, *, colours: bool = True) -> Iterator[str]:
     """
     response, kept = sum(record["response"]), sum(record["selected"])
     head = f"sample {record['sample']}: {kept} of {response} response tokens kept"
-    yield click.style(head, bold=True) if colours else head
+    yield _styled(head, BOLD) if colours else head
     scores = [score for score in record["score"] if score is not None]
     low, high = min(scores, default=0.0), max(scores, default=0.0)
     places = _window(record["response"])
@@ -57,11 +56,11 @@ def view(record: Record, *, colours: bool = True) -> Iterator[str]:
             score = record["score"][place]
             share = 0.0 if score is None or high == low else (score - low) / (high - low)
             shade = SHADES[min(int(share * len(SHADES)), len(SHADES) - 1)]
-            parts.append(_styled(text, bg=shade, fg=16) if colours else KEPT[0] + text + KEPT[1])
+            parts.append(_styled(text, BLACK, _on(shade)) if colours else KEPT[0] + text + KEPT[1])
         elif not colours:
             parts.append(DROPPED[0] + text + DROPPED[1])
         else:
-            parts.append(_styled(text, dim=True, strikethrough=True))
+            parts.append(_styled(text, DIM, STRUCK_OUT))
     if places.start:
         yield f"[{places.start} tokens before]"
     yield "".join(parts)
@@ -91,6 +90,11 @@ def _window(response: Sequence[bool]) -> range:
     return range(start, min(start + MOST_TOKENS, len(response)))
 
 
-def _styled(text: str, **style: Any) -> str:
+def _on(colour: int) -> str:
+    return f"48;5;{colour}"
+
+
+def _styled(text: str, *codes: str) -> str:
     """Style a text line by line: a colour that goes on over a line break fills the next line in some terminals."""
-    return "\n".join(click.style(line, **style) for line in text.replace("\n", "⏎\n").split("\n"))
+    start = "".join(f"\x1b[{code}m" for code in codes)
+    return "\n".join(f"{start}{line}\x1b[0m" for line in text.replace("\n", "⏎\n").split("\n"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch import Tensor
 
 from sstoken_plugin.engine.run import Names
@@ -22,6 +22,9 @@ from sstoken_plugin.selection.samples import (
     sum_by,
 )
 from sstoken_plugin.selection.turns import EndTokens, Turns
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 # Rows that are read at once, and what is looked at of all: a second or two of a start.
 BLOCK = 100
@@ -112,8 +115,10 @@ def refuse_rows(samples: Any, *, packed: bool, names: Names = Names()) -> None:
         )
 
 
-def _is_known(samples: Any) -> bool:
-    return isinstance(samples, Dataset) and "input_ids" in samples.column_names
+def _is_known(samples: Any) -> TypeGuard[Dataset]:
+    # Who trains with transformers alone need not have the library, and then has no data set of it.
+    library = sys.modules.get("datasets")
+    return library is not None and isinstance(samples, library.Dataset) and "input_ids" in samples.column_names
 
 
 def _padded_rows(samples: Dataset) -> int:

@@ -70,6 +70,8 @@ function selectTop(score, ends, total) {
 
 function ranksOf(order) {
   const rank = new Uint32Array(order.length);
-  order.forEach((index, place) => (rank[index] = place + 1));
+  order.forEach((index, place) => {
+    rank[index] = place + 1;
+  });
   return rank;
 }

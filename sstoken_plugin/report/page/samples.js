@@ -41,7 +41,7 @@ function buildCard(sample, index) {
     } else {
       beginTurn(body, run);
       if (run.tokens) appendTokens(body, run, index, card.tokens);
-      else run.text.forEach((piece) => (body.last = appendText(body.turn, piece, body.last)));
+      else for (const piece of run.text) body.last = appendText(body.turn, piece, body.last);
       body.place = run.start + (run.tokens ?? run.text).length;
     }
   }

@@ -49,7 +49,9 @@ function startSamples() {
   theme.addEventListener("change", refreshSoon);
   // The strips are drawn in pixels.
   window.addEventListener("resize", refreshSoon);
-  window.addEventListener("beforeprint", () => cards.forEach((_, index) => paintCard(index)));
+  window.addEventListener("beforeprint", () => {
+    for (const index of cards.keys()) paintCard(index);
+  });
 }
 
 start();

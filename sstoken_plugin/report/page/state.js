@@ -23,7 +23,9 @@ const state = {
 // A page that was restored from a checkpoint may hold the name of a selector that is not there any more.
 const selectorOf = (moment) => DATA.selectors[moment.rule] ?? { words: moment.rule, blends: false, keepsAll: false };
 const ruleInWords = (moment) =>
-  selectorOf(moment).words.replace("{gamma}", figure(moment.gamma)).replace("{rest}", figure(1 - moment.gamma));
+  selectorOf(moment)
+    .words.replace("{gamma}", figure(moment.gamma))
+    .replace("{rest}", figure(1 - moment.gamma));
 
 const isWhatIf = () => state.ratio !== null || state.gamma !== null;
 
@@ -112,7 +114,9 @@ function shadingAt(momentIndex, sampleIndex) {
 }
 
 function commonRange(sampleIndex) {
-  const ranges = (samples[sampleIndex].ranges ??= {});
+  const sample = samples[sampleIndex];
+  sample.ranges ??= {};
+  const { ranges } = sample;
   if (!(state.shade in ranges)) {
     const arrays = moments.map((_, index) => numbersAt(index, sampleIndex)[state.shade]);
     if (state.shade === "rel") {

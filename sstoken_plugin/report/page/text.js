@@ -2,11 +2,11 @@
 // is ever set, so no text is markup.
 
 // Characters that show nothing or act on others: controls, formats, unassigned ones, lone surrogates, blank letters.
-const INVISIBLE = /[\p{Cc}\p{Cf}\p{Cn}\p{Co}\p{Cs}\p{Zl}\p{Zp}\u115f\u1160\u3164\uffa0\u2800\u034f]/u;
+const INVISIBLE = /[\p{Cc}\p{Cf}\p{Cn}\p{Co}\p{Cs}\p{Zl}\p{Zp}\u115f\u1160\u3164\uffa0\u2800]|\u034f/u;
 // Formats of Arabic and Kaithi that are drawn.
 const DRAWN = /[\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\u{110bd}\u{110cd}]/u;
 // Where joiners shape the text: inside emoji, and in scripts whose letters join.
-const JOINS = /[\p{Extended_Pictographic}\p{Emoji_Modifier}\ufe0f\p{M}]|(?=\P{Script=Latin})\p{L}/u;
+const JOINS = /[\p{Extended_Pictographic}\p{Emoji_Modifier}\p{M}]|(?=\P{Script=Latin})\p{L}/u;
 
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
