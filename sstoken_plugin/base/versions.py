@@ -30,6 +30,6 @@ def refuse_unsupported(package: str, shown: str, oldest: tuple[int, int], newest
         return
     first, last = (".".join(map(str, bound)) for bound in (oldest, newest))
     raise ValueError(
-        f"{package}: sstoken runs on {shown} {first} to {last}, and this is {installed}; install one of those, look for "
-        f"a newer sstoken-plugin, or set {variable}=1 in the environment to try it at your own risk."
+        f"{package}: sstoken runs on {shown} {first} to {last}, and this is {installed}; install one of those, "
+        f"look for a newer sstoken-plugin, or set {variable}=1 in the environment to try it at your own risk."
     )

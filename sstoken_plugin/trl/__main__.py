@@ -20,7 +20,7 @@ BLOCK = "sstoken"
 
 
 class BlockParser(TrlParser):
-    """TRL's parser; of the keys in a file that it does not know, which TRL leaves out, it refuses those that mean us."""
+    """TRL's parser, which leaves out keys of a file that it does not know; those that mean ours are refused."""
 
     def set_defaults_with_config(self, **keys: Any) -> Any:
         """Take the keys of a file as defaults.
@@ -53,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ValueError: settings that do not go with the selection; one sentence.
     """
     # The script looks for them in `trl` when it runs.
-    trl.SFTConfig, trl.SFTTrainer, trl.TrlParser = SSTokenSFTConfig, SSTokenSFTTrainer, BlockParser
+    ours = {"SFTConfig": SSTokenSFTConfig, "SFTTrainer": SSTokenSFTTrainer, "TrlParser": BlockParser}
+    for name, kind in ours.items():
+        setattr(trl, name, kind)
     found = sft.make_parser().parse_args_and_config(arguments, fail_with_unknown_args=False)
     training = found[1]
     if training.sstoken is None:

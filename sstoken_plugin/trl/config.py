@@ -34,16 +34,18 @@ class SSTokenSFTConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         """Check the block before data and model are loaded."""
-        if isinstance(self.sstoken, str):
+        block: Any = self.sstoken
+        if isinstance(block, str):
             try:
-                self.sstoken = json.loads(self.sstoken)
+                block = json.loads(block)
             except json.JSONDecodeError:
                 raise ValueError(
-                    f"sstoken: {self.sstoken!r} is not JSON; write --sstoken '{{\"ratio\": 0.6}}', or a block "
+                    f"sstoken: {block!r} is not JSON; write --sstoken '{{\"ratio\": 0.6}}', or a block "
                     "`sstoken:` into the YAML file."
                 ) from None
-        if self.sstoken is not None:
-            SSTokenConfig.from_block(self.sstoken)
+        if block is not None:
+            SSTokenConfig.from_block(block)
+        self.sstoken = block
         super().__post_init__()
 
     def get_warmup_steps(self, num_training_steps: int) -> int:

@@ -33,9 +33,9 @@ import torch
 from material import ROOT, run_command
 from reference import assert_kept_by_the_rule, scored_samples, signals
 from torch.testing import assert_close
-from trainers.runs import Micro, Plan, recorded, write_plans
 
 from sstoken_plugin.training.trainer import TokenSelectionTrainer
+from trainers.runs import Micro, Plan, recorded, write_plans
 
 # In the first step the model is its own history, and REL is nothing but rounding.
 SELECTS = {"ratio": 0.6, "warmup_ratio": 0.25}
@@ -138,7 +138,9 @@ class Cases:
         seen = {}
         for world in (1, 2):
             plans = [
-                dataclasses.replace(plan, accumulation=2 // world, folder=str(tmp_path / f"{world}-{name}"), sstoken=block)
+                dataclasses.replace(
+                    plan, accumulation=2 // world, folder=str(tmp_path / f"{world}-{name}"), sstoken=block
+                )
                 for name, block in RANKS.items()
             ]
             self.run_alone(tmp_path, *plans, world=world)
@@ -162,7 +164,9 @@ class Cases:
         """Run plans in a process of their own, or in one a rank, and return what was printed."""
         file = write_plans(folder / "plans.json", *plans)
         paths = [str(ROOT), str(ROOT / "startup"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
-        start = ("torchrun", "--standalone", "--nproc_per_node", str(world)) if world > 1 else (Path(sys.executable).name,)
+        start = (
+            ("torchrun", "--standalone", "--nproc_per_node", str(world)) if world > 1 else (Path(sys.executable).name,)
+        )
         module: str = self.adapter.__name__
         return run_command(
             *start, "-m", module, str(file), PYTHONPATH=os.pathsep.join(filter(None, paths)), ACCELERATE_USE_CPU="true"
