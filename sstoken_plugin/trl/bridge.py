@@ -7,6 +7,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+from trl.trainer import utils
 
 from sstoken_plugin.engine.run import Names, Run
 from sstoken_plugin.selection.config import SSTokenConfig
@@ -14,7 +15,10 @@ from sstoken_plugin.training.bridge import Bridge
 from sstoken_plugin.training.trainer import TokenSelectionTrainer
 from sstoken_plugin.trl import refusals
 
-NAMES = Names(model="model", data="train_dataset", packing="packing", output="output_dir")
+NAMES = Names(trainer="SFTTrainer", data="train_dataset", packing="packing", output="output_dir")
+# Releases of TRL with a fused output head add a model's own loss (that of routers) themselves, as a mean over the
+# micro-batches and ranks of a step; before, it was their sum, as in transformers.
+AVERAGES_ADDED = hasattr(utils, "add_fused_lm_head")
 
 
 class SelectedLoss:
@@ -38,6 +42,9 @@ class SelectedLoss:
                 self._evaluates = False
         # With a cache transformers does not look for the samples of a packed row.
         inputs["use_cache"] = False
+        if AVERAGES_ADDED and num_items_in_batch is not None:
+            ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            self.sstoken.selection.added_share = 1 / (self.current_gradient_accumulation_steps * ranks)
         result = TokenSelectionTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
         self._count_tokens(inputs)
         return result
