@@ -111,7 +111,13 @@ class TokenSelection:
         own_loss: what the model adds to its loss; None to find it out on the first batch.
         names: what the trainer's users call what our sentences speak of.
         ways: remembers which losses serve the model's output head; None for one of its own.
+
+    Attributes:
+        added_share: how much of what the model adds to its loss counts in a step; trainers differ in how they sum it
+            over micro-batches and ranks.
     """
+
+    added_share: float = 1.0
 
     def __init__(
         self,
@@ -340,7 +346,7 @@ class ScoredStep:
                 f"loss, such as {self.settings.names.fused_losses}."
             )
         added: Tensor = outputs["loss"]
-        return added
+        return added * self.settings.added_share
 
     def _attention(self) -> Tensor | None:
         probe = self.settings.attention
