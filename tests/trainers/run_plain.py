@@ -39,8 +39,6 @@ def make(plan: Plan) -> Any:
     set_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(plan.model)
     model = AutoModelForCausalLM.from_pretrained(plan.model, dtype=torch.float32, attn_implementation="sdpa")
-    # With a cache transformers does not look for the samples of a flat row.
-    model.config.use_cache = False
     model = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     rows = Dataset.from_list([labelled(tokenizer, row["messages"]) for row in plan.rows()])
     collators = {"padded": DataCollatorForSeq2Seq(tokenizer), "padding-free": DataCollatorWithFlattening()}
