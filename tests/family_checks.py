@@ -18,9 +18,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
+from sstoken_plugin.axolotl.run import NAMES, run_of
 from sstoken_plugin.engine.attention import PromptAttention
 from sstoken_plugin.engine.losses import token_nll
-from sstoken_plugin.engine.run import Run
 from sstoken_plugin.engine.step import Phase, ScoredStep, TokenSelection
 from sstoken_plugin.history.build import build_history
 from sstoken_plugin.history.losses import HistoryLosses
@@ -153,7 +153,7 @@ def scored(
     """A step of a selection that keeps everything, and its loss."""
     torch.manual_seed(0)
     settings = SSTokenConfig(selector=selector, ratio=1.0)
-    step = TokenSelection(settings, attention, history, [2]).begin(model, batch, Phase.of(settings))
+    step = TokenSelection(settings, attention, history, [2], names=NAMES).begin(model, batch, Phase.of(settings))
     with step.observed():
         outputs = model(**inputs_of(batch), use_cache=False)
     return step, step.loss(outputs)
@@ -263,7 +263,7 @@ def adapter_finding(model: Any, batch: Mapping[str, Tensor]) -> str | None:
     plain = copy.deepcopy(model).eval()
     torch.manual_seed(0)
     adapted: Any = get_peft_model(model.train(), LoraConfig(r=2, target_modules=linear_layers(model)))
-    history = build_history(SSTokenConfig(), Run(""), adapted, tokenizer=None)
+    history = build_history(SSTokenConfig(), run_of({}), adapted, tokenizer=None)
     with torch.no_grad():
         logits = plain(**inputs_of(batch), use_cache=False).logits
     base = token_nll(logits.flatten(0, 1)[layout.logit_position], layout.target)
