@@ -2,7 +2,7 @@
 
 A new release brings keys that nobody has tried beside the selection. Most make a run faster or log more; one that
 brings another loss, another trainer or another adapter may make it wrong in silence. Opinions are in
-sstoken_plugin/refusals.py, and on keys that need no word to the user in tests/data/axolotl_keys.yaml.
+sstoken_plugin/axolotl/refusals.py, and on keys that need no word to the user in tests/data/axolotl_keys.yaml.
 
 Values count as keys where a new one may be as dangerous: `adapter=mixlora`, and the plugins that come with Axolotl.
 """

@@ -20,4 +20,4 @@ lint-imports
 python scripts/write_configuration.py --check
 # Here, because two workers would both begin to unpack it.
 python demo/model.py .cache/models/smollm2-135m-instruct
-python -m pytest -n 2 --dist worksteal "$@"
+python -m pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered "$@"

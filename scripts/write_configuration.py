@@ -13,7 +13,7 @@ from sstoken_plugin.training.metrics import MEANINGS  # noqa: E402
 
 HEAD = """# Configuration
 
-This page is written by `python scripts/write_configuration.py` from `sstoken_plugin/config.py`.
+This page is written by `python scripts/write_configuration.py` from `sstoken_plugin/selection/config.py`.
 
 ```yaml
 plugins:

@@ -88,7 +88,8 @@ def trial_tokens(model: Any, length: int = 8) -> Tensor:
     most = getattr(config, "max_position_embeddings", None)
     # Half, because some count positions from another place than 0.
     length = min(length, max(most // 2, 1)) if isinstance(most, int) and most > 0 else length
-    return torch.arange(length, device=device_of(model))[None] % config.vocab_size
+    tokens: Tensor = torch.arange(length, device=device_of(model))[None] % config.vocab_size
+    return tokens
 
 
 def random_states() -> list[Any]:

@@ -28,12 +28,14 @@ def encode(losses: Losses) -> Codes | None:
     """Turn losses in nats into 18-bit codes, or None where one is not finite or above `LARGEST`."""
     if not (np.isfinite(losses).all() and (losses <= LARGEST).all()):
         return None
-    return np.rint(np.log1p(np.maximum(losses, 0).astype(np.float64) / SMALL) * _STEPS).astype("<u4")
+    codes: Codes = np.rint(np.log1p(np.maximum(losses, 0).astype(np.float64) / SMALL) * _STEPS).astype("<u4")
+    return codes
 
 
 def decode(codes: Codes) -> Losses:
     """Turn codes into losses, float32."""
-    return (np.expm1(codes / _STEPS) * SMALL).astype(np.float32)
+    losses: Losses = (np.expm1(codes / _STEPS) * SMALL).astype(np.float32)
+    return losses
 
 
 def resolution(losses: Tensor) -> Tensor:

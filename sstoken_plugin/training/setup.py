@@ -139,7 +139,8 @@ def describe(selection: TokenSelection, tokenizer: Any) -> str:
 
 def vocabulary_size(model: Any, tokenizer: Any) -> int:
     """Return a bound above every token id."""
-    return max(len(tokenizer), model.config.get_text_config().vocab_size)
+    size: int = model.config.get_text_config().vocab_size
+    return max(len(tokenizer), size)
 
 
 def describe_history(losses: PastLosses) -> str:

@@ -50,7 +50,7 @@ class TokenSelectionTrainer(Trainer):
         session.take(step)
         return loss
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """Collect the batches of an optimizer step, and count kept tokens where Trainer counts labels."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         session = self.sstoken
