@@ -329,12 +329,13 @@ def test_the_samples_of_packed_rows_are_inspected_each_alone(model, rows, monkey
 
 @pytest.mark.parametrize("rows", PACKED.values(), ids=PACKED)
 def test_the_page_shows_a_sample_of_each_packed_row(rows):
-    trajectory = Trajectory(SimpleNamespace(train_dataset=Dataset.from_list(rows)))
+    trajectory = Trajectory(SimpleNamespace(samples=Dataset.from_list(rows)))
     shown = list(trajectory._candidates())
     assert [sample["sample"] for sample in shown] == [0, 1]
     assert all(as_batch(sample)["input_ids"][0].tolist() in IDS for sample in shown)
     # A checkpoint's samples are found again.
-    trajectory.moments = [SimpleNamespace(records=shown)]
+    records = [{**sample, "input_ids": as_batch(sample)["input_ids"][0].tolist()} for sample in shown]
+    trajectory.moments = [SimpleNamespace(records=records)]
     assert trajectory._of_checkpoint() == shown
 
 
