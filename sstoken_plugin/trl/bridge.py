@@ -51,14 +51,18 @@ class SelectedLoss:
 
     def train(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Train; see transformers' `Trainer.train`."""
-        if self.args.loss_type == "chunked_nll":
-            self._keep_chunked_loss_for_evaluation()
-        return super().train(*args, **kwargs)  # type: ignore[misc]
-
-    def _keep_chunked_loss_for_evaluation(self: Any) -> None:
-        """Give back the model's own forward pass, in place of TRL's that returns a loss without logits, in training."""
         model = self.accelerator.unwrap_model(self.model)
         model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        chunked = self.args.loss_type == "chunked_nll"
+        if (AVERAGES_ADDED or chunked) and hasattr(model, "router_aux_loss_coef"):
+            # TRL's losses take it from the configuration, where TRL puts its own setting; a model has read it before.
+            model.router_aux_loss_coef = model.config.get_text_config().router_aux_loss_coef
+        if chunked:
+            self._keep_for_evaluation(model)
+        return super().train(*args, **kwargs)  # type: ignore[misc]
+
+    def _keep_for_evaluation(self: Any, model: Any) -> None:
+        """Give a model its own forward pass back, in place of TRL's that returns a loss without logits, in training."""
         chunked = vars(model).get("forward")
         if chunked is None or getattr(chunked, "of_sstoken", False):
             return

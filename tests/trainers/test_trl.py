@@ -70,7 +70,7 @@ class TestTrl(Cases):
         config = Qwen3MoeConfig(
             vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, moe_intermediate_size=32, num_experts=4,
             num_experts_per_tok=2, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
-            eos_token_id=2, pad_token_id=0, output_router_logits=True, router_aux_loss_coef=0.5,
+            eos_token_id=2, pad_token_id=0, router_aux_loss_coef=0.1,
         )  # fmt: skip
         Qwen3MoeForCausalLM(config).save_pretrained(tmp_path / "experts")
         tokenizer.save_pretrained(tmp_path / "experts")
