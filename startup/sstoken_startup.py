@@ -107,6 +107,8 @@ WATCHED = {
     "axolotl.utils.config": {"validate_config": refuse_idle_block, "prepare_plugins": refuse_what_is_no_name},
     "llamafactory.hparams.parser": "sstoken_startup_llamafactory",
     "llamafactory.v1.config.arg_parser": "sstoken_startup_llamafactory",
+    "swift.trainers.mixin": "sstoken_startup_swift",
+    "swift.megatron.trainers.base": "sstoken_startup_swift",
 }
 
 
