@@ -2,9 +2,10 @@
 
 Axolotl itself loads plugins by the dotted path of a class only, and ignores keys that it does not know. The
 interpreter imports this module at start, through the line in `sstoken_startup.pth`. It puts one finder on
-`sys.meta_path`, which compares names and does nothing else until somebody imports one of two modules of Axolotl; then
-it wraps functions of that module. It imports nothing that the interpreter has not loaded already and never raises.
-`SSTOKEN_STARTUP=0` in the environment turns it off. Reasons and an upstream proposal: docs/plugin-name.md.
+`sys.meta_path`, which compares names and does nothing else until somebody imports one of a few modules of Axolotl, or
+of another trainer; then it wraps functions of that module. It imports nothing that the interpreter has not loaded
+already and never raises. `SSTOKEN_STARTUP=0` in the environment turns it off. What is wrapped in other trainers than
+Axolotl is in a file of each. Reasons and an upstream proposal: docs/plugin-name.md.
 """
 
 import os
@@ -100,10 +101,14 @@ def refuse_what_is_no_name(prepare_plugins):  # type: ignore[no-untyped-def]
     return prepare_named
 
 
-# Module that is waited for: functions in it, and what wraps them.
+# Module that is waited for: functions in it, and what wraps them; or the module of ours whose WATCHED says so.
 WATCHED = {
     "axolotl.integrations.base": {"load_plugin": resolve_short_name},
     "axolotl.utils.config": {"validate_config": refuse_idle_block, "prepare_plugins": refuse_what_is_no_name},
+    "llamafactory.hparams.parser": "sstoken_startup_llamafactory",
+    "llamafactory.v1.config.arg_parser": "sstoken_startup_llamafactory",
+    "swift.trainers.mixin": "sstoken_startup_swift",
+    "swift.megatron.trainers.base": "sstoken_startup_swift",
 }
 
 
@@ -121,6 +126,8 @@ class Watcher:
             wrappers = cls.waiting.pop(name)
             if not cls.waiting:
                 sys.meta_path.remove(cls)  # type: ignore[arg-type]
+            if isinstance(wrappers, str):
+                wrappers = __import__(wrappers).WATCHED[name]
             from importlib.util import find_spec
 
             spec = find_spec(name)
@@ -128,7 +135,7 @@ class Watcher:
 
             def exec_module(module):  # type: ignore[no-untyped-def]
                 execute(module)
-                for attribute, wrap in wrappers.items():
+                for attribute, wrap in wrappers.items():  # type: ignore[union-attr]
                     if hasattr(module, attribute):
                         setattr(module, attribute, wrap(getattr(module, attribute)))
 

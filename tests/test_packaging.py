@@ -31,7 +31,8 @@ def test_the_wheel_holds_the_package_and_its_start_up_file_and_nothing_else(whee
     files = zipfile.ZipFile(wheel).namelist()
     home = f"sstoken_plugin-{sstoken_plugin.__version__}.dist-info"
     tops = {name.split("/")[0] for name in files}
-    assert tops == {"sstoken_plugin", "sstoken_startup.py", "sstoken_startup.pth", home}
+    startup = {"sstoken_startup.pth", *(file.name for file in (ROOT / "startup").glob("*.py"))}
+    assert tops == {"sstoken_plugin", *startup, home}
     assert {"sstoken_plugin/py.typed", "sstoken_plugin/report/page/page.html"} <= set(files)
     tree = {str(file.relative_to(ROOT)) for file in (ROOT / "sstoken_plugin").rglob("*") if file.is_file()}
     assert {name for name in files if name.startswith("sstoken_plugin/")} == {

@@ -53,6 +53,7 @@ class Run:
         seed: of the run, for random selection where the settings give none.
         eot_tokens: texts that end a turn, beside what the tokenizer and the model declare.
         packs: whether the trainer packs samples into rows itself.
+        rows_are_packed: whether rows of the data set hold several samples, which the trainer's batches keep apart.
         starts_from: folder of the adapter that training goes on from; None for a new one.
         plain_init: whether making the adapter left the base weights as they were.
         kernels: fused losses that the user switched on, tried before our own.
@@ -67,6 +68,7 @@ class Run:
     seed: int = 0
     eot_tokens: tuple[str, ...] = ()
     packs: bool = False
+    rows_are_packed: bool = False
     starts_from: Path | None = None
     plain_init: bool = True
     kernels: tuple[RowLosses, ...] = ()

@@ -71,7 +71,8 @@ def look_at_data(samples: Any, run: Run, model: Any, tokenizer: Any) -> EndToken
     Raises:
         ValueError: the data cannot be trained on rightly; one sentence with key and fix.
     """
-    refuse_rows(samples, packed=run.packs, names=run.names)
+    if not run.rows_are_packed:
+        refuse_rows(samples, packed=run.packs, names=run.names)
     ends = end_tokens(run, model, tokenizer)
     found = Survey.of(samples, ends)
     if found is None:

@@ -1,0 +1,34 @@
+"""A setting of a framework that cannot stand beside token selection, as one sentence with the way out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, NoReturn
+
+
+class Refusal(NamedTuple):
+    """A key that is refused.
+
+    Attributes:
+        key: the framework's name of it.
+        reason: goes on where the sentence has named the key.
+        case: when it is refused, if not always; for lists in the docs.
+        way_out: what to do, if not only to remove the key.
+    """
+
+    key: str
+    reason: str
+    case: str = ""
+    way_out: str = ""
+
+    def refuse(self, value: Any, without: str) -> NoReturn:
+        """Stop the run.
+
+        Args:
+            value: what the key is set to.
+            without: how to train without selection.
+
+        Raises:
+            ValueError: always.
+        """
+        shown = str(value).lower() if isinstance(value, bool) else value
+        raise ValueError(f"{self.key}: {shown} {self.reason}; {self.way_out or f'remove `{self.key}`'}, or {without}.")

@@ -1,0 +1,1 @@
+"""Token selection in ms-swift: `--external_plugins FILE --callbacks sstoken`; docs/trainers.md."""
