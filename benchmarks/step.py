@@ -124,10 +124,10 @@ def parts_of_steps(config: dict[str, Any], steps: int) -> dict[str, Any]:
 def counting() -> list[tuple[Any, str]]:
     """Return the functions of a trainer's step that count: owner and name."""
     from sstoken_plugin.report.breakdown import KeptCounts
-    from sstoken_plugin.training import trainer
+    from sstoken_plugin.training import session
     from sstoken_plugin.training.metrics import Totals
 
-    return [(trainer, "counts"), (Totals, "add"), (KeptCounts, "add")]
+    return [(session, "counts"), (Totals, "add"), (KeptCounts, "add")]
 
 
 def timed(work: Callable[[], Any]) -> float:
