@@ -24,6 +24,9 @@ from material import run_command  # noqa: E402
 
 AXOLOTL = tuple(int(part) for part in version("axolotl").split(".")[:2])
 
+# Other trainers have environments of their own: scripts/test_trainers.sh.
+collect_ignore = [f"trainers/test_{name}.py" for name in ("trl", "llamafactory", "swift")]
+
 # Where a release of Axolotl, transformers or torch can break something: .ci/run runs these files on a second one too.
 CORE = (
     "attention", "axolotl_keys", "data_formats", "history", "history_cache", "losses", "not_named", "output_head",

@@ -15,7 +15,7 @@ from trainers.run_plain import arguments
 from trainers.runs import Plan, Trained, main
 
 # SmolLM2's own has no marks around what the assistant says.
-TEMPLATE = str(ROOT / "example_configs" / "trl-sft.jinja")
+TEMPLATE = str(ROOT / "example_configs" / "trl" / "sft.jinja")
 # Kind of data: settings.
 SETTINGS: dict[str, dict[str, Any]] = {
     "padded": {"max_length": 256},
