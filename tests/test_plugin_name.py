@@ -13,6 +13,7 @@ from conftest import AXOLOTL, write
 from material import ROOT, run_command
 
 from sstoken_plugin.axolotl import compatibility, releases
+from sstoken_plugin.base import versions
 
 ACTIVE = "ssToken is active"
 COMMANDS = {
@@ -210,16 +211,16 @@ def test_the_group_whose_members_take_part_in_every_run_does_not_have_us():
 
 
 def test_an_unsupported_axolotl_is_named_with_the_range(monkeypatch):
-    monkeypatch.delenv(releases.ANY_RELEASE, raising=False)
+    monkeypatch.delenv("SSTOKEN_ANY_AXOLOTL", raising=False)
     for installed in ("0.16.1", "0.22.0.dev0", "1.0", "main"):
-        monkeypatch.setattr(releases, "version", lambda package, installed=installed: installed)
+        monkeypatch.setattr(versions, "version", lambda package, installed=installed: installed)
         with pytest.raises(ValueError, match=rf"^plugins: sstoken runs on Axolotl 0\.17 to 0\.21, .* {installed};"):
             releases.refuse_unsupported()
         with monkeypatch.context() as allowed:
-            allowed.setenv(releases.ANY_RELEASE, "1")
+            allowed.setenv("SSTOKEN_ANY_AXOLOTL", "1")
             releases.refuse_unsupported()
     for installed in ("0.17.0", "0.21.3", "0.20.0.post1", "0.21rc1", "0.19.0+cu130"):
-        monkeypatch.setattr(releases, "version", lambda package, installed=installed: installed)
+        monkeypatch.setattr(versions, "version", lambda package, installed=installed: installed)
         releases.refuse_unsupported()
 
 
@@ -230,7 +231,7 @@ def test_an_unsupported_axolotl_stops_the_run_by_whatever_name(name, config, tmp
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: axolotl\nVersion: 0.99.0\n")
     code = f"from axolotl.cli.config import load_cfg; load_cfg({str(write({**config, 'plugins': [name]}, tmp_path))!r})"
-    path = {"PYTHONPATH": str(metadata.parent), releases.ANY_RELEASE: ""}
+    path = {"PYTHONPATH": str(metadata.parent), "SSTOKEN_ANY_AXOLOTL": ""}
     run = run_command("python", "-c", code, check=False, **path)
     assert run.returncode == 1
     assert "plugins: sstoken runs on Axolotl 0.17 to 0.21, and this is 0.99.0" in run.stdout.splitlines()[-1]

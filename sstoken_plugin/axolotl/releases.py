@@ -6,21 +6,18 @@ Each difference says since which release it is there and when it may go. That `a
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+from sstoken_plugin.base import versions
 
 # The oldest and the newest that all tests ran on: docs/support.md. pyproject.toml says the same to pip.
 OLDEST, NEWEST = (0, 17), (0, 21)
-ANY_RELEASE = "SSTOKEN_ANY_AXOLOTL"
 
 
-def release() -> tuple[int, int]:
-    """Return the release of the installed Axolotl without its patch number, such as (0, 21); (0, 0) if it has none."""
-    found = re.match(r"(\d+)\.(\d+)", _installed())
-    return (int(found[1]), int(found[2])) if found else (0, 0)
+def release() -> tuple[int, ...]:
+    """Return the release of the installed Axolotl without its patch number, such as (0, 21); () if it has none."""
+    return versions.release_of("axolotl")[:2]
 
 
 def refuse_unsupported() -> None:
@@ -30,13 +27,7 @@ def refuse_unsupported() -> None:
         ValueError: one sentence with the supported range. No ImportError, because Axolotl up to 0.20 goes on without a
             plugin that raises one.
     """
-    if OLDEST <= release() <= NEWEST or os.environ.get(ANY_RELEASE) == "1":
-        return
-    oldest, newest = (".".join(map(str, bound)) for bound in (OLDEST, NEWEST))
-    raise ValueError(
-        f"plugins: sstoken runs on Axolotl {oldest} to {newest}, and this is {_installed()}; install one of "
-        f"those, look for a newer sstoken-plugin, or set {ANY_RELEASE}=1 in the environment to try it at your own risk."
-    )
+    versions.refuse_unsupported("axolotl", "Axolotl", OLDEST, NEWEST, "plugins")
 
 
 def asks_for_fsdp1(cfg: Mapping[str, Any]) -> bool:
@@ -47,13 +38,6 @@ def asks_for_fsdp1(cfg: Mapping[str, Any]) -> bool:
     named = cfg.get("fsdp_version") or settings.get("fsdp_version") or settings.get("version")
     # Since 0.20 a YAML that names no version means 2, and Axolotl refuses 1. The other default may go with 0.19.
     return str(named or (2 if release() >= (0, 20) else 1)) == "1"
-
-
-def _installed() -> str:
-    try:
-        return version("axolotl")
-    except PackageNotFoundError:
-        return "one without a version"
 
 
 def packing_separates_samples(cfg: Mapping[str, Any]) -> bool:
