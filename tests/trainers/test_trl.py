@@ -132,8 +132,8 @@ class TestTrl(Cases):
         assert all(refusal.key in page for refusal in REFUSALS)
 
     def test_a_block_that_the_trainer_does_not_read_stops_the_run(self, plan):
-        trainer = run_trl.make(plan)
-        trainer.args = SSTokenSFTConfig(output_dir=plan.folder, bf16=False, use_cpu=True, sstoken={"ratio": 0.5})
+        args = SSTokenSFTConfig(output_dir=plan.folder, bf16=False, use_cpu=True, sstoken={"ratio": 0.5})
+        trainer = run_trl.make(plan, SFTTrainer, args=args)
         with pytest.raises(ValueError, match="sstoken: the trainer does not read this block"):
             trainer.train()
 
