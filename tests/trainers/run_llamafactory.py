@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from llamafactory.train import tuner
 from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
-from llamafactory.train.tuner import run_exp
 from material import STEADY
 
-# As the interpreter does where the package is installed; before LLaMA-Factory.
-import sstoken_startup  # noqa: F401
 from trainers.runs import Plan, Trained, main
 
 KINDS = ("padded", "neat-packing")
@@ -24,8 +22,9 @@ WIDTH = 56
 
 def train(plan: Plan) -> Trained:
     """Train a plan; see cases.py."""
-    with made_trainers() as made:
-        run_exp(settings(plan))
+    # LLaMA-Factory ends its process with a run: the ranks of the next one here would not find each other again.
+    with made_trainers() as made, patch.object(tuner.dist, "destroy_process_group", lambda: None):
+        tuner.run_exp(settings(plan))
     return Trained.by(made[-1])
 
 

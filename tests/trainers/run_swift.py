@@ -13,8 +13,6 @@ from material import ROOT, STEADY
 from swift.pipelines import sft_main
 from swift.trainers import Seq2SeqTrainer
 
-# As the interpreter does where the package is installed; before ms-swift.
-import sstoken_startup  # noqa: F401
 from trainers.runs import Plan, Trained, main
 
 KINDS = ("padded",)
