@@ -32,12 +32,18 @@ CORE = (
     "attention", "axolotl_keys", "data_formats", "history", "history_cache", "losses", "not_named", "output_head",
     "packaging", "plugin_name", "refusals", "samples", "selection", "training",
 )  # fmt: skip
+# Without a training, in under two minutes on two cores: CONTRIBUTING.md.
+FAST = (
+    "axolotl_keys", "breakdown", "example_tables", "files", "linear_nll", "losses", "monitor", "packaging", "report",
+    "report_page", "run", "samples", "selection", "selectors", "setup", "token_text",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.stem.removeprefix("test_") in CORE:
-            item.add_marker(pytest.mark.core)
+        for tier, files in (("core", CORE), ("fast", FAST)):
+            if item.path.stem.removeprefix("test_") in files:
+                item.add_marker(tier)
 
 
 @pytest.fixture(scope="session")

@@ -166,7 +166,7 @@ def test_losses_and_gradients_of_a_run_are_those_of_the_models_own_logits(config
         if not fast:
             monkeypatch.setattr(output_head, "why_not", lambda *arguments: "this test wants the model's own")
         run = train(config)
-        chosen = run.trainer.selection.ways._chosen[run.model.get_output_embeddings()]
+        chosen = run.trainer.sstoken.selection.ways._chosen[run.model.get_output_embeddings()]
         assert (set(chosen.values()) == {linear_nll}) == fast
         runs.append(list(recorded))
     assert len(runs[0]) == 2
