@@ -158,6 +158,25 @@ def test_what_the_settings_need(block, history, rel, attention, warmup):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("block", "idle"),
+    [
+        ({"gamma": 0.3, "seed": 3}, ["seed"]),
+        ({"warmup_selector": "random", "seed": 3}, []),
+        ({"warmup_selector": "random", "seed": 3, "warmup_ratio": 0.0}, ["warmup_selector", "seed"]),
+        ({"selector": "random", "gamma": 0.3, "seed": 3, "warmup_ratio": 0.1}, ["gamma", "warmup_ratio"]),
+        ({"selector": "attention", "attention_layer": 0}, []),
+        ({"selector": "position", "attention_layer": 0}, ["attention_layer"]),
+        ({"selector": "reference", "history": "a/path"}, []),
+        ({"selector": "all", "ratio": 0.5, "keep_eos": False}, ["ratio", "keep_eos"]),
+    ],
+    ids=str,
+)
+def test_keys_that_no_selector_of_the_run_reads_are_named(block, idle):
+    sentences = SSTokenConfig.from_block(block).keys_without_effect()
+    assert [sentence.split(":")[0] for sentence in sentences] == [f"sstoken.{key}" for key in idle]
+
+
 def test_the_phase_of_a_step_weighs_rel_as_the_selector_does():
     def phase(in_warmup=False, **block):
         found = Phase.of(SSTokenConfig(ratio=0.4, gamma=0.7, **block), in_warmup=in_warmup)
