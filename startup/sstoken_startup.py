@@ -45,6 +45,15 @@ def is_misspelt(name):  # type: ignore[no-untyped-def]
     return not (is_class or can_be_imported(".".join(parts[: place + 1])))
 
 
+def means_ours(key):  # type: ignore[no-untyped-def]
+    """Tell whether a key of a YAML, or an option of a command line, means the selection, misspelt or not."""
+    from difflib import SequenceMatcher
+
+    name = str(key).lower().lstrip("-").split("=")[0].split(".")[0].split(":")[0]
+    plain = "".join(filter(str.isalnum, name))
+    return plain.startswith(SHORT_NAME) or (plain[:1] == "s" and SequenceMatcher(None, plain, SHORT_NAME).ratio() > 0.8)
+
+
 def can_be_imported(package):  # type: ignore[no-untyped-def]
     """Tell whether there is a module of a name; one that others have made by hand has no spec."""
     from importlib.util import find_spec
@@ -107,6 +116,7 @@ WATCHED = {
     "axolotl.utils.config": {"validate_config": refuse_idle_block, "prepare_plugins": refuse_what_is_no_name},
     "llamafactory.hparams.parser": "sstoken_startup_llamafactory",
     "llamafactory.v1.config.arg_parser": "sstoken_startup_llamafactory",
+    "trl.scripts.utils": "sstoken_startup_trl",
     "swift.trainers.mixin": "sstoken_startup_swift",
     "swift.megatron.trainers.base": "sstoken_startup_swift",
 }

@@ -4,21 +4,14 @@ Imported when LLaMA-Factory reads arguments, and not before. A run without an `s
 of the package is imported for it.
 """
 
+from sstoken_startup import means_ours
+
 
 def ours(args):  # type: ignore[no-untyped-def]
     """Return the keys of a YAML, or the options of a command line, that mean the selection, misspelt or not."""
-    from difflib import SequenceMatcher
-
-    def is_ours(key):  # type: ignore[no-untyped-def]
-        name = str(key).lower().lstrip("-").split("=")[0].split(".")[0].split(":")[0]
-        plain = "".join(filter(str.isalnum, name))
-        return plain.startswith("sstoken") or (
-            plain[:1] == "s" and SequenceMatcher(None, plain, "sstoken").ratio() > 0.8
-        )
-
     # Of a command line the other words are values.
     keys = args if isinstance(args, dict) else [word for word in args or () if "=" in word or word.startswith("-")]
-    return list(filter(is_ours, keys))
+    return list(filter(means_ours, keys))
 
 
 def hand_block_over(parse_args):  # type: ignore[no-untyped-def]

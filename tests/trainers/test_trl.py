@@ -190,6 +190,18 @@ class TestCommand:
         with pytest.raises(ValueError, match=named):
             read(keys, *arguments)
 
+    @pytest.mark.parametrize("line", [["--config", "c.yaml"], ["--sstoken", "{}"]])
+    def test_trls_own_script_stops_at_a_block_that_it_would_leave_out(self, tmp_path, monkeypatch, line):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "c.yaml").write_text("sstoken: {ratio: 0.4}\noutput_dir: out\n")
+        words = [*line, "--output_dir", "out", "--dataset_name", "none"]
+        # As the start-up file of an installed package does.
+        code = "import sstoken_startup; from trl.scripts import sft; sft.make_parser().parse_args_and_config("
+        code += f"{words!r}, fail_with_unknown_args=False)"
+        done = run_command(python(), "-c", code, check=False, PYTHONPATH=f"{ROOT}:{ROOT / 'startup'}")
+        assert done.returncode != 0
+        assert "sstoken: nobody reads it here, and every token would be trained on" in done.stdout
+
     def test_the_example_runs(self, tiny_llama, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         prepare(tmp_path, tiny_llama, "outputs/trl-sft/data.jsonl")
