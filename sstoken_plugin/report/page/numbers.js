@@ -1,4 +1,4 @@
-// The selection, as sstoken_plugin/selection.py has it. Python works in float32, so each operation is rounded to
+// The selection, as sstoken_plugin/selection/scores.py has it. Python works in float32, so each operation is rounded to
 // float32 here, in the same order; only the product that gives k is in doubles there too.
 
 const f32 = Math.fround;
