@@ -81,7 +81,7 @@ def main(file: Path, out: Path) -> None:
         tables = page.kept_counts.tables(page.counts_of_kept())
         seen[f"ours, {counted}"] = {
             "losses": ours.losses, "weights": ours.weights, "steps": recorder.steps, "lines": ours.lines,
-            "tables": tables, "moments": list(map(vars, page.trajectory.moments)),
+            "tables": list(map(vars, tables)), "moments": list(map(vars, page.trajectory.moments)),
             "page": (folder / "ours" / "sstoken" / "report.html").exists(),
         }  # fmt: skip
 

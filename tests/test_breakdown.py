@@ -34,7 +34,7 @@ class Step:
 
 def tables(counts):
     found = counts.tables(counts.counts)
-    return {title: {label: (seen, kept) for label, seen, kept in rows} for title, _, rows in found}
+    return {table.title: {label: (seen, kept) for label, seen, kept in table.rows} for table in found}
 
 
 def test_two_packed_samples_are_counted_by_hand(tokenizer):
@@ -154,5 +154,5 @@ def test_no_two_rows_have_one_name(tokenizer):
     step = Step(tokenizer, [["Say it", "你好世界我喜欢学习 안녕 🎉🎊🥳 𓀀"]])
     counts.add(step)
     found = counts.tables(counts.counts)
-    labels = next([label for label, _, _ in rows] for title, _, rows in found if title == "By text")
+    labels = next([label for label, _, _ in table.rows] for table in found if table.title == "By text")
     assert len(set(labels)) == len(labels) == len(set(step.layout.target.tolist()))

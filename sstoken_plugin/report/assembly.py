@@ -10,7 +10,6 @@ from typing import Any
 from sstoken_plugin.base.files import write_bytes
 from sstoken_plugin.engine.step import TokenSelection
 from sstoken_plugin.report import Breakdown, Moment, Report, render
-from sstoken_plugin.report.breakdown import Table
 from sstoken_plugin.report.inspection import ends_of_turns
 from sstoken_plugin.training.metrics import MEANINGS
 from sstoken_plugin.training.setup import describe, describe_history
@@ -22,7 +21,7 @@ def report_of(
     selection: TokenSelection,
     tokenizer: Any,
     moments: Sequence[Moment],
-    tables: Sequence[Table],
+    tables: Sequence[Breakdown],
     log: Sequence[Mapping[str, Any]] = (),
     warnings: Sequence[str] = (),
 ) -> Report:
@@ -48,7 +47,7 @@ def report_of(
         ends=ends,
         log=log,
         warnings=warnings,
-        breakdowns=[Breakdown(*table) for table in tables],
+        breakdowns=tables,
         notes=MEANINGS,
     )
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sstoken_plugin.engine.step import ScoredStep
 from sstoken_plugin.report.attempt import attempt
+from sstoken_plugin.report.content import Breakdown
 from sstoken_plugin.report.token_text import REPLACEMENT, LoneTokens
 
 PLACES, TURNS = 10, 8
@@ -24,8 +25,6 @@ MOST_TOKENS = 400
 
 # Label, tokens seen, tokens kept.
 Row = tuple[str, int, int]
-# Title, note, rows.
-Table = tuple[str, str, list[Row]]
 
 
 class KeptCounts:
@@ -97,7 +96,7 @@ class KeptCounts:
             raise ValueError("more tokens kept than seen")
         self.rule, self.counts = rule, counts
 
-    def tables(self, counts: Tensor) -> list[Table]:
+    def tables(self, counts: Tensor) -> list[Breakdown]:
         """Return tables of what was kept.
 
         Args:
@@ -132,7 +131,7 @@ class KeptCounts:
             ("By text", f"The most frequent tokens, {MOST_TOKENS} at most.", self._texts(tokens.sum(1))),
         ]
         scope = f"{int(pieces['place'][0].sum())} tokens, ranked by {self.rule}."
-        return [(title, f"{note} {scope}", rows) for title, note, rows in found if rows]
+        return [Breakdown(title, f"{note} {scope}", rows) for title, note, rows in found if rows]
 
     def _in_code(self, step: ScoredStep) -> Tensor:
         fence = torch.isin(step.layout.target, self._fences)

@@ -13,7 +13,8 @@ from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.report import token_table
 from sstoken_plugin.report.assembly import report_of, write_page
 from sstoken_plugin.report.attempt import attempt
-from sstoken_plugin.report.breakdown import KeptCounts, Table
+from sstoken_plugin.report.breakdown import KeptCounts
+from sstoken_plugin.report.content import Breakdown
 from sstoken_plugin.report.parts import CountsPart, MomentsPart, total_counts
 from sstoken_plugin.report.trajectory import Trajectory
 from sstoken_plugin.training.session import Session
@@ -84,7 +85,7 @@ class ReportCallback(TrainerCallback):
     def _draw(self, file: Path, state: Any, counts: Tensor | None) -> None:
         session = self._session
         assert session.selection is not None
-        tables: list[Table] = []
+        tables: list[Breakdown] = []
         if counts is not None:
             attempt("the page has no tables", lambda: tables.extend(self.kept_counts.tables(counts)))
         moments, log = self.trajectory.moments, state.log_history

@@ -5,15 +5,42 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from sstoken_plugin.report.inspection import Record
+from typing import Any, NotRequired, TypedDict
 
 # Fields of a record that hold a number or nothing for each token.
 NUMBERS = ("current_nll", "history_nll", "rel", "attention", "score")
 # Above every token id and label.
 MOST_ID = 2**31
+
+
+class Record(TypedDict):
+    """A scored sample: a line of selections.jsonl, see docs/configuration.md. Every list has one entry a token.
+
+    Attributes:
+        sample: number of the row in the data set, from 0.
+        input_ids: token ids.
+        tokens: their texts.
+        response: which of them are response tokens.
+        current_nll: loss of the model, in nats; None off the response and where there is no finite number, as below.
+        history_nll: loss of the history.
+        rel: the difference.
+        attention: attention on the prompt, 0 to 1.
+        score: what ranked the tokens.
+        selected: which of them are kept.
+        labels: labels of somebody's own; not there where they are the tokens themselves.
+    """
+
+    sample: NotRequired[int]
+    input_ids: list[int]
+    tokens: list[str]
+    response: list[bool]
+    current_nll: list[float | None]
+    history_nll: list[float | None]
+    rel: list[float | None]
+    attention: list[float | None]
+    score: list[float | None]
+    selected: list[bool]
+    labels: NotRequired[list[int]]
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,13 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from sstoken_plugin.base.visible_text import MAX_LINE, cut
-from sstoken_plugin.report.content import Moment
+from sstoken_plugin.report.content import Moment, Record
 from sstoken_plugin.report.window import Run, window
-
-if TYPE_CHECKING:
-    from sstoken_plugin.report.inspection import Record
 
 # Response tokens of a sample whose numbers go onto the page; a longer response cannot be selected anew there.
 MAX_NUMBERS = 8192

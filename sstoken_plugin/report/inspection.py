@@ -15,13 +15,12 @@ from torch import Tensor
 from sstoken_plugin.base.files import replacing
 from sstoken_plugin.engine.modes import without_trace
 from sstoken_plugin.engine.step import Phase, ScoredStep, TokenSelection
-from sstoken_plugin.report.content import NUMBERS
+from sstoken_plugin.report.content import Record
 from sstoken_plugin.report.token_text import token_texts
 from sstoken_plugin.selection.batching import in_batches, padded
 from sstoken_plugin.selection.samples import IGNORE_INDEX, BatchLayout, samples_in
 from sstoken_plugin.selection.turns import EndTokens, Turns
 
-Record = dict[str, Any]
 # A batch of one sample, see `samples_in`.
 Row = Mapping[str, Tensor]
 
@@ -135,8 +134,6 @@ def _fields(
     step: ScoredStep, ids: Sequence[list[int]], targets: Sequence[list[int]], texts: Sequence[list[str]]
 ) -> Iterator[Record]:
     scores = step.scores
-    found = (scores.current, scores.history, scores.rel, scores.attention, scores.score)
-    numbers = dict(zip(NUMBERS, found, strict=True))
     width = step.layout.shape[1]
     position = step.layout.position
     for number, (row_ids, labels, row_texts) in enumerate(zip(ids, targets, texts, strict=True)):
@@ -144,15 +141,21 @@ def _fields(
         places = (position[mine] - number * width).tolist()
         kept = (position[mine & step.kept] - number * width).tolist()
         length = len(row_ids)
-        yield {
+        record: Record = {
             "input_ids": row_ids,
             "tokens": row_texts,
             "response": _marks(places, length),
-            **{name: _spread(values, mine, places, length) for name, values in numbers.items()},
+            "current_nll": _spread(scores.current, mine, places, length),
+            "history_nll": _spread(scores.history, mine, places, length),
+            "rel": _spread(scores.rel, mine, places, length),
+            "attention": _spread(scores.attention, mine, places, length),
+            "score": _spread(scores.score, mine, places, length),
             "selected": _marks(kept, length),
-            # Only where they are somebody's own: else the response says it all.
-            **({"labels": labels} if any(labels[place] != row_ids[place] for place in places) else {}),
         }
+        # Only where they are somebody's own: else the response says it all.
+        if any(labels[place] != row_ids[place] for place in places):
+            record["labels"] = labels
+        yield record
 
 
 def _spread(values: Tensor | None, mine: Tensor, places: list[int], length: int) -> list[float | None]:

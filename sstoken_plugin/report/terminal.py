@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from sstoken_plugin.base.visible_text import visible
-from sstoken_plugin.report.inspection import Record
+from sstoken_plugin.report.content import Record
 
 MOST_TOKENS = 300
 # Around a token where there are no colours.

@@ -8,7 +8,7 @@ from typing import Any
 from transformers.integrations import TensorBoardCallback, WandbCallback
 
 from sstoken_plugin.base.visible_text import visible
-from sstoken_plugin.report.inspection import Record
+from sstoken_plugin.report.content import Record
 
 NAME = "sstoken/tokens"
 COLUMNS = ("sample", "place", "token", "kept", "score", "rel", "attention", "current_nll", "history_nll")
@@ -38,7 +38,14 @@ def send(callbacks: Sequence[Any], records: Sequence[Record], step: int) -> None
 def _rows(records: Sequence[Record]) -> Iterator[list[Any]]:
     for record in records:
         for place in (place for place, is_response in enumerate(record["response"]) if is_response):
-            numbers = [record[name][place] for name in COLUMNS[4:]]
+            columns = (
+                record["score"],
+                record["rel"],
+                record["attention"],
+                record["current_nll"],
+                record["history_nll"],
+            )
+            numbers = [column[place] for column in columns]
             yield [record["sample"], place, visible(record["tokens"][place]), record["selected"][place], *numbers]
 
 
