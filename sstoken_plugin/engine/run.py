@@ -21,7 +21,6 @@ class Names:
         model: the setting that names the base model.
         data: the setting that names the data.
         packing: the setting that packs samples into rows.
-        output: the setting that names the folder of the results.
         adapter_init: the setting that says how an adapter is initialised.
         fused_losses: settings that fuse the output head with the loss, joined by "or".
         without: how to train without the selection; finishes the sentence "..., or ...".
@@ -31,7 +30,6 @@ class Names:
     model: str = "model"
     data: str = "train_dataset"
     packing: str = "packing"
-    output: str = "output_dir"
     adapter_init: str = "init_lora_weights"
     fused_losses: str = "use_liger_kernel"
     without: str = "train without sstoken"

@@ -15,7 +15,7 @@ from sstoken_plugin.training.bridge import Bridge
 from sstoken_plugin.training.trainer import TokenSelectionTrainer
 from sstoken_plugin.trl import refusals
 
-NAMES = Names(trainer="SFTTrainer", data="train_dataset", packing="packing", output="output_dir")
+NAMES = Names(trainer="SFTTrainer", data="train_dataset", packing="packing")
 # Releases of TRL with a fused output head add a model's own loss (that of routers) themselves, as a mean over the
 # micro-batches and ranks of a step; before, it was their sum, as in transformers.
 AVERAGES_ADDED = hasattr(utils, "add_fused_lm_head")
