@@ -5,10 +5,11 @@
 
 Random bfloat16 weights in the shapes of real models, so that nothing is downloaded; needs torch, transformers and this
 folder's repository, neither Axolotl nor PEFT. Both sides run on one model and the same batches, in turn, with the
-optimizer step: plain is the loss that transformers computes (all logits), plugin the lines of sstoken_plugin/step.py
-with the counts of its metrics. Gradient checkpointing is on. LoRA is r 16 on all linear layers in float32. Cases are
-in order of importance; one that fits neither the time left nor the memory says so. Beside a measured ratio stands what
-cost_model.py predicts for the device. Writes outputs/benchmarks/gpu.json. Run nothing else meanwhile.
+optimizer step: plain is the loss that transformers computes (all logits), plugin the lines of
+sstoken_plugin/engine/step.py with the counts of its metrics. Gradient checkpointing is on. LoRA is r 16 on all linear
+layers in float32. Cases are in order of importance; one that fits neither the time left nor the memory says so. Beside
+a measured ratio stands what cost_model.py predicts for the device. Writes outputs/benchmarks/gpu.json. Run nothing else
+meanwhile.
 """
 
 from __future__ import annotations

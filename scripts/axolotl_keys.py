@@ -166,8 +166,8 @@ def complaint(unknown: Mapping[str, list[str]]) -> str | None:
         return None
     return (
         f"Axolotl {version('axolotl')} has keys that name a loss, a trainer or an adapter and that nobody has looked "
-        f"at: {', '.join(dangerous)}; refuse each in sstoken_plugin/refusals.py or warn of it there, or enter it "
-        f"in {OPINIONS.relative_to(ROOT)} with what was run or read."
+        f"at: {', '.join(dangerous)}; refuse each in sstoken_plugin/axolotl/refusals.py or warn of it there, or "
+        f"enter it in {OPINIONS.relative_to(ROOT)} with what was run or read."
     )
 
 

@@ -217,8 +217,8 @@ AXOLOTL: list[dict[str, Any]] = [
 
 def generate(seed: int, number: int) -> tuple[str, Pairs]:
     """Return the name of the example and its mutated pairs: the same for the same seed and number."""
-    dice = random.Random(f"{seed}/{number}")
-    example = dice.choice(sorted((ROOT / "example_configs").glob("*.yaml")))
+    rng = random.Random(f"{seed}/{number}")
+    example = rng.choice(sorted((ROOT / "example_configs").glob("*.yaml")))
     raw = yaml.safe_load(example.read_text())
     block: Pairs = [*raw.pop("sstoken").items(), ("report", False)]
     # An example's own cache lies where that example is run from.
@@ -227,14 +227,14 @@ def generate(seed: int, number: int) -> tuple[str, Pairs]:
     raw |= {"output_dir": "OUT", "dataset_prepared_path": "PREPARED"}
     raw |= LOCAL
     pairs: Pairs = [(key, value) for key, value in raw.items() if value is not None]
-    for _ in range(dice.choice([1, 2, 2, 3, 3, 4])):
-        if dice.random() < 0.55:
-            _mutate_block(dice, block)
+    for _ in range(rng.choice([1, 2, 2, 3, 3, 4])):
+        if rng.random() < 0.55:
+            _mutate_block(rng, block)
         else:
-            _mutate_rest(dice, pairs)
-    shape = dice.random()
+            _mutate_rest(rng, pairs)
+    shape = rng.random()
     if shape < 0.02:
-        pairs.append(("sstoken", dice.choice([*WRONG, "on"])))
+        pairs.append(("sstoken", rng.choice([*WRONG, "on"])))
     elif shape < 0.04:
         pairs += [("sstoken", block), ("sstoken", [("ratio", 0.3), ("report", False)])]
     else:
@@ -242,39 +242,39 @@ def generate(seed: int, number: int) -> tuple[str, Pairs]:
     return example.stem, pairs
 
 
-def _mutate_block(dice: random.Random, block: Pairs) -> None:
-    key = dice.choice(list(VALUES))
-    kind = dice.random()
+def _mutate_block(rng: random.Random, block: Pairs) -> None:
+    key = rng.choice(list(VALUES))
+    kind = rng.random()
     if kind < 0.45:
-        _set(block, key, dice.choice(VALUES[key]))
-        if dice.random() < 0.3:
+        _set(block, key, rng.choice(VALUES[key]))
+        if rng.random() < 0.3:
             # Histories and their settings only meet by chance otherwise.
-            _set(block, "history", dice.choice(["ema", "snapshot", "ADAPTER", "MODEL", "initial"]))
+            _set(block, "history", rng.choice(["ema", "snapshot", "ADAPTER", "MODEL", "initial"]))
     elif kind < 0.7:
-        _set(block, key, dice.choice(WRONG))
+        _set(block, key, rng.choice(WRONG))
     elif kind < 0.8:
-        block.insert(dice.randrange(len(block) + 1), (key, dice.choice(VALUES[key])))
+        block.insert(rng.randrange(len(block) + 1), (key, rng.choice(VALUES[key])))
     elif kind < 0.9:
-        del block[dice.randrange(len(block))]
+        del block[rng.randrange(len(block))]
         block[:] = block or [("report", False)]
     else:
-        block.append((dice.choice(MISSPELT), dice.choice([0.5, None, "x"])))
+        block.append((rng.choice(MISSPELT), rng.choice([0.5, None, "x"])))
 
 
-def _mutate_rest(dice: random.Random, pairs: Pairs) -> None:
-    kind = dice.random()
+def _mutate_rest(rng: random.Random, pairs: Pairs) -> None:
+    kind = rng.random()
     if kind < 0.08:
-        pairs.append((dice.choice(OUTSIDE), dice.choice([0.5, {"ratio": 0.5}, None, [1]])))
+        pairs.append((rng.choice(OUTSIDE), rng.choice([0.5, {"ratio": 0.5}, None, [1]])))
     elif kind < 0.14:
-        key, _ = dice.choice(pairs)
+        key, _ = rng.choice(pairs)
         _set(pairs, key, None)
-        if dice.random() < 0.5:
+        if rng.random() < 0.5:
             del pairs[-1]
     elif kind < 0.2:
         # Again, with the last one in force.
-        pairs.append(dice.choice(pairs))
+        pairs.append(rng.choice(pairs))
     else:
-        for key, value in dice.choice(AXOLOTL).items():
+        for key, value in rng.choice(AXOLOTL).items():
             _set(pairs, key, value)
 
 

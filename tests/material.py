@@ -2,7 +2,7 @@
 
 A plugin of pytest that needs no Axolotl; conftest.py loads it. Where Axolotl is not installed, without conftest.py:
 
-    PYTHONPATH=.:tests pytest -p material --noconftest tests/trainers/test_trl.py
+    PYTHONPATH=.:startup:tests pytest -p material --noconftest tests/trainers/test_trl.py
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def test_set_up_without_a_python_says_what_to_install(machine):
     assert run.stderr.startswith("No Python 3.12 or 3.13 or 3.11 that")
 
 
-def test_a_python_that_cannot_make_environments_is_named_with_the_mend(machine, tmp_path):
+def test_a_python_that_cannot_make_environments_is_named_with_the_fix(machine, tmp_path):
     (tmp_path / "ensurepip.py").write_text("raise ImportError")
     lacks = f'export PYTHONPATH={tmp_path}; exec {BASE} "$@"'
     run = machine("find_python.sh", VERSION, programs={"bin/python3": lacks})

@@ -439,7 +439,7 @@ def damaged_in_the_middle(folder, blocks=8, samples=40, size=1024):
     return given
 
 
-def test_a_full_disk_while_damage_is_mended_loses_nothing(tmp_path, caplog):
+def test_a_full_disk_while_damage_is_repaired_loses_nothing(tmp_path, caplog):
     given = damaged_in_the_middle(tmp_path)
     with no_more_room(20_000), caplog.at_level(logging.WARNING):
         store = open_store(tmp_path)
@@ -453,7 +453,7 @@ def test_a_full_disk_while_damage_is_mended_loses_nothing(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("moment", ["_free_name", "before the last step"])
-def test_a_kill_while_damage_is_mended_loses_nothing(tmp_path, moment):
+def test_a_kill_while_damage_is_repaired_loses_nothing(tmp_path, moment):
     given = damaged_in_the_middle(tmp_path)
 
     def work(number):
@@ -488,7 +488,7 @@ def test_what_is_no_file_is_put_aside(tmp_path, kind):
     assert len(open_store(tmp_path)) == 5
 
 
-def test_a_damaged_file_that_another_process_mends_is_waited_for(tmp_path, monkeypatch):
+def test_a_damaged_file_that_another_process_repairs_is_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(stores, "_WAIT_SECONDS", 0.3)
     (tmp_path / FILE).write_bytes(b"garbage" * 500)
     with (

@@ -19,7 +19,7 @@ from sstoken_plugin.engine.losses import token_nll
 from sstoken_plugin.engine.modes import class_name, replaced, trial_tokens, without_trace
 from sstoken_plugin.engine.output_head import ProvenWays, ResponseHead
 from sstoken_plugin.engine.run import Names
-from sstoken_plugin.engine.visibility import causal_mend, refuse_encoder_decoder, refuse_sight_of_the_future
+from sstoken_plugin.engine.visibility import causal_fix, refuse_encoder_decoder, refuse_sight_of_the_future
 from sstoken_plugin.selection.samples import IGNORE_INDEX, BatchLayout
 
 # Of what a model adds, or of a loss: far above the rounding of float32, far below a coefficient or another mean.
@@ -75,7 +75,7 @@ class OwnLoss:
         if abs(own - mean) > room * abs(mean):
             raise ValueError(
                 f"{names.model}: {class_name(model)} computes another loss than the mean loss of the next tokens "
-                f"({own:.3f} for {mean:.3f}), as decoders of encoder-decoder models do; {causal_mend(names)}."
+                f"({own:.3f} for {mean:.3f}), as decoders of encoder-decoder models do; {causal_fix(names)}."
             )
         return cls(adds=added != 0, reads_all_logits=abs(narrowed - added) > room * abs(added))
 

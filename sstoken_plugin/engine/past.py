@@ -22,7 +22,7 @@ class PastLosses(Protocol):
         """Where losses are kept, a `history.store.LossStore`; None where they are not."""
 
     def of(self, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout) -> tuple[Tensor, int]:
-        """Return the loss of each response token, float32 [R], and the number of samples that were found kept.
+        """Return the loss of each response token, float32 [R], and the number of samples that were in the cache.
 
         Args:
             model: the unwrapped model in training. It is not changed.

@@ -18,7 +18,7 @@ _NEEDED = "selection is for models that predict each token from those before it"
 _ROOM = 1e-3
 
 
-def causal_mend(names: Names) -> str:
+def causal_fix(names: Names) -> str:
     """Return what a user can do about a model that cannot be selected for."""
     return f"choose a causal language model, or {names.without}"
 
@@ -36,7 +36,7 @@ def refuse_encoder_decoder(model: Any, names: Names = Names()) -> None:
     if model.config.is_encoder_decoder:
         raise ValueError(
             f"{names.model}: {class_name(model)} has an encoder that reads the text and a decoder that answers it, and "
-            f"{_NEEDED}; {causal_mend(names)}."
+            f"{_NEEDED}; {causal_fix(names)}."
         )
 
 
@@ -61,7 +61,7 @@ def refuse_sight_of_the_future(model: Any, names: Names = Names()) -> None:
     if bool((one - two).nan_to_num().norm() > _ROOM * one.nan_to_num().norm()):
         raise ValueError(
             f"{names.model}: {class_name(model)} sees tokens that are still to come, and {_NEEDED}; "
-            f"{causal_mend(names)}."
+            f"{causal_fix(names)}."
         )
 
 

@@ -1,6 +1,6 @@
 """The selectors: one table that config, step, set-up, monitor, report, page and docs read.
 
-To add a selector, add a row to `SELECTORS` and run `python scripts/write_configuration.py`.
+To add a selector, add a row to `_ROWS` and run `python scripts/write_configuration.py`.
 """
 
 from __future__ import annotations
