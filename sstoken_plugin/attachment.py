@@ -26,7 +26,7 @@ def attach(trainer: AnyTrainer, settings: SSTokenConfig | Mapping[str, Any] | No
         trainer: a Trainer of transformers or of a framework that is built on it, before `train()`. It is changed: its
             class becomes one derived from its own.
         settings: the settings of the `sstoken:` block, see docs/configuration.md; None for every default.
-        **keys: settings, which go before those of the block.
+        **keys: settings, which override those of the block.
 
     Returns:
         The same trainer.

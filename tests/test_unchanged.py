@@ -219,7 +219,7 @@ def test_a_model_that_notices_while_it_trains_is_refused(kind, layer):
         selection.begin(model, batch_of(), Phase.of(config))
 
 
-def test_the_proof_leaves_buffers_and_dice_as_they_were():
+def test_the_proof_leaves_buffers_and_random_state_as_they_were():
     class Counting(torch.nn.Module):
         def __init__(self, inner):
             super().__init__()

@@ -132,7 +132,7 @@ def inspect(
         click.echo(terminal.agreement(*(moment.records for moment in moments)))
     click.echo(one_line(f"Written: {', '.join(map(str, files))}"))
     if fault is not None:
-        older = " The page that is there is of an earlier inspection." if file.exists() else ""
+        older = " The page in that folder is from an earlier inspection." if file.exists() else ""
         raise ValueError(f"{fault}{older}") from fault
 
 

@@ -269,7 +269,7 @@ class PromptAttention:
             return (
                 f"{self.layer.name} called its attention function {self._calls} times in a pass, not {self.layer.calls}"
             )
-        return f"{self.layer.name} attends to {self._keys} things in a row of other length, and not to its tokens"
+        return f"{self.layer.name} attends to {self._keys} positions, which are not the tokens of the row"
 
     def _observe(self, call: _Call) -> None:
         assert self._prompt is not None

@@ -61,14 +61,14 @@ def unpack(packed: object) -> dict[bytes, Codes]:
         ValueError: it is none that `pack` made.
     """
     if not isinstance(packed, bytes):
-        raise ValueError("no block at all")
+        raise ValueError("not a block")
     stream = zlib.decompressobj()
     try:
         raw = stream.decompress(packed, MOST_BYTES)
     except zlib.error as error:
         raise ValueError(str(error)) from error
     if not stream.eof or stream.unused_data:
-        raise ValueError("shorter or longer than any that is written")
+        raise ValueError("its length is not that of any block")
     count = int.from_bytes(raw[:4], "little")
     after_keys = 4 + count * KEY_BYTES
     if len(raw) < after_keys + 4 * count:

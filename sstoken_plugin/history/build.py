@@ -107,8 +107,8 @@ def _refuse_traces(config: SSTokenConfig, history: History, model: Any) -> None:
         if not config.history_is_path:
             raise
         raise ValueError(
-            f"sstoken.history: {config.history}: a pass of it fails ({in_short(error)}); name an adapter folder or a "
-            "checkpoint that is whole."
+            f"sstoken.history: {config.history}: a forward pass of it fails ({in_short(error)}); name a complete "
+            "adapter folder or checkpoint."
         ) from error
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""

@@ -104,7 +104,7 @@ def _replace(file: Path, wait: float, fault: Exception) -> None:
         Path(leftover).unlink(missing_ok=True)
     new.rename(file)
     LOG.warning(
-        "ssToken: %s is damaged (%s): it is now %s, and is begun anew with the %d blocks of losses that could be read.",
+        "ssToken: %s is damaged (%s): it is now %s, and a new one starts with the %d blocks that could be read.",
         file, fault, aside, rescued,
     )  # fmt: skip
 
@@ -124,7 +124,7 @@ def _opened(file: Path, wait: float, read: Callable[[sqlite3.Connection], None])
         with file.open("rb") as opened:
             # Where a newer SQLite would have written something else this one would only read.
             if not set(opened.read(20)[18:]) <= {1, 2}:
-                raise NoCacheError("its header is none that is written")
+                raise NoCacheError("its header is not one of this format")
         read(database)
     except BaseException:
         database.close()

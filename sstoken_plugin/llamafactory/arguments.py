@@ -48,7 +48,7 @@ def parse(parse_args: Callable[..., Any], parser: Any, args: Any, *rest: Any, **
         What the original returns, one object of arguments for each class of the parser.
 
     Raises:
-        ValueError: the block, or what stands beside it, does not do; one sentence with key and way out.
+        ValueError: the block, or what stands beside it, is not valid; one sentence with key and way out.
     """
     config = _config(args)
     releases.refuse_unsupported()
@@ -72,8 +72,8 @@ def parse(parse_args: Callable[..., Any], parser: Any, args: Any, *rest: Any, **
 def _config(args: Any) -> SSTokenConfig:
     if not isinstance(args, Mapping):
         raise ValueError(
-            f"{BLOCK}: settings are read from a YAML: write a block `{BLOCK}:` into it, and changes behind it, as in "
-            f"`llamafactory-cli train c.yaml {BLOCK}.ratio=0.4`."
+            f"{BLOCK}: settings are read from a YAML: write a block `{BLOCK}:` into it, and changes after its name, as "
+            f"in `llamafactory-cli train c.yaml {BLOCK}.ratio=0.4`."
         )
     from sstoken_startup_llamafactory import ours
 

@@ -25,13 +25,13 @@ ALWAYS = (
     Refusal("use_hyper_parallel", _OWN_TRAINER),
     Refusal("use_ray", "starts workers that have not been run with selection", way_out="unset USE_RAY"),
     Refusal("streaming", "streams its data, which has not been tested with selection"),
-    Refusal("shift_attn", "lets tokens see others of their group only, so that no attention is that of the sample"),
+    Refusal("shift_attn", "lets tokens see only those of their group, and prompt attention needs the whole sample"),
     Refusal("mixture_of_depths", "lets tokens skip layers by their rank, so that losses depend on other tokens"),
-    Refusal("use_kt", "computes layers outside of the model, where no signal can be read"),
+    Refusal("use_kt", "computes layers outside the model, where no signal can be read"),
 )
 OFT = Refusal(
     "finetuning_type",
-    "trains an adapter that has not been run switched off, as the history needs it",
+    "trains an adapter that the history switches off, which has not been tested with this kind",
     "oft",
     "set `finetuning_type: lora`, freeze or full",
 )
@@ -41,7 +41,7 @@ PACKING = Refusal(
     "without `neat_packing`",
     "set `neat_packing: true`",
 )
-UNSLOTH = Refusal("use_unsloth", "computes attention in kernels that show none", "where prompt attention ranks")
+UNSLOTH = Refusal("use_unsloth", "computes attention in kernels that do not show it", "where prompt attention ranks")
 BADAM = Refusal(
     "use_badam",
     "switches layers on and off while the history keeps the weights that train at the start",

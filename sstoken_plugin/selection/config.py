@@ -111,7 +111,7 @@ class SSTokenConfig(BaseModel):
         default=None,
         ge=0,
         lt=2**32,
-        description="Seed of random selection, from 0 to below 2^32; without one, the `seed:` of the run.",
+        description="Seed of random selection, from 0 to below 2^32; without one, the seed of the run.",
     )
     report: bool = Field(
         default=True,
@@ -259,15 +259,13 @@ def _sentence(fault: Any) -> str:
     key = str(fault["loc"][0])
     if fault["type"] == "extra_forbidden":
         if key == "sstoken":
-            return (
-                "sstoken.sstoken is not a key: the block stands inside of another; write its keys below one `sstoken:`."
-            )
+            return "sstoken.sstoken is not a key: the block is inside another one; write its keys below one `sstoken:`."
         # In quotes where a space or a letter that looks like another would not be seen.
         shown = f"sstoken.{key}" if re.fullmatch(r"[\w.-]+", key, re.ASCII) else f"sstoken: {key!a}"
         return f"{shown} is not a key; the nearest one is sstoken.{nearest(key, SSTokenConfig.model_fields)}."
     field = SSTokenConfig.model_fields[key]
     if field.annotation is float and (meant := _share(fault["input"])):
-        return f"sstoken.{key}: {fault['input']} is not allowed: it is a share of 1; write {meant}."
+        return f"sstoken.{key}: {fault['input']} is not allowed: it is a fraction of 1; write {meant}."
     reason = str(fault["msg"]).removeprefix("Value error, ")
     fix = f"remove the key for its default, {field.default!r}."
     # pydantic's reason names all values: a guess helps only where it is a good one.

@@ -171,7 +171,7 @@ _ROWS = (
     ),
     Selector(
         "random",
-        docs="draws them by chance (a control)",
+        docs="draws them at random (a control)",
         words="chance (seed {seed})",
         page="chance",
         score=_chance,

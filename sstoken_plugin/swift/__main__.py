@@ -1,4 +1,4 @@
-"""`python -m sstoken_plugin.swift` prints the file that `--external_plugins` wants."""
+"""`python -m sstoken_plugin.swift` prints the file that `--external_plugins` takes."""
 
 from pathlib import Path
 

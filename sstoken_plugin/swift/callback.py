@@ -17,7 +17,7 @@ class SSTokenCallback(TrainerCallback):
         trainer: the trainer, which is being made.
 
     Raises:
-        ValueError: there are no settings, or they do not do.
+        ValueError: there are no settings, or they are not valid.
     """
 
     def __init__(self, args: Any, trainer: Any):

@@ -17,19 +17,19 @@ TRAINER = Refusal(
 )
 ARGUMENTS = (
     Refusal("enable_dft_loss", "multiplies the loss of each token by its probability"),
-    Refusal("enable_channel_loss", "takes the losses of all tokens apart by channel"),
+    Refusal("enable_channel_loss", "splits the loss of all tokens by channel"),
     Refusal("loss_type", "brings a loss of its own"),
     Refusal("label_smoothing_factor", "changes the loss of a token, which selection compares with the history's"),
     Refusal("use_flash_ckpt", f"writes checkpoints in a way that {_UNTRIED}"),
 )
 TUNER = Refusal(
     "tuner_type",
-    "trains an adapter that has not been run switched off, as the history needs it",
+    "trains an adapter that the history switches off, which has not been tested with this kind",
     "any but lora and full",
     "set `tuner_type: lora` or full",
 )
 UNSLOTH = Refusal(
-    "tuner_backend", "computes attention in kernels that show none", "unsloth, where prompt attention ranks",
+    "tuner_backend", "computes attention in kernels that do not show it", "unsloth, where prompt attention ranks",
     "set `tuner_backend: peft`",
 )  # fmt: skip
 LISA = Refusal(

@@ -1,6 +1,6 @@
 """The file for `--external_plugins`, which lets `--callbacks sstoken` be named.
 
-ms-swift wants its path, which `python -m sstoken_plugin.swift` prints.
+ms-swift takes its path, which `python -m sstoken_plugin.swift` prints.
 """
 
 import sys

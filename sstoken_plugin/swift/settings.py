@@ -20,13 +20,13 @@ def read() -> SSTokenConfig:
     """Return the settings of this run.
 
     Raises:
-        ValueError: there are none, or they do not do; one sentence with the way out.
+        ValueError: there are none, or they are not valid; one sentence with the way out.
     """
     text = os.environ.get(VARIABLE)
     if text is None:
         raise ValueError(
             f"callbacks: {CALLBACK} finds no settings; set {VARIABLE} in the environment, or below `ENV:` in the YAML, "
-            f"as in {VARIABLE}='{{\"ratio\": 0.6}}', or {VARIABLE}='{{}}' for the default of each."
+            f"as in {VARIABLE}='{{\"ratio\": 0.6}}', or {VARIABLE}='{{}}' for the defaults."
         )
     try:
         # Also what Python makes of a block that stands below `ENV:`.

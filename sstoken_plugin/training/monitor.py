@@ -103,18 +103,17 @@ class SelectionMonitor:
                 (
                     "only ends",
                     f"{total['only_ends_samples']:.0f} of {total['samples']:.0f} samples kept the end of a turn and no "
-                    "word of it; set sstoken.keep_eos: true, which leaves others as many places, or raise "
-                    "sstoken.ratio.",
+                    "word of it; set sstoken.keep_eos: true, which then keeps as many other tokens, or "
+                    "raise sstoken.ratio.",
                 )
             )
         if total["non_finite"]:
             found.append(
                 (
                     "not finite",
-                    f"{total['non_finite']:.0f} tokens have a loss or a REL that is not finite; they rank last, but "
-                    "for ends of turns. A step whose own loss is no number either is logged by the trainer as 0, or as "
-                    "the mean of the steps before it: its `loss` tells nothing then. Look at the learning rate and the "
-                    "precision if this goes on.",
+                    f"{total['non_finite']:.0f} tokens have a loss or a REL that is not finite; they rank last, "
+                    "except for ends of turns. Where the loss of a whole step is not finite, the trainer logs 0 or the "
+                    "mean of the steps before it as `loss`. Check the learning rate and the precision if this goes on.",
                 )
             )
         return found

@@ -134,7 +134,7 @@ def describe(selection: TokenSelection, tokenizer: Any) -> str:
         names = " ".join(tokenizer.convert_ids_to_tokens(sorted(found)))
         parts.append(f"the end of a turn ({names}) is always kept")
     if selection.own_loss is not None and selection.own_loss.adds:
-        parts.append("what the model adds to its loss, such as losses of routers, is added as ever")
+        parts.append("what the model adds to its loss, such as losses of routers, is added as usual")
     return "; ".join(parts) + "."
 
 

@@ -83,8 +83,8 @@ class Survey:
             )
         if self.relabelled:
             found.append(
-                f"ssToken: {self.relabelled} of {self.rows} samples have labels other than the tokens that they stand "
-                f"at; if somebody has shifted them, take that back in `{names.data}:`: the loss shifts them itself."
+                f"ssToken: {self.relabelled} of {self.rows} samples have labels that differ from the tokens at "
+                f"their positions; if they were shifted, undo that in `{names.data}:`: the loss shifts them itself."
             )
         return found
 

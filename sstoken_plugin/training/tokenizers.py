@@ -22,7 +22,7 @@ def tokenizer_of(trainer: Any) -> Any:
     if not hasattr(tokenizer, "decode"):
         what = "None" if found is None else f"a {type(found).__name__}"
         raise ValueError(
-            f"processing_class: it is {what}, and selection needs a tokenizer, which tells the ends of turns and "
-            "writes the tokens of the report; give the trainer processing_class=tokenizer."
+            f"processing_class: it is {what}, and selection needs a tokenizer to find the ends of turns and "
+            "to write the tokens of the report; give the trainer processing_class=tokenizer."
         )
     return tokenizer

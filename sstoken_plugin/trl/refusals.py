@@ -84,9 +84,7 @@ def _splits_samples(trainer: Any) -> str | None:
 
 
 REFUSALS = (
-    Refusal(
-        "trainer", _other_trainer, "has another objective than the loss of labelled tokens", "use SFTTrainer of TRL"
-    ),
+    Refusal("trainer", _other_trainer, "has a loss other than that of labelled tokens", "use TRL's SFTTrainer"),
     Refusal(
         "compute_loss",
         _own_loss,
