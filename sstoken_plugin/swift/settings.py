@@ -5,6 +5,7 @@ A YAML of `swift sft c.yaml` sets it below `ENV:`, as a text or as a block.
 
 from __future__ import annotations
 
+import ast
 import os
 from collections.abc import Mapping
 
@@ -28,16 +29,24 @@ def read() -> SSTokenConfig:
             f"callbacks: {CALLBACK} finds no settings; set {VARIABLE} in the environment, or below `ENV:` in the YAML, "
             f"as in {VARIABLE}='{{\"ratio\": 0.6}}', or {VARIABLE}='{{}}' for the defaults."
         )
-    try:
-        # Also what Python makes of a block that stands below `ENV:`.
-        block = yaml.safe_load(text)
-    except yaml.YAMLError:
-        block = text
+    block = _parsed(text)
     if not isinstance(block, Mapping):
         raise ValueError(
             f"{VARIABLE}: {text!r} is not a block of settings; write it as in {VARIABLE}='{{\"ratio\": 0.6}}'."
         )
     return SSTokenConfig.from_block(block)
+
+
+def _parsed(text: str) -> object:
+    try:
+        # ms-swift puts a block below `ENV:` into the environment as Python writes it, with `None` for null.
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        pass
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def refuse_idle() -> None:

@@ -93,7 +93,15 @@ def test_settings_are_read_however_they_are_written(text, monkeypatch):
     assert settings.read().ratio == 0.3
 
 
-@pytest.mark.parametrize("text", ["", "0.6", "ratio=0.6", "[", "{"])
+def test_null_below_env_is_none(monkeypatch):
+    """ms-swift puts `str` of the block into the environment."""
+    block = yaml.safe_load("{history_cache: null, seed: null, keep_eos: false}")
+    monkeypatch.setenv("SSTOKEN", str(block))
+    config = settings.read()
+    assert (config.history_cache, config.seed, config.keep_eos) == (None, None, False)
+
+
+@pytest.mark.parametrize("text", ["", "0.6", "ratio=0.6", "[", "{", "None"])
 def test_what_is_no_block_is_refused(text, monkeypatch):
     monkeypatch.setenv("SSTOKEN", text)
     with pytest.raises(ValueError, match=r"^SSTOKEN: .* is not a block of settings; write it as in"):
