@@ -32,10 +32,10 @@ def refuse_unsupported(
     if oldest <= release_of(package)[: len(oldest)] <= newest or os.environ.get(variable) == "1":
         return
     bounds = dict.fromkeys(".".join(map(str, bound)) for bound in (oldest, newest))
+    those = "one of those" if len(bounds) > 1 else "that one"
     raise ValueError(
         f"{key or package}: sstoken runs on {shown} {' to '.join(bounds)}, and this is {_installed(package)}; install "
-        f"one of those, look for a newer sstoken-plugin, or set {variable}=1 in the environment to try it at your own "
-        "risk."
+        f"{those}, look for a newer sstoken-plugin, or set {variable}=1 in the environment to try it at your own risk."
     )
 
 
