@@ -92,7 +92,7 @@ class SSTokenConfig(BaseModel):
     )
     history_device: Literal["auto", "model", "cpu"] = Field(
         default="auto",
-        description="Where weights live that the history needs beside the model's own (docs/histories.md): `model` "
+        description="Where weights live that the history needs besides the model's own (docs/histories.md): `model` "
         "is the model's device; `cpu` brings them over one tensor or layer at a time; `auto` is `cpu` if they would "
         "take too much of a GPU's free memory.",
     )
