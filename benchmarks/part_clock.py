@@ -15,7 +15,7 @@ from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.selection import scores as selection
 from sstoken_plugin.selection.turns import Turns
 
-# Layout, turns, scores and selection, the reading of cached losses; what counts for the metrics is the caller's to name.
+# Layout, turns, scores and selection, reading cached losses; what counts for the metrics is the caller's to name.
 PARTS: list[tuple[Any, str, str]] = [
     (PromptAttention, "_observe", "probe"),
     (Phase, "layout", "bookkeeping"),

@@ -259,7 +259,9 @@ def _sentence(fault: Any) -> str:
     key = str(fault["loc"][0])
     if fault["type"] == "extra_forbidden":
         if key == "sstoken":
-            return "sstoken.sstoken is not a key: the block is inside another one; write its keys below one `sstoken:`."
+            return (
+                "sstoken.sstoken is not a key: the block stands inside of another; write its keys below one `sstoken:`."
+            )
         # In quotes where a space or a letter that looks like another would not be seen.
         shown = f"sstoken.{key}" if re.fullmatch(r"[\w.-]+", key, re.ASCII) else f"sstoken: {key!a}"
         return f"{shown} is not a key; the nearest one is sstoken.{nearest(key, SSTokenConfig.model_fields)}."
