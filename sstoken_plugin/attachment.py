@@ -43,7 +43,15 @@ def attach(trainer: AnyTrainer, settings: SSTokenConfig | Mapping[str, Any] | No
     config = SSTokenConfig.from_block({**(settings or {}), **keys} if keys else settings)
     bridge = bridge_of(trainer)
     bridge.refuse(trainer, config)
-    start(trainer, config, bridge.run_of(trainer, config), bridge.front)
+    kind, callbacks = type(trainer), list(trainer.callback_handler.callbacks)
+    try:
+        start(trainer, config, bridge.run_of(trainer, config), bridge.front)
+    except Exception:
+        # As it was, so that it can be tried again.
+        trainer.__class__ = kind
+        vars(trainer).pop("sstoken", None)
+        trainer.callback_handler.callbacks[:] = callbacks
+        raise
     return trainer
 
 

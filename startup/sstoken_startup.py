@@ -126,16 +126,16 @@ class Watcher:
     """A meta-path finder that finds nothing itself: it waits for its modules, then is gone."""
 
     waiting = WATCHED.copy()  # ClassVar would have to be imported
+    looking = set()  # type: ignore[var-annotated]  # noqa: RUF012
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):  # type: ignore[no-untyped-def]
         """Return None for every module but those watched, whose loaders it wraps."""
-        if name not in cls.waiting:
+        if name not in cls.waiting or name in cls.looking:
             return None
+        cls.looking.add(name)
         try:
-            wrappers = cls.waiting.pop(name)
-            if not cls.waiting:
-                sys.meta_path.remove(cls)  # type: ignore[arg-type]
+            wrappers = cls.waiting[name]
             if isinstance(wrappers, str):
                 wrappers = __import__(wrappers).WATCHED[name]
             from importlib.util import find_spec
@@ -145,15 +145,24 @@ class Watcher:
 
             def exec_module(module):  # type: ignore[no-untyped-def]
                 execute(module)
+                # Not before: somebody may only look whether the module is there.
+                cls.waiting.pop(name, None)
+                if not cls.waiting and cls in sys.meta_path:
+                    sys.meta_path.remove(cls)  # type: ignore[arg-type]
                 for attribute, wrap in wrappers.items():  # type: ignore[union-attr]
-                    if hasattr(module, attribute):
+                    try:
                         setattr(module, attribute, wrap(getattr(module, attribute)))
+                    except Exception:
+                        # Another release: what is there stays as it is.
+                        continue
 
             spec.loader.exec_module = exec_module  # type: ignore[union-attr, method-assign]
             return spec
         except Exception:
             # The ordinary finders go on as if this one did not exist.
             return None
+        finally:
+            cls.looking.discard(name)
 
 
 if os.environ.get("SSTOKEN_STARTUP") != "0":

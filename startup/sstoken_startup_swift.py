@@ -25,10 +25,10 @@ def refuse_idle_settings(mixin):  # type: ignore[no-untyped-def]
             raise ValueError(
                 f"{given}: ms-swift has no such argument; settings are read from the environment: {HOW_TO}"
             )
-        if "SSTOKEN" in os.environ and "sstoken" not in args.callbacks:
+        named = "sstoken" in (getattr(args, "callbacks", None) or ())
+        if "SSTOKEN" in os.environ and not named:
             raise ValueError(f"SSTOKEN: nobody reads it, and every token would be trained on; {HOW_TO}")
-        known = sys.modules["swift.callbacks"].callbacks_map
-        if "sstoken" in args.callbacks and "sstoken" not in known:
+        if named and "sstoken" not in sys.modules["swift.callbacks"].callbacks_map:
             raise ValueError(f"callbacks: sstoken is not there without its file; {HOW_TO}")
         return make(self, args)
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, Field, model_validator
 
-from sstoken_plugin.axolotl import compatibility, refusals, releases
-from sstoken_plugin.base.logs import announce_as, logger
+from sstoken_plugin.axolotl import SHOWN, compatibility, refusals, releases
+from sstoken_plugin.base.logs import logger
 from sstoken_plugin.base.streams import replace_what_streams_lack
 from sstoken_plugin.selection.config import SSTokenConfig
 
@@ -18,11 +18,8 @@ releases.refuse_unsupported()
 from axolotl.integrations.base import BasePlugin, PluginManager  # noqa: E402
 from axolotl.utils.logging import get_logger  # noqa: E402
 
-# Below "axolotl", because its logging shows other loggers from warnings on only.
-_SHOWN = "axolotl.plugins.sstoken"
-logger(_SHOWN)
-announce_as(_SHOWN)
-LOG = get_logger(_SHOWN)
+logger(SHOWN)
+LOG = get_logger(SHOWN)
 
 
 class SSTokenArgs(BaseModel):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sstoken_plugin.axolotl import SHOWN
 from sstoken_plugin.axolotl.compatibility import fused_losses
 from sstoken_plugin.axolotl.projections import with_plain_projections
 from sstoken_plugin.axolotl.refusals import WITHOUT
@@ -22,6 +23,7 @@ NAMES = Names(
     adapter_init="peft_init_lora_weights",
     fused_losses="liger_fused_linear_cross_entropy or cut_cross_entropy",
     without=WITHOUT,
+    announcer=SHOWN,
 )
 # By the key that switches a kernel on.
 KERNELS: dict[str, RowLosses] = {

@@ -7,8 +7,8 @@ import logging
 from sstoken_plugin.base.visible_text import one_line
 
 # Of what is announced, unless an integration has chosen another.
-_OWN = "sstoken_plugin.run"
-_announcer = _OWN
+OWN = "sstoken_plugin.run"
+_announcer = OWN
 
 
 def logger(name: str) -> logging.Logger:
@@ -27,7 +27,7 @@ def announce_as(name: str) -> None:
 def announce(sentence: str, *args: object) -> None:
     """Log at INFO what users are to see, also where nobody has set up logging or it shows warnings only."""
     log = logger(_announcer)
-    if _announcer == _OWN:
+    if _announcer == OWN:
         if log.level == logging.NOTSET:
             log.setLevel(logging.INFO)
         if not _is_shown(log):

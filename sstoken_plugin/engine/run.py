@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sstoken_plugin.base.logs import OWN
 from sstoken_plugin.engine.linear_nll import RowLosses
 
 
@@ -24,6 +25,7 @@ class Names:
         adapter_init: the setting that says how an adapter is initialised.
         fused_losses: settings that fuse the output head with the loss, joined by "or".
         without: how to train without the selection; finishes the sentence "..., or ...".
+        announcer: the logger whose INFO lines users see; frameworks show those below their own only.
     """
 
     trainer: str = "the trainer"
@@ -33,6 +35,7 @@ class Names:
     adapter_init: str = "init_lora_weights"
     fused_losses: str = "use_liger_kernel"
     without: str = "train without sstoken"
+    announcer: str = OWN
 
 
 def as_it_is(model: nn.Module, trained: nn.Module) -> nn.Module:

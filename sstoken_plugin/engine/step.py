@@ -301,12 +301,16 @@ class ScoredStep:
         self._asked: list[bool] = []
 
     @contextmanager
-    def observed(self) -> Iterator[None]:
-        """Watch the forward pass inside the block; nothing stays behind after it."""
+    def observed(self, *, all_logits: bool = False) -> Iterator[None]:
+        """Watch the forward pass inside the block; nothing stays behind after it.
+
+        Args:
+            all_logits: whether somebody else reads the logits, so that those of every token must be computed.
+        """
         with ExitStack() as stack:
             if self._own_loss.adds:
                 self._asked = stack.enter_context(added_only(self._model, self._labels))
-            if not self._own_loss.reads_all_logits:
+            if not (all_logits or self._own_loss.reads_all_logits):
                 stack.enter_context(self._head.narrowed())
             if self.settings.attention is not None:
                 stack.enter_context(self.settings.attention.measure(self.layout.prompt))

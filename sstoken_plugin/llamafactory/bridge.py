@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sstoken_plugin.base.logs import announce_as, logger
+from sstoken_plugin.base.logs import logger
 from sstoken_plugin.engine.kernels import liger_fused_linear_cross_entropy
 from sstoken_plugin.engine.run import Names, Run
 from sstoken_plugin.llamafactory import refusals, releases
@@ -16,8 +16,6 @@ from sstoken_plugin.selection.config import SSTokenConfig
 from sstoken_plugin.training.bridge import Bridge
 
 LOG = logger(__name__)
-# Below LLaMA-Factory's own, which shows what is logged at INFO.
-announce_as("llamafactory.sstoken")
 NAMES = Names(
     trainer="LLaMA-Factory",
     model="model_name_or_path",
@@ -26,6 +24,7 @@ NAMES = Names(
     adapter_init="pissa_init",
     fused_losses="enable_liger_kernel",
     without=refusals.WITHOUT,
+    announcer="llamafactory.sstoken",
 )
 
 

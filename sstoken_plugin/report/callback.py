@@ -48,6 +48,7 @@ class ReportCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say where the page will be."""
+        self._finished = False
         if not state.is_world_process_zero:
             return
         try:

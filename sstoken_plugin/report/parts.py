@@ -49,7 +49,7 @@ class MomentsPart(Part):
 
     def begin_anew(self) -> str:
         """Begin with no moment."""
-        self._trajectory.moments = []
+        self._trajectory.restart()
         return ""
 
 

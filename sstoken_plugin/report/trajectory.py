@@ -44,8 +44,12 @@ class Trajectory:
     """
 
     def __init__(self, session: Session):
-        self.moments: list[Moment] = []
         self._session = session
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin with no moment, as at the start of a training."""
+        self.moments: list[Moment] = []
         self._samples: list[Any] = []
         self._first_step = 0
         self._began = self._last = 0.0
@@ -97,7 +101,7 @@ class Trajectory:
 
     def _allowed(self, step: int, steps: int) -> float:
         """Return the seconds that scoring may take in this run."""
-        each = (time.perf_counter() - self._began - self.seconds) / (step - self._first_step)
+        each = (time.perf_counter() - self._began - self.seconds) / max(step - self._first_step, 1)
         return max(LEAST_SECONDS, SHARE * each * steps)
 
     def _go_on(self) -> None:

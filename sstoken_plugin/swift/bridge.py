@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from sstoken_plugin.base.logs import announce_as, logger
+from sstoken_plugin.base.logs import logger
 from sstoken_plugin.engine.kernels import liger_fused_linear_cross_entropy
 from sstoken_plugin.engine.run import Names, Run
 from sstoken_plugin.selection.config import SSTokenConfig
@@ -15,9 +15,9 @@ from sstoken_plugin.swift.settings import WITHOUT
 from sstoken_plugin.training.bridge import Bridge
 
 LOG = logger(__name__)
-# Below ms-swift's own, which shows what is logged at INFO.
-announce_as("swift.sstoken")
-NAMES = Names(trainer="ms-swift", data="dataset", adapter_init="init_weights", without=WITHOUT)
+NAMES = Names(
+    trainer="ms-swift", data="dataset", adapter_init="init_weights", without=WITHOUT, announcer="swift.sstoken"
+)
 
 
 class SwiftBridge(Bridge):

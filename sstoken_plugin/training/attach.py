@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import Trainer
 
-from sstoken_plugin.base.logs import announce, logger
+from sstoken_plugin.base.logs import announce, announce_as, logger
 from sstoken_plugin.base.visible_text import told_on_one_line
 from sstoken_plugin.engine.run import Run
 from sstoken_plugin.engine.step import TokenSelection
@@ -49,6 +49,7 @@ def select_tokens(trainer: Any, config: SSTokenConfig, run: Run, front: type | N
             announce(describe(selection, tokenizer))
         return selection
 
+    announce_as(run.names.announcer)
     session = Session(trainer, config, make_selection, run.names)
     trainer.sstoken = session
     trainer.add_callback(HistoryCallback(trainer))

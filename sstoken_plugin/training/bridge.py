@@ -36,6 +36,23 @@ class Bridge:
                 "label_smoothing_factor: it changes the loss of a token, which selection compares with the history's; "
                 "remove it, or train without sstoken."
             )
+        if trainer.args.n_gpu > 1:
+            raise ValueError(
+                f"n_gpu: one process for {trainer.args.n_gpu} GPUs splits a batch after selection has looked at it; "
+                "start a process for each with accelerate launch or torchrun, or name one in CUDA_VISIBLE_DEVICES."
+            )
+        parallel = getattr(trainer.accelerator, "parallelism_config", None)
+        for name in ("cp_size", "sp_size", "tp_size"):
+            if (getattr(parallel, name, 1) or 1) > 1:
+                raise ValueError(
+                    f"parallelism_config: {name}={getattr(parallel, name)} splits a sample or the output head over "
+                    "ranks, and selection ranks whole samples; remove it, or train without sstoken."
+                )
+        if trainer.train_dataset is not None and not hasattr(trainer.train_dataset, "__len__"):
+            raise ValueError(
+                "train_dataset: a stream has not been tested with selection, which looks at the data before it is "
+                "trained on; load the data set whole, or train without sstoken."
+            )
 
     def run_of(self, trainer: Any, config: SSTokenConfig) -> Run:
         """Return what the trainer's run is to the selection."""
@@ -64,8 +81,10 @@ def bridge_of(trainer: Trainer) -> Bridge:
     for kind in type(trainer).__mro__:
         package = kind.__module__.partition(".")[0]
         if package != PACKAGE and _is_there(name := f"{PACKAGE}.{package}.bridge"):
-            bridge: Bridge = import_module(name).BRIDGE
-            return bridge
+            bridge = getattr(import_module(name), "BRIDGE", None)
+            # A package of somebody else's may have the name of one of our layers.
+            if isinstance(bridge, Bridge):
+                return bridge
     return Bridge()
 
 

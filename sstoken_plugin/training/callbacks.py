@@ -20,6 +20,7 @@ class HistoryCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin or resume: the weights of a checkpoint are loaded by now."""
         self._session.begin()
+        self._session.begin_run()
         self._trainer.resume_selection()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -64,6 +64,10 @@ class Session:
         self._make_selection = make_selection
         self._monitor = SelectionMonitor()
         self._scored = False
+        # Micro-batches of the optimizer step under way: those that Trainer has collected, and those selected from.
+        self._expected = self._taken = 0
+        self._has_begun = False
+        self._selected_for: Any = None
 
     @property
     def model(self) -> Any:
@@ -99,9 +103,23 @@ class Session:
         Raises:
             ValueError: the trainer was given a loss of its own, which the selection would replace.
         """
-        if self.selection is None:
+        # A trainer with `model_init` makes a new model for each training.
+        is_of_another = self._trainer.model_init is not None and self._selected_for is not self.model
+        if self.selection is None or is_of_another:
             self.refuse_other_loss()
             self.selection = self._make_selection()
+            self._selected_for = self.model
+
+    def begin_run(self) -> None:
+        """Forget an earlier training of the same trainer, as one that ran out of memory, but for its history."""
+        if self._has_begun:
+            self.phase = None
+            self.totals.clear()
+            self._monitor.clear()
+            for part in self.parts:
+                part.begin_anew()
+        self._has_begun = True
+        self._expected = self._taken = 0
 
     def refuse_other_loss(self) -> None:
         """Refuse a loss that the selection would take the place of.
@@ -117,9 +135,35 @@ class Session:
                 "would compute its own; remove the key or the plugin that sets it, or sstoken."
             )
 
+    def expect(self, micro_batches: int) -> None:
+        """Take note of how many micro-batches the next optimizer step has, whose kept tokens are counted."""
+        self._expected, self._taken = micro_batches, 0
+
+    def refuse_other_count(self, items: Any) -> None:
+        """Refuse a number of tokens to divide by that was not counted among the kept ones.
+
+        Raises:
+            RuntimeError: see there.
+        """
+        if items is not None and not self._expected and not self.phase_now.keeps_everything:
+            raise RuntimeError(
+                f"{type(self._trainer).__name__} counts the tokens of a step without sstoken (get_batch_samples), so "
+                "that the loss would be divided by tokens that are not trained on; let it call "
+                f"super().get_batch_samples, or {self.names.without}."
+            )
+
     def score(self, inputs: Any) -> ScoredStep:
-        """Start the scoring of a batch, see `TokenSelection.begin`."""
+        """Start the scoring of a batch, see `TokenSelection.begin`.
+
+        Raises:
+            ValueError: the batch has no labels.
+        """
         assert self.selection is not None
+        if inputs.get("labels") is None:
+            raise ValueError(
+                f"{self.names.data}: a batch has no labels, so that nobody could tell prompt and response; give each "
+                "row a column `labels`, -100 where a token is prompt."
+            )
         self.phase = self.phase_now
         self._scored = False
         return self.selection.begin(self.model, inputs, self.phase)
@@ -154,8 +198,10 @@ class Session:
         Raises:
             RuntimeError: the step was not computed by the selection.
         """
+        self._scored = self._scored and self._taken >= self._expected
         self.refuse_if_bypassed()
         self._scored = False
+        self._expected = self._taken = 0
         history = None if self.selection is None else self.selection.history_model
         if history is not None and not is_skipped:
             history.after_step(self.model, self._trainer.state.global_step)
@@ -167,6 +213,7 @@ class Session:
             RuntimeError: its loss was not computed by the selection.
         """
         self.refuse_if_bypassed()
+        self._taken += 1
         self.totals.add(counts(step))
         for watch in self.watchers:
             watch(step)

@@ -33,12 +33,16 @@ class TokenSelectionTrainer(Trainer):
         if session is None or session.selection is None or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         session.refuse_other_loss()
+        session.refuse_other_count(num_items_in_batch)
+        # Whoever called may still need the labels, which Trainer takes out.
+        inputs = dict(inputs)
         step = session.score(inputs)
         # Trainer pops the labels and hands outputs to this function: no fused loss, no second forward pass.
         # It must not stay set, because Trainer then normalises losses in another way.
         self.compute_loss_func = session.loss_of(step)
         try:
-            with step.observed():
+            # Who asks for outputs reads the logits of every token.
+            with step.observed(all_logits=return_outputs):
                 loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         except Exception:
             if "labels" in inputs:
@@ -54,7 +58,10 @@ class TokenSelectionTrainer(Trainer):
         """Collect the batches of an optimizer step, and count kept tokens where Trainer counts labels."""
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         session = self.sstoken
-        if items is None or session is None or session.selection is None or session.phase_now.keeps_everything:
+        if session is None or session.selection is None:
+            return batches, items
+        session.expect(len(batches))
+        if items is None or session.phase_now.keeps_everything:
             return batches, items
         # Stand-in labels with k tokens a sample let Trainer's own counting, over accumulation and ranks, do the rest.
         stand_ins = [{"labels": session.labels_to_count(batch)} for batch in batches]

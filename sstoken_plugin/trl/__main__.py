@@ -40,7 +40,7 @@ class BlockParser(TrlParser):
 
 def _is_alike(key: str) -> bool:
     plain = key.lower().partition(".")[0].replace("_", "").replace("-", "")
-    return plain.startswith(BLOCK) or difflib.SequenceMatcher(None, plain, BLOCK).ratio() >= 0.8
+    return plain.startswith(BLOCK) or (plain[:1] == "s" and difflib.SequenceMatcher(None, plain, BLOCK).ratio() > 0.8)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
