@@ -121,7 +121,7 @@ def train(text: str, *, without_plugin: bool) -> tuple[list[dict[str, Any]], Any
     data = plugins.load_datasets(cfg, preprocess=False) or load_datasets(cfg=cfg)
     _, _, trainer = axolotl_train(cfg=cfg, dataset_meta=data)
     lines = [line for line in trainer.state.log_history if "loss" in line]
-    return lines, getattr(trainer, "selection", None)
+    return lines, getattr(getattr(trainer, "sstoken", None), "selection", None)
 
 
 def outcome_of_training(text: str, lines: list[dict[str, Any]], selection: Any) -> tuple[str, str]:
