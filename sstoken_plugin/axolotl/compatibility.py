@@ -16,6 +16,7 @@ from typing import Any
 
 from sstoken_plugin.axolotl import refusals, releases
 from sstoken_plugin.base.files import expand
+from sstoken_plugin.base.refusal import asked_for
 from sstoken_plugin.base.visible_text import told_on_one_line
 from sstoken_plugin.history.inits import PLAIN_INITS
 from sstoken_plugin.selection.config import CHANGING, SSTokenConfig, nearest
@@ -65,10 +66,7 @@ def fused_losses(cfg: Mapping[str, Any]) -> list[str]:
 
 def untested(cfg: Mapping[str, Any]) -> list[str]:
     """Keys of the YAML that ask for a way of training which nobody has tried with the selection."""
-    named = (entry.partition(": ") for entry in refusals.UNTESTED)
-    asked = [
-        f"{key}{colon}{value}" for key, colon, value in named if (cfg.get(key) == value if value else cfg.get(key))
-    ]
+    asked = asked_for(refusals.UNTESTED, cfg.get)
     # On by default, and without effect elsewhere: a warning of it would be in every run.
     if not (cfg.get("sample_packing") and "flash" in str(cfg.get("attn_implementation"))):
         asked = [key for key in asked if key != "fa_varlen_kwargs_in_collator"]

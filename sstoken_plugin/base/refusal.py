@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn
 
 
@@ -32,3 +33,14 @@ class Refusal(NamedTuple):
         """
         shown = str(value).lower() if isinstance(value, bool) else value
         raise ValueError(f"{self.key}: {shown} {self.reason}; {self.way_out or f'remove `{self.key}`'}, or {without}.")
+
+
+def asked_for(entries: Iterable[str], value_of: Callable[[str], Any]) -> list[str]:
+    """Return those entries that a run asks for: `key`, set to anything that is true, or `key: value`, set to that.
+
+    Args:
+        entries: of a list such as `UNTESTED`.
+        value_of: returns what a key is set to.
+    """
+    named = ((entry, *entry.partition(": ")) for entry in entries)
+    return [entry for entry, key, _, value in named if (value_of(key) == value if value else value_of(key))]

@@ -6,7 +6,7 @@ from typing import Any
 
 from llamafactory.extras.misc import is_env_enabled
 
-from sstoken_plugin.base.refusal import Refusal
+from sstoken_plugin.base.refusal import Refusal, asked_for
 from sstoken_plugin.selection.config import SSTokenConfig
 
 WITHOUT = "remove the `sstoken:` block"
@@ -117,4 +117,4 @@ def refuse(config: SSTokenConfig, given: Arguments) -> None:
 
 def untested(given: Arguments) -> list[str]:
     """Return the keys that ask for a way of training which nobody has tried with the selection."""
-    return [key for key in UNTESTED if given.get(key)]
+    return asked_for(UNTESTED, given.get)

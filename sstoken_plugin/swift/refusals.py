@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sstoken_plugin.base.refusal import Refusal
+from sstoken_plugin.base.refusal import Refusal, asked_for
 from sstoken_plugin.selection.config import SSTokenConfig
 from sstoken_plugin.swift.settings import WITHOUT
 
@@ -103,6 +103,4 @@ def refuse(config: SSTokenConfig, trainer: Any) -> None:
 
 def untested(args: Any) -> list[str]:
     """Return the keys that ask for a way of training which nobody has tried with the selection."""
-    named = (entry.partition(": ") for entry in UNTESTED)
-    asked = ((key, colon, value, getattr(args, key, None)) for key, colon, value in named)
-    return [f"{key}{colon}{value}" for key, colon, value, has in asked if (has == value if value else has)]
+    return asked_for(UNTESTED, lambda key: getattr(args, key, None))

@@ -5,7 +5,6 @@ Everything that `trl sft` takes, and a block `sstoken:` in the YAML file or `--s
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from trl.scripts import sft
 
 from sstoken_plugin.trl.config import SSTokenSFTConfig
 from sstoken_plugin.trl.trainer import SSTokenSFTTrainer
+from sstoken_startup import means_ours
 
 BLOCK = "sstoken"
 
@@ -29,18 +29,13 @@ class BlockParser(TrlParser):
             ValueError: a key is spelt almost as ours; one sentence.
         """
         for key in keys:
-            if key != BLOCK and _is_alike(str(key)):
+            if key != BLOCK and means_ours(key):
                 raise ValueError(
                     f"{key} is not a key; write `{BLOCK}:` and, indented below it, lines such as `ratio: 0.6`."
                 )
         if BLOCK in keys and keys[BLOCK] is None:
             keys[BLOCK] = {}
         return super().set_defaults_with_config(**keys)
-
-
-def _is_alike(key: str) -> bool:
-    plain = key.lower().partition(".")[0].replace("_", "").replace("-", "")
-    return plain.startswith(BLOCK) or (plain[:1] == "s" and difflib.SequenceMatcher(None, plain, BLOCK).ratio() > 0.8)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
