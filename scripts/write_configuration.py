@@ -27,6 +27,9 @@ On the command line: `accelerate launch -m axolotl.cli.train config.yaml --sstok
 no such overrides ([limits.md](limits.md#overrides-and-licences)). `seed` and `warmup_ratio` at top level are keys of
 Axolotl's, for the run and its learning rate: they are accepted there, so that a forgotten indentation is not noticed.
 
+The keys and their meaning are the same in every trainer, the place where they are written is not:
+[trainers.md](trainers.md). Other keys that these pages name (`sample_packing`, `val_set_size`, ...) are Axolotl's.
+
 What each `history` is, what it costs and how the cache works: [histories.md](histories.md).
 
 | key | type | default | meaning |

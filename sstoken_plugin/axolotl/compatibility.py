@@ -19,7 +19,7 @@ from sstoken_plugin.base.files import expand
 from sstoken_plugin.base.refusal import asked_for
 from sstoken_plugin.base.visible_text import told_on_one_line
 from sstoken_plugin.history.inits import PLAIN_INITS
-from sstoken_plugin.selection.config import CHANGING, SSTokenConfig, nearest
+from sstoken_plugin.selection.config import HISTORIES, SSTokenConfig, nearest
 
 NAMES = ("sstoken", "sstoken_plugin.SSTokenPlugin", "sstoken_plugin.plugin.SSTokenPlugin")
 
@@ -168,9 +168,9 @@ def _refuse_unfit_folder(cfg: Mapping[str, Any], config: SSTokenConfig) -> None:
                 f"sstoken.history: {config.history} is no folder; a model of a hub must be downloaded first, as by "
                 f"`hf download {config.history} --local-dir FOLDER`."
             )
-        word = nearest(config.history, ("initial", *CHANGING))
+        word = nearest(config.history, HISTORIES)
         raise ValueError(
-            f"sstoken.history: {config.history} is no folder, and none of initial, ema, snapshot; did you mean "
+            f"sstoken.history: {config.history} is no folder, and none of {', '.join(HISTORIES)}; did you mean "
             f"'{word}'?"
         )
     if not any((folder / name).exists() for name in ("adapter_config.json", "config.json")):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple, NoReturn
 
+from sstoken_plugin.selection.config import HISTORIES
+
 
 class Refusal(NamedTuple):
     """What the rest of a YAML must not ask for: what the run is told, and what docs/support.md lists.
@@ -107,7 +109,8 @@ ZERO_3 = {
     key: Refusal(
         f"sstoken.{key}",
         "needs every weight of a model, which ZeRO stage 3 does not give",
-        "use stage 2 or FSDP2, or leave history_cache out and set history to initial, ema or snapshot",
+        "use stage 2 or FSDP2, or leave history_cache out and set history to "
+        f"{', '.join(HISTORIES[:-1])} or {HISTORIES[-1]}",
         case,
     )
     for key, case in (("history", "a path, under DeepSpeed ZeRO-3"), ("history_cache", "under DeepSpeed ZeRO-3"))

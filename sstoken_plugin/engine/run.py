@@ -21,7 +21,7 @@ class Names:
         trainer: the trainer itself.
         model: the setting that names the base model.
         data: the setting that names the data.
-        packing: the setting that packs samples into rows.
+        packing: the setting that packs samples into rows; "" where the data collator alone does.
         adapter_init: the setting that says how an adapter is initialised.
         fused_losses: settings that fuse the output head with the loss, joined by "or".
         without: how to train without the selection; finishes the sentence "..., or ...".
@@ -31,7 +31,7 @@ class Names:
     trainer: str = "the trainer"
     model: str = "model"
     data: str = "train_dataset"
-    packing: str = "packing"
+    packing: str = ""
     adapter_init: str = "init_lora_weights"
     fused_losses: str = "use_liger_kernel"
     without: str = "train without sstoken"

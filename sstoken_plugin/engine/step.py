@@ -208,9 +208,15 @@ class TokenSelection:
         """Show on the first packed batch that the samples of a row do not see each other."""
         see = samples_see_each_other(model, batch, self.ways)
         if see:
+            packing = self.names.packing
+            way_out = (
+                f"set {packing}: false"
+                if packing
+                else "leave use_cache at False, or pad samples in place of packing them"
+            )
             raise ValueError(
-                f"{self.names.packing}: {class_name(model)} lets the samples of a packed row see each other, and "
-                f"selection scores a sample as if alone; set {self.names.packing}: false."
+                f"{packing or 'data_collator'}: {class_name(model)} lets the samples of a packed row see each other, "
+                f"and selection scores a sample as if alone; {way_out}."
             )
         self._is_separate = see is not None
 

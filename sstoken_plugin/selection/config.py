@@ -23,8 +23,9 @@ else:
     SelectorName = Literal[tuple(SELECTORS)]
     WarmupName = Literal[tuple(name for name, row in SELECTORS.items() if row.warmup)]
 
-# Histories that follow the training.
-CHANGING = ("ema", "snapshot")
+# Histories that have a name, all others being paths; and those among them that follow the training.
+HISTORIES = ("initial", "ema", "snapshot")
+CHANGING = HISTORIES[1:]
 
 
 class SSTokenConfig(BaseModel):
@@ -76,8 +77,9 @@ class SSTokenConfig(BaseModel):
     history: str = Field(
         default="initial",
         min_length=1,
-        description="The model that REL compares with: `initial` (the weights before this training), `ema`, "
-        "`snapshot`, or the path of an adapter folder or a full checkpoint.",
+        description="The model that REL compares with: `initial` (the weights before this training), "
+        + "".join(f"`{name}`, " for name in CHANGING)
+        + "or the path of an adapter folder or a full checkpoint.",
     )
     history_ema_decay: float = Field(
         default=0.99,
@@ -167,7 +169,7 @@ class SSTokenConfig(BaseModel):
     @property
     def history_is_path(self) -> bool:
         """Whether the history is a model that is given, rather than this model's own past."""
-        return self.history not in ("initial", *CHANGING)
+        return self.history not in HISTORIES
 
     @property
     def needs_history(self) -> bool:

@@ -110,8 +110,8 @@ def refuse_rows(samples: Any, *, packed: bool, names: Names = Names()) -> None:
     if not packed and (several := _rows_of_several(samples)):
         raise ValueError(
             f"{names.data}: {several} of {len(samples)} rows hold several samples by their position_ids, which see "
-            f"each other where {names.trainer} does not pack itself; give each sample a row of its own, and set "
-            f"{names.packing}: true to pack them."
+            f"each other where {names.trainer} does not pack itself; give each sample a row of its own"
+            + (f", and set {names.packing}: true to pack them." if names.packing else ".")
         )
 
 

@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from datasets import IterableDataset
 from trl import SFTTrainer
 
+from sstoken_plugin.base.refusal import Refusal
 from sstoken_plugin.training.trainer import TokenSelectionTrainer
 
 # Names of the mean loss of all labelled tokens: they differ in how it is computed.
 PLAIN_LOSSES = ("nll", "chunked_nll")
-
-
-class Refusal(NamedTuple):
-    """What a trainer must not be or be told.
-
-    Attributes:
-        key: the setting.
-        holds: what is refused of it, as the sentence shows it; None where nothing is.
-        reason: goes on where the sentence has named the key and what is refused.
-        way_out: how to go on.
-    """
-
-    key: str
-    holds: Callable[[Any], Any]
-    reason: str
-    way_out: str
 
 
 def _other_trainer(trainer: Any) -> str | None:
@@ -77,63 +62,68 @@ def _other_adapter(trainer: Any) -> str | None:
     return next((kind for kind in kinds if kind != "LORA"), None)
 
 
-def _splits_samples(trainer: Any) -> str | None:
-    parallel = trainer.accelerator.parallelism_config
-    sizes = {name: getattr(parallel, f"{name}_size", 1) or 1 for name in ("cp", "sp", "tp")}
-    return next((f"{name}_size={size}" for name, size in sizes.items() if size > 1), None)
-
-
-REFUSALS = (
-    Refusal("trainer", _other_trainer, "has a loss other than that of labelled tokens", "use TRL's SFTTrainer"),
-    Refusal(
-        "compute_loss",
+# How to see what is refused of a trainer, as the sentence shows it (None where nothing is), and the refusal.
+REFUSALS: tuple[tuple[Callable[[Any], Any], Refusal], ...] = (
+    (
+        _other_trainer,
+        Refusal("trainer", "has a loss other than that of labelled tokens", way_out="use TRL's SFTTrainer"),
+    ),
+    (
         _own_loss,
-        "computes a loss of its own, which selection would take the place of",
-        "derive it from sstoken_plugin.trl.SSTokenSFTTrainer, whose compute_loss is the selected loss, or train "
-        "without sstoken",
+        Refusal(
+            "compute_loss",
+            "computes a loss of its own, which selection would take the place of",
+            way_out="derive it from sstoken_plugin.trl.SSTokenSFTTrainer, whose compute_loss is the selected loss",
+        ),
     ),
-    Refusal(
-        "loss_type",
+    (
         _loss_type,
-        "weights the loss of each token, in place of which sstoken computes the plain mean over the selected ones",
-        "leave it out, or train without sstoken",
+        Refusal(
+            "loss_type",
+            "weights the loss of each token, in place of which sstoken computes the plain mean over the selected ones",
+            way_out="leave it out",
+        ),
     ),
-    Refusal(
-        "use_liger_kernel",
+    (
         _fused_loss,
-        "brings a forward pass that computes the loss of all tokens at once",
-        "set it to false, or train without sstoken",
+        Refusal(
+            "use_liger_kernel",
+            "brings a forward pass that computes the loss of all tokens at once",
+            way_out="set it to false",
+        ),
     ),
-    Refusal(
-        "train_dataset",
+    (
         _images,
-        "are fed to the model, and selection reads text tokens only",
-        "leave the column out, or train without sstoken",
+        Refusal(
+            "train_dataset",
+            "are fed to the model, and selection reads text tokens only",
+            way_out="leave the column out",
+        ),
     ),
-    Refusal(
-        "dataset_streaming",
+    (
         _streams,
-        "has not been tested with selection, which looks through the data before it begins",
-        "load the data set whole, or train without sstoken",
+        Refusal(
+            "dataset_streaming",
+            "has not been tested with selection, which looks through the data before it begins",
+            way_out="load the data set whole",
+        ),
     ),
-    Refusal(
-        "packing_strategy",
+    (
         _wrapped,
-        "cuts samples in two and lets those of a row see each other, and selection scores a sample as if alone",
-        "set packing_strategy: bfd",
+        Refusal(
+            "packing_strategy",
+            "cuts samples in two and lets those of a row see each other, and selection scores a sample as if alone",
+            way_out="set packing_strategy: bfd",
+        ),
     ),
-    Refusal(
-        "peft_config",
+    (
         _other_adapter,
-        "may train parts that stay in force when the adapter is switched off, and the history would not be the first "
-        "model",
-        "use LoraConfig, or train without sstoken",
-    ),
-    Refusal(
-        "parallelism_config",
-        _splits_samples,
-        "splits a sample or the output head over ranks, and selection ranks whole samples",
-        "remove it, or train without sstoken",
+        Refusal(
+            "peft_config",
+            "may train parts that stay in force when the adapter is switched off, and the history would not be the "
+            "first model",
+            way_out="use LoraConfig",
+        ),
     ),
 )
 
@@ -144,7 +134,7 @@ def refuse(trainer: Any) -> None:
     Raises:
         ValueError: it cannot; one sentence with key, reason and way out.
     """
-    for key, holds, reason, way_out in REFUSALS:
+    for holds, refusal in REFUSALS:
         found = holds(trainer)
         if found is not None:
-            raise ValueError(f"{key}: {found} {reason}; {way_out}.")
+            refusal.refuse(found, "train without sstoken")

@@ -11,8 +11,8 @@ from unittest.mock import patch
 
 from llamafactory.train import tuner
 from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
-from material import STEADY
 
+from trainers.run_plain import arguments
 from trainers.runs import Plan, Trained, main
 
 KINDS = ("padded", "neat-packing")
@@ -47,6 +47,7 @@ def made_trainers() -> Iterator[list[Any]]:
 def settings(plan: Plan) -> dict[str, Any]:
     """A plan as LLaMA-Factory's YAML."""
     given = {
+        **arguments(plan),
         "stage": "sft",
         "do_train": True,
         "finetuning_type": "lora",
@@ -60,27 +61,12 @@ def settings(plan: Plan) -> dict[str, Any]:
         "dataset": "chats",
         "dataset_dir": str(data_folder(plan)),
         "cutoff_len": 512,
-        "output_dir": plan.folder,
-        "max_steps": plan.steps,
-        "per_device_train_batch_size": plan.batch,
-        "gradient_accumulation_steps": plan.accumulation,
-        "learning_rate": plan.learning_rate,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "save_strategy": "steps" if plan.saves else "no",
-        "save_steps": plan.saves or 500,
-        "seed": 42,
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-        **STEADY,
         **plan.options,
     }
     if plan.kind == "neat-packing":
         given |= {"neat_packing": True, "cutoff_len": WIDTH}
     if plan.evaluates:
-        given |= {"eval_dataset": "chats", "do_eval": True, "eval_strategy": "steps", "eval_steps": 1}
+        given |= {"eval_dataset": "chats", "do_eval": True}
     if plan.resumes_from is not None:
         given["resume_from_checkpoint"] = plan.resumes_from
     if plan.sstoken is not None:

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
-from material import ROOT, STEADY
+from material import ROOT
 from swift.pipelines import sft_main
 from swift.trainers import Seq2SeqTrainer
 
+from trainers.run_plain import arguments
 from trainers.runs import Plan, Trained, main
 
 KINDS = ("padded",)
@@ -49,6 +50,7 @@ def made_trainers() -> Iterator[list[Any]]:
 def settings(plan: Plan) -> dict[str, Any]:
     """A plan as ms-swift's YAML."""
     given = {
+        **arguments(plan),
         "model": plan.model,
         "model_type": "llama",
         "template": "chatml",
@@ -60,32 +62,15 @@ def settings(plan: Plan) -> dict[str, Any]:
         "lora_alpha": 8,
         "lora_dropout": 0.0,
         "target_modules": "all-linear",
-        "output_dir": plan.folder,
         "add_version": False,
-        "max_steps": plan.steps,
-        "per_device_train_batch_size": plan.batch,
         "per_device_eval_batch_size": plan.batch,
-        "gradient_accumulation_steps": plan.accumulation,
-        "learning_rate": plan.learning_rate,
-        "lr_scheduler_type": "constant",
         "warmup_ratio": 0.0,
         "weight_decay": 0.0,
-        "logging_steps": 1,
-        "eval_strategy": "steps" if plan.evaluates else "no",
-        "eval_steps": 1,
-        "save_strategy": "steps" if plan.saves else "no",
-        "save_steps": plan.saves or 500,
         "split_dataset_ratio": 0.0,
         "dataset_num_proc": 1,
         "dataloader_num_workers": 0,
-        "seed": 42,
-        "use_cpu": True,
-        "bf16": False,
         "check_model": False,
         "gradient_checkpointing": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-        **STEADY,
         **plan.options,
     }
     if plan.evaluates:
