@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, NoReturn
 
+from sstoken_plugin.base import refusal
 from sstoken_plugin.selection.config import HISTORIES
 
 
@@ -87,7 +88,7 @@ ADAPTER = Refusal(
 )
 FSDP1 = Refusal(
     "fsdp_version: 1",
-    "flattens weights, so that neither an adapter nor a layer can be reached",
+    refusal.FSDP1,
     f"set `fsdp_version: 2` beside `fsdp_config:`, or {WITHOUT}",
     "up to Axolotl 0.19 also `fsdp_config` without a version",
 )
@@ -108,7 +109,7 @@ LISA = Refusal(
 ZERO_3 = {
     key: Refusal(
         f"sstoken.{key}",
-        "needs every weight of a model, which ZeRO stage 3 does not give",
+        refusal.ZERO_3,
         "use stage 2 or FSDP2, or leave history_cache out and set history to "
         f"{', '.join(HISTORIES[:-1])} or {HISTORIES[-1]}",
         case,

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn
 
+# Why engines that split weights are refused, whatever framework starts them.
+FSDP1 = "flattens weights, so that neither an adapter nor a layer can be reached"
+ZERO_3 = "needs every weight of a model, which ZeRO stage 3 does not give"
+
 
 class Refusal(NamedTuple):
     """A key that is refused.

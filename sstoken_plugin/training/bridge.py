@@ -8,9 +8,10 @@ from typing import Any
 
 from transformers import Trainer
 
+from sstoken_plugin.base import refusal
 from sstoken_plugin.engine.run import Run
 from sstoken_plugin.history.inits import base_change
-from sstoken_plugin.selection.config import SSTokenConfig
+from sstoken_plugin.selection.config import HISTORIES, SSTokenConfig
 
 PACKAGE = "sstoken_plugin"
 
@@ -48,6 +49,7 @@ class Bridge:
                     f"parallelism_config: {name}={getattr(parallel, name)} splits a sample or the output head over "
                     "ranks, and selection ranks whole samples; remove it, or train without sstoken."
                 )
+        _refuse_engine(trainer.accelerator, config)
         if trainer.train_dataset is not None and not hasattr(trainer.train_dataset, "__len__"):
             raise ValueError(
                 "train_dataset: a stream has not been tested with selection, which looks at the data before it is "
@@ -58,6 +60,21 @@ class Bridge:
         """Return what the trainer's run is to the selection."""
         model = trainer.model
         return Run(base_model=base_model_of(model), seed=trainer.args.seed, plain_init=has_plain_init(model))
+
+
+def _refuse_engine(accelerator: Any, config: SSTokenConfig) -> None:
+    """Refuse engines that hide weights which the selection has to reach."""
+    state = getattr(accelerator, "state", None)
+    if getattr(getattr(state, "fsdp_plugin", None), "fsdp_version", 2) == 1:
+        raise ValueError(f"fsdp_version: 1 {refusal.FSDP1}; set fsdp_version: 2, or train without sstoken.")
+    if getattr(getattr(state, "deepspeed_plugin", None), "zero_stage", 0) != 3:
+        return
+    whole = {"history": config.history_is_path, "history_cache": config.history_cache is not None}
+    for key in (key for key, asked in whole.items() if asked):
+        raise ValueError(
+            f"sstoken.{key}: {getattr(config, key)} {refusal.ZERO_3}; use stage 2 or FSDP2, or leave history_cache out "
+            f"and name one of {', '.join(HISTORIES)} as history."
+        )
 
 
 def base_model_of(model: Any) -> str:

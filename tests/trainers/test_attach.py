@@ -15,6 +15,8 @@ from trainers import run_plain
 from trainers.cases import SELECTS
 from trainers.runs import Plan
 
+ZERO_3 = {"deepspeed_plugin": types.SimpleNamespace(zero_stage=3)}
+
 
 @pytest.fixture
 def trainer(tiny_llama, chats, tmp_path):
@@ -127,6 +129,15 @@ def test_what_the_selection_cannot_run_beside_is_refused(trainer):
     split.accelerator = types.SimpleNamespace(parallelism_config=types.SimpleNamespace(cp_size=2))
     with pytest.raises(ValueError, match="parallelism_config: cp_size=2 splits a sample"):
         attach(split)
+    for engine, block, said in (
+        ({"fsdp_plugin": types.SimpleNamespace(fsdp_version=1)}, {}, "fsdp_version: 1 flattens weights"),
+        (ZERO_3, {"history_cache": "cache"}, "sstoken.history_cache: cache needs every weight"),
+        (ZERO_3, {"history": "adapter"}, "sstoken.history: adapter needs every weight"),
+    ):
+        sharded = trainer()
+        sharded.accelerator = types.SimpleNamespace(state=types.SimpleNamespace(**engine))
+        with pytest.raises(ValueError, match=said):
+            attach(sharded, block)
     several = trainer()
     several.args._n_gpu = 2
     with pytest.raises(ValueError, match="n_gpu: one process for 2 GPUs"):
