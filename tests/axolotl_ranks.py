@@ -59,8 +59,6 @@ def main(file: Path, out: Path) -> None:
     # Axolotl does this at the end of each run, and there are more to come.
     end = dist.destroy_process_group
     dist.destroy_process_group = lambda *args: None
-    # A torch built for GPUs, without one, stumbles over Axolotl's question whether GPUs reach each other.
-    torch.cuda.can_device_access_peer = lambda *args: True
     recorder = Recorder()
     recorder.watch()
     collect, create = Trainer.get_batch_samples, AxolotlTrainer.__init__

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from axolotl.integrations.base import BasePlugin
+
+# A torch built for GPUs, without one, stumbles over Axolotl's question whether GPUs reach each other.
+torch.cuda.can_device_access_peer = lambda *args: True
 
 
 class OnCpu(BasePlugin):

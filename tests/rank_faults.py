@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from conftest import report_callback, run_axolotl
 
@@ -91,7 +90,6 @@ def main(file: Path, out: Path) -> None:
     config = json.loads(file.read_text())
     end = dist.destroy_process_group
     dist.destroy_process_group = lambda *args: None
-    torch.cuda.can_device_access_peer = lambda *args: True
     seen: dict[str, Any] = {}
     start = out / "0-0" / "out" / "checkpoint-6"
     for number, (name, fault) in enumerate(FAULTS.items()):
