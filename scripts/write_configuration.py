@@ -8,7 +8,7 @@ from typing import Literal, get_args, get_origin
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sstoken_plugin.selection.config import SSTokenConfig  # noqa: E402
+from sstoken_plugin.selection.config import CHANGING, SSTokenConfig  # noqa: E402
 from sstoken_plugin.training.metrics import MEANINGS  # noqa: E402
 
 HEAD = """# Configuration
@@ -67,8 +67,9 @@ Files come first, so that nothing that happens to a terminal costs one; characte
 model, whose REL is zero unless `history` is a path. With two, it compares them: the page has a slider from one to the
 other, the terminal shows both and how far they agree, and the second's samples are in `selections-2.jsonl`.
 
-With `history: ema` or `snapshot` name a checkpoint folder, `--adapter OUTPUT_DIR/checkpoint-N`: it holds the history,
-and OUTPUT_DIR does not. After full fine-tuning there is no adapter to name;
+With a `history` that follows the training ({changing}) name a checkpoint folder,
+`--adapter OUTPUT_DIR/checkpoint-N`: it holds the history, and OUTPUT_DIR does not. After full fine-tuning there is no
+adapter to name;
 `--base-model=OUTPUT_DIR --sstoken.history=FOLDER`, the folder of the first model, shows the trained model against it,
 under the name "untrained model".
 
@@ -110,7 +111,8 @@ def page() -> str:
         for name, field in fields
     )
     metrics = "\n".join(f"| `{name}` | {meaning} |" for name, meaning in MEANINGS.items())
-    return HEAD.format(block=block, rows=rows, metrics=metrics)
+    changing = ", ".join(f"`{name}`" for name in CHANGING)
+    return HEAD.format(block=block, rows=rows, metrics=metrics, changing=changing)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def refuse_idle_block(validate_config):  # type: ignore[no-untyped-def]
 
 
 def refuse_what_is_no_name(prepare_plugins):  # type: ignore[no-untyped-def]
-    """Wrap the `prepare_plugins` of Axolotl 0.21, which takes names apart before it loads any."""
+    """Wrap `prepare_plugins`, which Axolotl has since 0.21: it takes names apart before it loads any."""
 
     def prepare_named(cfg, *args, **kwargs):  # type: ignore[no-untyped-def]
         plugins = cfg.get("plugins")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -50,6 +51,8 @@ def changes(python: str, wheel: Path, extras: Sequence[str] = ()) -> list[str]:
             capture_output=True,
             text=True,
             cwd=folder,
+            # Constraints that this machine has for pip are not those of the environment.
+            env={**os.environ, "PIP_CONFIG_FILE": os.devnull, "PIP_CONSTRAINT": ""},
         )
         if run.returncode:
             # The cause is on stdout, behind a line for every requirement that is met.

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from material import ROOT
 
+from sstoken_plugin.selection.config import CHANGING, HISTORIES
 from sstoken_plugin.selection.selectors import SELECTORS
 
 # A key may stand twice in a YAML, so a configuration is a list of pairs, and so is its block.
@@ -77,7 +78,7 @@ VALUES: dict[str, list[Any]] = {
     "warmup_ratio": [0, 0.0, 1, 1.0, 0.5, 1e-9],
     "warmup_selector": ["attention", "all", "random", "rel"],
     "attention_layer": [-1, -3, -4, 0, 2, 3, 1.0, 1.5],
-    "history": ["initial", "ema", "snapshot", "Initial", "ADAPTER", "MODEL", "ADAPTER/adapter_config.json", "~", "/"],
+    "history": [*HISTORIES, "Initial", "ADAPTER", "MODEL", "ADAPTER/adapter_config.json", "~", "/"],
     "history_ema_decay": [0, 0.5, 0.999999999, 1],
     "history_update_steps": [1, 2, 1.0, 0.5, 10**12],
     "history_device": ["auto", "model", "cpu", "cuda", "cuda:0"],
@@ -249,7 +250,7 @@ def _mutate_block(rng: random.Random, block: Pairs) -> None:
         _set(block, key, rng.choice(VALUES[key]))
         if rng.random() < 0.3:
             # Histories and their settings only meet by chance otherwise.
-            _set(block, "history", rng.choice(["ema", "snapshot", "ADAPTER", "MODEL", "initial"]))
+            _set(block, "history", rng.choice([*CHANGING, "ADAPTER", "MODEL", "initial"]))
     elif kind < 0.7:
         _set(block, key, rng.choice(WRONG))
     elif kind < 0.8:

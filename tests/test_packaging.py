@@ -14,6 +14,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 import sstoken_plugin
+from sstoken_plugin.axolotl.releases import NEWEST, OLDEST
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BASE = [Requirement(line) for line in PROJECT["dependencies"]]
@@ -84,6 +85,11 @@ def test_the_bounds_are_the_oldest_and_the_newest_that_the_tests_ran_on():
     assert {row["trainer"] for row in ran} == {needs.name for needs in trainers}
     for needs in trainers:
         assert needs.specifier == bounds(row["release"] for row in ran if row["trainer"] == needs.name), needs.name
+
+
+def test_the_axolotl_that_is_refused_is_the_one_that_pip_would_not_take():
+    (needs,) = map(Requirement, PROJECT["optional-dependencies"]["axolotl"])
+    assert needs.specifier == bounds(".".join(map(str, bound)) for bound in (OLDEST, NEWEST))
 
 
 def releases():

@@ -210,16 +210,21 @@ def test_the_group_whose_members_take_part_in_every_run_does_not_have_us():
     assert not [point for point in entry_points(group="axolotl.plugins") if "sstoken" in point.value]
 
 
+# The numbers are those of pyproject.toml: test_packaging.py.
+OLDEST, NEWEST = (".".join(map(str, bound)) for bound in (releases.OLDEST, releases.NEWEST))
+
+
 def test_an_unsupported_axolotl_is_named_with_the_range(monkeypatch):
     monkeypatch.delenv("SSTOKEN_ANY_AXOLOTL", raising=False)
-    for installed in ("0.16.1", "0.22.0.dev0", "1.0", "main"):
+    words = re.escape(f"plugins: sstoken runs on Axolotl {OLDEST} to {NEWEST}, ")
+    for installed in ("0.16.1", f"0.{releases.NEWEST[1] + 1}.0.dev0", "1.0", "main"):
         monkeypatch.setattr(versions, "version", lambda package, installed=installed: installed)
-        with pytest.raises(ValueError, match=rf"^plugins: sstoken runs on Axolotl 0\.17 to 0\.21, .* {installed};"):
+        with pytest.raises(ValueError, match=rf"^{words}.* {installed};"):
             releases.refuse_unsupported()
         with monkeypatch.context() as allowed:
             allowed.setenv("SSTOKEN_ANY_AXOLOTL", "1")
             releases.refuse_unsupported()
-    for installed in ("0.17.0", "0.21.3", "0.20.0.post1", "0.21rc1", "0.19.0+cu130"):
+    for installed in (f"{OLDEST}.0", f"{NEWEST}.3", "0.20.0.post1", f"{NEWEST}rc1", "0.19.0+cu130"):
         monkeypatch.setattr(versions, "version", lambda package, installed=installed: installed)
         releases.refuse_unsupported()
 
@@ -234,7 +239,7 @@ def test_an_unsupported_axolotl_stops_the_run_by_whatever_name(name, config, tmp
     path = {"PYTHONPATH": str(metadata.parent), "SSTOKEN_ANY_AXOLOTL": ""}
     run = run_command("python", "-c", code, check=False, **path)
     assert run.returncode == 1
-    assert "plugins: sstoken runs on Axolotl 0.17 to 0.21, and this is 0.99.0" in run.stdout.splitlines()[-1]
+    assert f"plugins: sstoken runs on Axolotl {OLDEST} to {NEWEST}, and this is 0.99.0" in run.stdout.splitlines()[-1]
 
 
 def test_a_yaml_that_follows_in_the_same_process_and_names_nothing_is_plain(config, train, tmp_path):

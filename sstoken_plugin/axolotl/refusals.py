@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import NamedTuple, NoReturn
 
 from sstoken_plugin.base import refusal
-from sstoken_plugin.selection.config import HISTORIES
 
 
 class Refusal(NamedTuple):
@@ -110,8 +109,7 @@ ZERO_3 = {
     key: Refusal(
         f"sstoken.{key}",
         refusal.ZERO_3,
-        "use stage 2 or FSDP2, or leave history_cache out and set history to "
-        f"{', '.join(HISTORIES[:-1])} or {HISTORIES[-1]}",
+        "use stage 2 or FSDP2, or leave history_cache out and set history: initial, or another that is no path",
         case,
     )
     for key, case in (("history", "a path, under DeepSpeed ZeRO-3"), ("history_cache", "under DeepSpeed ZeRO-3"))

@@ -153,6 +153,8 @@ def _kept(config: SSTokenConfig, model: Any) -> KeptWeights:
         return MovingAverage(model, config.history_ema_decay, device=device)
     if config.history == "snapshot":
         return Snapshot(model, config.history_update_steps, device=device)
+    if config.history != "initial":
+        raise NotImplementedError(config.history)
     # The first weights of a full fine-tuning are on disk already, as the base model; but DeepSpeed loads those of a
     # checkpoint before a run that resumes could copy them.
     in_checkpoints = isinstance(model, PeftModel) or is_partitioned(model)
