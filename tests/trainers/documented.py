@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -23,7 +24,8 @@ def prepare(folder: Path, model: Path, data: str) -> None:
     models = folder / ".cache" / "models"
     models.mkdir(parents=True)
     (models / "smollm2-135m-instruct").symlink_to(model)
-    (folder / "example_configs").symlink_to(ROOT / "example_configs")
+    # A copy: from a link `..` leads to this repository, and to data of an earlier demo.
+    shutil.copytree(ROOT / "example_configs", folder / "example_configs")
     write_data(folder / data)
 
 
