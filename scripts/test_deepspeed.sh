@@ -3,18 +3,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/setup.sh
-
 venv=.cache/deepspeed
-if [ ! -f "$venv/complete" ]; then
-  .venv/bin/python -m venv --clear "$venv"
-  install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile "$@"; }
-  # Everything but DeepSpeed and what it builds with comes from .venv.
-  .venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/main.pth"
-  install wheel "setuptools<81" hjson py-cpuinfo msgpack ninja
-  DS_BUILD_OPS=0 DS_ACCELERATOR=cpu install --no-deps --no-build-isolation deepspeed==0.18.9
-  printf '#!/bin/sh\nexec "%s" -m torch.distributed.run "$@"\n' "$PWD/$venv/bin/python" > "$venv/bin/torchrun"
-  chmod +x "$venv/bin/torchrun"
-  touch "$venv/complete"
-fi
+# What DeepSpeed builds with; then DeepSpeed, which shall build none of its kernels.
+scripts/beside_venv.sh "$venv" wheel "setuptools<81" hjson py-cpuinfo msgpack ninja
 export DS_ACCELERATOR=cpu PATH="$PWD/$venv/bin:$PATH" PYTHONPATH="$PWD"
+python -m pip show --quiet deepspeed 2> /dev/null ||
+  DS_BUILD_OPS=0 python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --no-build-isolation deepspeed==0.18.9
 python -m pytest tests/test_sharding.py "$@"

@@ -1,7 +1,7 @@
 """`axolotl train FILE --use-ray` where no worker has a GPU: `python tests/ray_launch.py FILE`.
 
-Axolotl asks Ray for workers with GPUs, whatever the YAML says. That answer, and an address that needs no network, are
-all that is changed here.
+Axolotl asks Ray for workers with GPUs, whatever the YAML says: here it gets workers with CPUs. Ray itself is started
+first, at an address that needs no network.
 """
 
 from __future__ import annotations
@@ -31,4 +31,5 @@ def main(file: str) -> None:
 
 
 if __name__ == "__main__":
+    # Axolotl reads what is left of the command line.
     main(sys.argv.pop())

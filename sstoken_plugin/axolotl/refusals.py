@@ -109,7 +109,7 @@ ZERO_3 = {
     key: Refusal(
         f"sstoken.{key}",
         refusal.ZERO_3,
-        "use stage 2 or FSDP2, or leave history_cache out and set history: initial, or another that is no path",
+        refusal.ZERO_3_WAY_OUT,
         case,
     )
     for key, case in (("history", "a path, under DeepSpeed ZeRO-3"), ("history_cache", "under DeepSpeed ZeRO-3"))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 # Why engines that split weights are refused, whatever framework starts them.
 FSDP1 = "flattens weights, so that neither an adapter nor a layer can be reached"
 ZERO_3 = "needs every weight of a model, which ZeRO stage 3 does not give"
+ZERO_3_WAY_OUT = "use stage 2 or FSDP2, or leave history_cache out and set history: initial, or another that is no path"
 
 
 class Refusal(NamedTuple):

@@ -11,7 +11,7 @@ from transformers import Trainer
 from sstoken_plugin.base import refusal
 from sstoken_plugin.engine.run import Run
 from sstoken_plugin.history.inits import base_change
-from sstoken_plugin.selection.config import HISTORIES, SSTokenConfig
+from sstoken_plugin.selection.config import SSTokenConfig
 
 PACKAGE = "sstoken_plugin"
 
@@ -71,10 +71,7 @@ def _refuse_engine(accelerator: Any, config: SSTokenConfig) -> None:
         return
     whole = {"history": config.history_is_path, "history_cache": config.history_cache is not None}
     for key in (key for key, asked in whole.items() if asked):
-        raise ValueError(
-            f"sstoken.{key}: {getattr(config, key)} {refusal.ZERO_3}; use stage 2 or FSDP2, or leave history_cache out "
-            f"and name one of {', '.join(HISTORIES)} as history."
-        )
+        raise ValueError(f"sstoken.{key}: {getattr(config, key)} {refusal.ZERO_3}; {refusal.ZERO_3_WAY_OUT}.")
 
 
 def base_model_of(model: Any) -> str:
