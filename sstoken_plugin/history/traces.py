@@ -46,7 +46,9 @@ def _state(model: Any) -> dict[str, Any]:
     """Return what tells a change of each tensor and mode; of sharded tensors this rank's part is read."""
     modes = {f"{name}.training": module.training for name, module in model.named_modules()}
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    return modes | {name: (tensor.requires_grad, tensor.shape, _sum_of_bits(tensor)) for name, tensor in tensors}
+    # Of the held part also the shape: that of a whole tensor under ZeRO-3 says whether a pass has left it gathered.
+    held = {name: (tensor.requires_grad, held_part(tensor).shape, _sum_of_bits(tensor)) for name, tensor in tensors}
+    return modes | held
 
 
 def _sum_of_bits(tensor: Tensor) -> int:
