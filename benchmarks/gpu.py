@@ -3,13 +3,14 @@
     python benchmarks/gpu.py [--minutes 8.5] [--attention flash_attention_2] [--only NAME ...]
     python benchmarks/gpu.py --device cpu --tiny        # tries the command itself; its figures mean nothing
 
-Random bfloat16 weights in the shapes of real models, so that nothing is downloaded; needs torch, transformers and this
-folder's repository, neither Axolotl nor PEFT. Both sides run on one model and the same batches, in turn, with the
-optimizer step: plain is the loss that transformers computes (all logits), plugin the lines of
-sstoken_plugin/engine/step.py with the counts of its metrics. Gradient checkpointing is on. LoRA is r 16 on all linear
-layers in float32. Cases are in order of importance; one that fits neither the time left nor the memory says so. Beside
-a measured ratio stands what cost_model.py predicts for the device. Writes outputs/benchmarks/gpu.json. Run nothing else
-meanwhile.
+Random bfloat16 weights in the shapes of real models (gpu_models.py), so that nothing is downloaded; needs torch,
+transformers and this folder's repository, neither Axolotl nor PEFT, and for QLoRA bitsandbytes. Both sides run on one
+model and the same batches, in turn, with the optimizer step: plain is the loss that transformers computes (all logits),
+the other one is the plugin, the lines of sstoken_plugin/engine/step.py with the counts of its metrics, or what a user
+could pick instead (rival_selections.py): the authors' way, RHO-1's. Gradient checkpointing is on. LoRA is r 16 on all
+linear layers in float32. Cases are in order of importance; one that fits neither the time left nor the memory, or whose
+package is not there, says so. Beside a measured ratio stands what cost_model.py predicts for the device. Writes
+outputs/benchmarks/gpu.json. Run nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import torch
 from cost_model import ARCHITECTURES, DEVICES, Architecture, Method, Setting, Side, time_ratio
+from gpu_models import LoRAOff, random_model
 from harness import SIDES, WARMUP_STEPS, save, spread
 from part_clock import part_shares
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from rival_selections import kept_by_authors, kept_by_rho1, token_losses
+from torch import Tensor
+from transformers.utils import is_flash_attn_2_available
 
 from sstoken_plugin.engine.attention import PromptAttention
 from sstoken_plugin.engine.modes import without_trace
@@ -46,6 +49,7 @@ from sstoken_plugin.selection.samples import BatchLayout
 from sstoken_plugin.training.metrics import Totals, counts
 
 BATCHES = 3
+PHASES = {"random": Phase("random", gamma=0.0, ratio=0.6)}
 PHASE = Phase("sstoken", gamma=0.5, ratio=0.6)
 TINY = {
     "llama-3.2-3b": Architecture(2, 64, 4, 2, 16, 96, 320, tied=True),
@@ -57,98 +61,76 @@ TINY_LENGTHS = 32
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured on one row of random tokens.
+    """What is measured on rows of random tokens.
 
     Attributes:
+        side: beside plain: one of cost_model.py, or a control selector, or a rival.
         kind: `step`, or `parts` of a warm step, or `scoring`, the history's pass against a bare one.
-        side: of cost_model.py; of the plugin's.
+        batch: rows of a micro-batch.
+        attention: implementation, by transformers' name; None for that of the command line.
     """
 
     model: str = "llama-3.2-3b"
     method: Method = "lora"
     length: int = 2048
     prompt_share: float = 1 / 3
-    side: Side = "warm"
+    side: Side | Literal["random", "authors", "RHO-1"] = "warm"
     kind: str = "step"
+    batch: int = 1
+    attention: str | None = None
 
     @property
     def name(self) -> str:
         """What it is called in the results."""
         kind = self.side if self.kind == "step" else self.kind
-        return f"{self.model}, {self.method}, 1 x {self.length}, prompt share {self.prompt_share:.2g}: {kind}"
+        method = self.method if self.attention is None else f"{self.method}, {self.attention}"
+        size = f"{self.batch} x {self.length}"
+        return f"{self.model}, {method}, {size}, prompt share {self.prompt_share:.2g}: {kind}"
 
     def setting(self, shape: Architecture) -> Setting:
         """Return what the cost model needs."""
-        return Setting(shape, self.method, length=self.length, prompt_share=self.prompt_share)
+        return Setting(shape, self.method, batch=self.batch, length=self.length, prompt_share=self.prompt_share)
 
 
+FLASH = "flash_attention_2"
 # In order of importance. Cases of one model follow each other, for it is built anew for others.
 CASES = [
     Case(),
-    Case(length=8192),
     Case(side="history"),
+    Case(side="random"),
+    Case(batch=4),
+    Case(batch=4, side="history"),
+    Case(side="RHO-1"),
+    Case(side="authors"),
+    Case(length=8192),
     Case(kind="parts"),
     Case(prompt_share=0.8),
     Case(kind="scoring"),
     Case(side="ema"),
     Case(length=8192, prompt_share=0.8),
-    Case("qwen2.5-7b"),
-    Case("qwen2.5-7b", length=8192),
-    Case("qwen2.5-7b", side="history"),
+    Case("llama-3.2-1b"),
+    Case("llama-3.2-1b", side="history"),
+    Case("llama-3.2-1b", side="random"),
+    Case("llama-3.2-1b", batch=4),
+    Case("llama-3.2-1b", batch=4, side="history"),
+    Case("llama-3.2-1b", side="RHO-1"),
+    Case("llama-3.2-1b", side="authors"),
+    Case(method="qlora"),
+    Case(method="qlora", side="history"),
+    Case(method="qlora", batch=4),
+    Case(method="qlora", batch=4, side="history"),
+    Case(attention=FLASH),
+    Case(attention=FLASH, side="history"),
     Case("llama-3.2-1b", "full"),
     Case("llama-3.2-1b", "full", side="history"),
+    Case("qwen2.5-7b"),
+    Case("qwen2.5-7b", side="history"),
+    Case("qwen2.5-7b", length=8192),
 ]
 
 
 class SkippedError(Exception):
     """A case cannot be measured; the text says why."""
-
-
-class LoRALinear(nn.Module):
-    """A frozen linear layer and two small trained matrices, in float32 as PEFT keeps them."""
-
-    def __init__(self, base: nn.Linear, rank: int = 16, alpha: int = 32):
-        super().__init__()
-        like: dict[str, Any] = {"device": base.weight.device, "dtype": torch.float32}
-        self.base, self.scale, self.enabled = base, alpha / rank, True
-        self.down = nn.Parameter(torch.randn(rank, base.in_features, **like) * base.in_features**-0.5)
-        self.up = nn.Parameter(torch.zeros(base.out_features, rank, **like))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Run the layer, with its adapter where that is on."""
-        result: Tensor = self.base(hidden)
-        if self.enabled:
-            low = nn.functional.linear(hidden, self.down.to(hidden.dtype))
-            result = result + nn.functional.linear(low, self.up.to(hidden.dtype)) * self.scale
-        return result
-
-
-def add_lora(model: nn.Module) -> None:
-    """Freeze a model and give the linear layers of its blocks an adapter."""
-    model.requires_grad_(False)
-    blocks: Any = model.get_submodule("model.layers")
-    for parent in list(blocks.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, nn.Linear):
-                setattr(parent, name, LoRALinear(layer))
-
-
-class LoRAOff(History):
-    """The model with every adapter of this file switched off."""
-
-    description = "the model without its adapter"
-
-    @contextmanager
-    def active(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Switch the adapters off inside the block."""
-        layers = [layer for layer in model.modules() if isinstance(layer, LoRALinear)]
-        try:
-            for layer in layers:
-                layer.enabled = False
-            yield model
-        finally:
-            for layer in layers:
-                layer.enabled = True
 
 
 class Bench:
@@ -159,36 +141,36 @@ class Bench:
         method: what trains.
         device: where.
         attention: implementation, by transformers' name.
+
+    Raises:
+        SkippedError: a package is not there.
     """
 
     def __init__(self, shape: Architecture, method: Method, device: torch.device, attention: str):
-        self.device, self.method, self.vocabulary = device, method, shape.vocabulary
-        torch.manual_seed(0)
-        with device:
-            self.model = AutoModelForCausalLM.from_config(
-                model_config(shape), dtype=torch.bfloat16, attn_implementation=attention
-            )
-        if method == "lora":
-            add_lora(self.model)
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.model.train()
+        self.device, self.shape, self.method, self.attention = device, shape, method, attention
+        if attention == FLASH and not is_flash_attn_2_available():
+            raise SkippedError("flash-attn is not installed, or there is no GPU for it")
+        try:
+            self.model = random_model(shape, method, device, attention)
+        except ImportError as error:
+            raise SkippedError(str(error).partition("\n")[0]) from None
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, fused=True)
         self.totals = Totals()
 
-    def history(self, side: Side) -> History:
+    def history(self, side: str) -> History:
         """Return the history of a side."""
         if side == "ema":
             return MovingAverage(self.model, 0.99)
-        if self.method == "lora":
+        if self.method != "full":
             return LoRAOff()
         return KeptWeights(self.model, "the model before training") if side == "history" else Untrained()
 
     def batches(self, case: Case) -> list[dict[str, Tensor]]:
-        """Return batches of one row."""
+        """Return batches of random tokens."""
         found = []
         for _ in range(BATCHES):
-            tokens = torch.randint(self.vocabulary, (1, case.length), device=self.device)
+            tokens = torch.randint(self.shape.vocabulary, (case.batch, case.length), device=self.device)
             labels = tokens.clone()
             labels[:, : int(case.length * case.prompt_share)] = -100
             found.append({"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels})
@@ -196,16 +178,16 @@ class Bench:
 
     def selection(self, losses: HistoryLosses) -> TokenSelection:
         """Return what the plugin's side needs, with the settings' defaults."""
-        return TokenSelection(SSTokenConfig(), PromptAttention.of(self.model, -1), losses, [self.vocabulary - 1])
+        return TokenSelection(SSTokenConfig(), PromptAttention.of(self.model, -1), losses, [self.shape.vocabulary - 1])
 
     def plain_step(self, batch: dict[str, Tensor]) -> None:
         """Run a step as transformers does."""
         self.model(**batch, use_cache=False).loss.backward()
         self.update()
 
-    def plugin_step(self, batch: dict[str, Tensor], selection: TokenSelection) -> None:
+    def plugin_step(self, batch: dict[str, Tensor], selection: TokenSelection, phase: Phase = PHASE) -> None:
         """Run a step as the plugin does."""
-        scored = selection.begin(self.model, batch, PHASE)
+        scored = selection.begin(self.model, batch, phase, only_needed=True)
         with scored.observed():
             outputs = self.model(**without_labels(batch), use_cache=False)
         loss = scored.loss(outputs)
@@ -216,6 +198,34 @@ class Bench:
         self.update()
         if selection.history is not None and selection.history.history is not None:
             selection.history.history.after_step(self.model, 1)
+
+    def authors_step(self, batch: dict[str, Tensor], past: Tensor) -> None:
+        """Run a step as ssToken's authors do: attention matrices of all layers, all logits.
+
+        Args:
+            batch: as in `batches`.
+            past: losses of the history, float32 [B, S], computed ahead.
+        """
+        labels = batch["labels"]
+        self.model.set_attn_implementation("eager")
+        try:
+            outputs = self.model(**without_labels(batch), use_cache=False, output_attentions=True)
+            nll = token_losses(outputs.logits, labels)
+            kept = kept_by_authors(nll, outputs.attentions[-1], past, labels, [labels.shape[1]] * len(labels))
+            del outputs
+            # Checkpointed layers run once more.
+            nll[kept].mean().backward()
+        finally:
+            self.model.set_attn_implementation(self.attention)
+        self.update()
+
+    def rho1_step(self, batch: dict[str, Tensor], reference: Any) -> None:
+        """Run a step as RHO-1 does: a second model in memory, which runs in every step."""
+        with torch.no_grad():
+            past = token_losses(reference(**without_labels(batch), use_cache=False).logits, batch["labels"])
+        nll = token_losses(self.model(**without_labels(batch), use_cache=False).logits, batch["labels"])
+        nll[kept_by_rho1(nll, past, batch["labels"])].mean().backward()
+        self.update()
 
     def count(self, scored: ScoredStep) -> None:
         """Count for the metrics."""
@@ -235,21 +245,6 @@ class Bench:
         return time.perf_counter() - start
 
 
-def model_config(shape: Architecture) -> LlamaConfig | Qwen2Config:
-    """Return transformers' configuration of a shape."""
-    sizes: dict[str, Any] = {
-        "num_hidden_layers": shape.layers,
-        "hidden_size": shape.width,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "intermediate_size": shape.mlp,
-        "vocab_size": shape.vocabulary,
-        "tie_word_embeddings": shape.tied,
-        "max_position_embeddings": 32768,
-    }
-    return Qwen2Config(**sizes) if shape.qkv_bias else LlamaConfig(**sizes, head_dim=shape.head_dim)
-
-
 def without_labels(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return a batch without its labels."""
     return {key: value for key, value in batch.items() if key != "labels"}
@@ -264,6 +259,10 @@ def synchronise(device: torch.device) -> None:
 def measure(bench: Bench, case: Case, pairs: int, deadline: float) -> dict[str, Any]:
     """Return the figures of a case."""
     batches = bench.batches(case)
+    if case.side == "authors":
+        return paired(bench, authors_sides(bench, batches), batches, pairs, deadline)
+    if case.side == "RHO-1":
+        return beside_reference(bench, batches, pairs, deadline)
     history = bench.history(case.side)
     if case.kind == "scoring":
         return paired(bench, scoring_sides(bench, history), batches, pairs, deadline)
@@ -272,10 +271,11 @@ def measure(bench: Bench, case: Case, pairs: int, deadline: float) -> dict[str, 
         if case.side == "warm":
             losses = filled(bench, history, batches, Path(folder))
         selection = bench.selection(losses)
+        phase = PHASES.get(case.side, PHASE)
         try:
             if case.kind == "parts":
                 return parts(bench, selection, batches, pairs, deadline)
-            sides = {"plain": bench.plain_step, "plugin": lambda batch: bench.plugin_step(batch, selection)}
+            sides = {"plain": bench.plain_step, "plugin": lambda batch: bench.plugin_step(batch, selection, phase)}
             return paired(bench, sides, batches, pairs, deadline, history.memory)
         finally:
             if losses.store is not None:
@@ -300,6 +300,25 @@ def scoring_sides(bench: Bench, history: History) -> dict[str, Callable[[dict[st
             bench.model(**without_labels(batch), use_cache=False)
 
     return {"plain": plain, "plugin": lambda batch: losses.of(bench.model, batch, BatchLayout.of(batch)) and None}
+
+
+def authors_sides(bench: Bench, batches: list[dict[str, Tensor]]) -> dict[str, Callable[[dict[str, Tensor]], None]]:
+    """Return a plain step and one of the authors', whose losses of the history are computed here."""
+    past = {}
+    for batch in batches:
+        with torch.no_grad(), LoRAOff().active(bench.model):
+            logits = bench.model(**without_labels(batch), use_cache=False).logits
+            past[id(batch)] = token_losses(logits, batch["labels"])
+        del logits
+    return {"plain": bench.plain_step, "plugin": lambda batch: bench.authors_step(batch, past[id(batch)])}
+
+
+def beside_reference(bench: Bench, batches: list[dict[str, Tensor]], pairs: int, deadline: float) -> dict[str, Any]:
+    """Measure RHO-1's step, whose second model is of the same shape."""
+    reference = random_model(bench.shape, "full", bench.device, bench.attention).eval().requires_grad_(False)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in reference.parameters())
+    sides = {"plain": bench.plain_step, "plugin": lambda batch: bench.rho1_step(batch, reference)}
+    return paired(bench, sides, batches, pairs, deadline, size)
 
 
 def paired(
@@ -393,17 +412,18 @@ def run(options: argparse.Namespace, cases: list[Case]) -> Iterator[tuple[str, d
     device = torch.device(options.device)
     shapes = TINY if options.tiny else ARCHITECTURES
     card = describe(device)
-    for (model, method), group in itertools.groupby(cases, lambda case: (case.model, case.method)):
+    for (model, method, own), group in itertools.groupby(cases, lambda case: (case.model, case.method, case.attention)):
+        attention = own or options.attention
         bench: Bench | None = None
         for case in group:
             try:
                 refuse_if_late(0, deadline)
                 with naming("the model or its history"):
-                    bench = bench or Bench(shapes[model], method, device, options.attention)
+                    bench = bench or Bench(shapes[model], method, device, attention)
                     row = measure(bench, case, options.pairs, deadline)
             except SkippedError as error:
                 row = {"skipped": str(error)}
-            row |= {"card": card, "attention": options.attention}
+            row |= {"card": card, "attention": attention}
             if "time_ratio" in row:
                 row |= prediction(case, shapes[model], card["name"])
             clear(bench)
@@ -440,9 +460,9 @@ def driver() -> str:
 def prediction(case: Case, shape: Architecture, card: str) -> dict[str, float]:
     """Return the time ratio of the cost model, where it knows the card."""
     rates = next((rates for name, rates in DEVICES.items() if name.split("-")[-1] in card.lower()), None)
-    if rates is None or case.kind != "step":
+    if rates is None or case.kind != "step" or case.side not in get_args(Side):
         return {}
-    return {"predicted_time_ratio": time_ratio(case.setting(shape), case.side, rates)}
+    return {"predicted_time_ratio": time_ratio(case.setting(shape), cast(Side, case.side), rates)}
 
 
 def line(row: dict[str, Any]) -> str:

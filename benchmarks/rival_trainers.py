@@ -3,34 +3,19 @@
     plugins: [rival_trainers.Authors]   # ssToken as its authors run it (arXiv 2510.18250); needs eager attention
     plugins: [rival_trainers.Rho1]      # RHO-1 (arXiv 2404.07965)
 
-Nothing here uses sstoken_plugin. Each is the method at its cheapest on this path: the authors' released code computes
-the cross-entropy of all logits three times a step, here it is computed once. For benchmarks/rivals.py only.
+What they compute is in rival_selections.py. For benchmarks/rivals.py only.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from axolotl.core.trainers.base import AxolotlTrainer
 from axolotl.integrations.base import BasePlugin
+from rival_selections import kept_by_authors, kept_by_rho1, token_losses
 from torch import Tensor
-from torch.nn import functional
 from transformers import AutoModelForCausalLM
-
-RATIO, GAMMA = 0.6, 0.5
-
-
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the loss of each token at its own place, float32 [B, S]; 0 where the label is -100.
-
-    Args:
-        logits: float [B, S, V].
-        labels: int64 [B, S].
-    """
-    shifted = functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
-    return functional.pad(shifted.view(len(labels), -1), (1, 0))
 
 
 class SelectiveTrainer(AxolotlTrainer):
@@ -67,16 +52,10 @@ class AuthorsTrainer(SelectiveTrainer):
         labels = batch["labels"]
         outputs = model(**_inputs(batch), output_attentions=True)
         nll = token_losses(outputs.logits, labels)
-        attention = outputs.attentions[-1].detach().mean(1)
-        kept = torch.zeros_like(labels, dtype=torch.bool)
-        for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
-            prompt = int((labels[row, :length] == -100).sum())
-            past = self.history[tuple(batch["input_ids"][row, :length].tolist())]
-            rel = past[prompt:] - nll[row, prompt:length].detach()
-            rel = (rel - rel.min()) / (rel.max() - rel.min() + 1e-8)
-            score = GAMMA * rel + (1 - GAMMA) * attention[row, prompt:length, :prompt].sum(1)
-            kept[row, prompt + score.topk(math.ceil(RATIO * len(score))).indices] = True
-        return nll, kept
+        lengths = batch["attention_mask"].sum(1).tolist()
+        rows = zip(batch["input_ids"].tolist(), lengths, strict=True)
+        past = [self.history[tuple(row[:length])] for row, length in rows]
+        return nll, kept_by_authors(nll, outputs.attentions[-1], past, labels, lengths)
 
 
 class Rho1Trainer(SelectiveTrainer):
@@ -90,12 +69,7 @@ class Rho1Trainer(SelectiveTrainer):
         with torch.no_grad():
             reference = token_losses(self.reference(**_inputs(batch), use_cache=False).logits, labels)
         nll = token_losses(model(**_inputs(batch)).logits, labels)
-        response = (labels != -100).flatten()
-        response[:: labels.shape[1]] = False
-        excess = torch.where(response, (nll.detach() - reference).flatten(), -torch.inf)
-        kept = torch.zeros_like(response)
-        kept[excess.topk(math.ceil(RATIO * int(response.sum()))).indices] = True
-        return nll, kept.view_as(labels)
+        return nll, kept_by_rho1(nll, reference, labels)
 
 
 def _inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -49,14 +49,29 @@ def without_axolotl(tmp_path):
 def test_every_case_runs_on_a_cpu_without_axolotl(without_axolotl, tmp_path):
     command = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--device", "cpu", "--tiny", "--pairs", "1"]
     ran = subprocess.run(
-        [*command, "--out", tmp_path / "gpu"], env=without_axolotl, capture_output=True, text=True, timeout=60
+        [*command, "--out", tmp_path / "gpu"], env=without_axolotl, capture_output=True, text=True, timeout=600
     )
     assert ran.returncode == 0, ran.stderr
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
-    assert len(rows) == 13
+    assert len(rows) == 31
+    skipped = {name: row["skipped"] for name, row in rows.items() if "skipped" in row}
+    assert len(skipped) == 6
+    for name, reason in skipped.items():
+        assert ("bitsandbytes" if "qlora" in name else "flash-attn") in reason, name
     for name, row in rows.items():
+        if name in skipped:
+            continue
         figures = [row["probe"], row["bookkeeping"]] if name.endswith("parts") else [row["time_ratio"]]
         assert all(figure["median"] > 0 for figure in figures), name
+
+
+def test_four_bits_are_measured_where_bitsandbytes_is_there(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    command = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--device", "cpu", "--tiny", "--pairs", "1"]
+    subprocess.run([*command, "--only", "qlora, 1", "--out", tmp_path / "gpu"], check=True, timeout=600)
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert len(rows) == 2
+    assert all(row["time_ratio"]["median"] > 0 for row in rows.values())
 
 
 @pytest.mark.parametrize(
