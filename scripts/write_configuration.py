@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -42,6 +42,12 @@ In every training log line (console, W&B, TensorBoard, MLflow, `trainer_state.js
 the last line, over all ranks. A metric that has nothing to measure (no token was dropped, say) is left out, and so
 is `sstoken/not_finite` where it is 0.
 
+**Signals by which nothing ranks are measured on samples**: REL in the warm-up, attention under `selector: rel`, both in
+a control. One micro-batch in 20 is a sample, evenly spread over the run, at least one. Samples cost less than 2 % of
+the time of a run of 20 micro-batches or more, unless the history is a larger model. `rel_mean`, `attention_mean`,
+`signal_overlap` and `history_cache_hits` of such steps stand in the log lines whose steps have a sample, and are means
+over the samples. Samples without a prompt have no attention: REL is measured for them wherever attention ranks.
+
 | name | meaning |
 | --- | --- |
 {metrics}
@@ -50,9 +56,16 @@ is `sstoken/not_finite` where it is 0.
 
 Computes the losses of the history for the whole data set, in batches of N tokens (default 16384), and keeps them in
 `history_cache`. It shows its progress and the tokens a second, can be interrupted at any time, and goes on where it
-stopped. See [histories.md](histories.md).
+stopped. With `history_cache: auto` that is the run's own folder, which training then uses, one epoch or several. See
+[histories.md](histories.md).
 
-This command and the next one run in one process. On a machine with several GPUs give them one
+`accelerate launch -m sstoken_plugin sstoken-score CONFIG` shares the work between the processes that it starts, on
+several machines too if `history_cache` is a folder that all of them see. Each writes a batch as soon as it is computed;
+a process that dies loses that batch alone, and a second launch goes on, with as many processes as you like. The first
+one shows the progress of its own part. There is no such command under Ray: Axolotl hands its trainings to Ray, and no
+others.
+
+Started alone, this command and the next one run in one process. On a machine with several GPUs give it one
 (`CUDA_VISIBLE_DEVICES=0`): else Axolotl spreads a model's layers over all of them, which has not been run.
 
 ## `axolotl sstoken-inspect CONFIG [--adapter DIR ...] [--samples N] [--show N] [--out DIR] [--sstoken.KEY=VALUE ...]`
@@ -89,12 +102,15 @@ Every list has one entry a token. Losses are measured without dropout, unlike th
 """
 
 
-def type_name(annotation: object) -> str:
+def type_name(annotation: Any) -> str:
     """Return a type as a reader of YAML knows it."""
     if get_origin(annotation) is Literal:
-        return ", ".join(f"`{choice}`" for choice in get_args(annotation))
+        return ", ".join(f"`{yaml_value(choice)}`" for choice in get_args(annotation))
     names = {float: "number", int: "integer", str: "text", bool: "`true`, `false`", type(None): "`null`"}
-    return ", ".join(names[part] for part in get_args(annotation) or (annotation,))
+    if get_origin(annotation) is Annotated:
+        return type_name(get_args(annotation)[0])
+    parts = get_args(annotation)
+    return ", ".join(map(type_name, parts)) if parts else names[annotation]
 
 
 def yaml_value(value: object) -> str:

@@ -189,9 +189,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
     taken, batches = [], []
     begin, count = TokenSelection.begin, session.counts
 
-    def remember(self, model, batch, phase):
+    def remember(self, model, batch, phase, **options):
         batches.append({key: value.clone() for key, value in batch.items()})
-        return begin(self, model, batch, phase)
+        return begin(self, model, batch, phase, **options)
 
     def record(step):
         taken.append((step, batches[-1]))
@@ -200,6 +200,22 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
     monkeypatch.setattr(TokenSelection, "begin", remember)
     monkeypatch.setattr(session, "counts", record)
     return taken
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The samples of every forward pass of a history model."""
+    from sstoken_plugin.history.losses import HistoryLosses
+
+    made = []
+    computed = HistoryLosses._computed
+
+    def count(self, model, batch, layout):
+        made.append(len(layout.lengths))
+        return computed(self, model, batch, layout)
+
+    monkeypatch.setattr(HistoryLosses, "_computed", count)
+    return made
 
 
 @pytest.fixture

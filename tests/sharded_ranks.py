@@ -132,7 +132,8 @@ def train(model: Any, engine: Any, settings: dict[str, Any], folder: Path) -> di
     config = SSTokenConfig.from_block({"ratio": 0.5, "warmup_ratio": 0.0, "keep_eos": False, **settings})
     engine = engine(model)
     wrapped = engine.model
-    losses = build_history(config, Run(str(folder / "base")), model, Tokenizer())
+    cache = Path(config.cache_folder) if config.cache_folder else None
+    losses = build_history(config, Run(str(folder / "base")), model, Tokenizer(), cache=cache)
     history = None if losses is None else losses.history
     selection = TokenSelection(config, PromptAttention.of(model, -1), losses, end_tokens=[2])
     seen: dict[str, Any] = {"loss": [], "kept": [], "rel": [], "attention": [], "hits": []}
@@ -212,7 +213,8 @@ def main(out: Path, engines: list[str]) -> None:
 def fill(model: Any, settings: dict[str, Any], folder: Path) -> None:
     """Keep the losses of every second batch of rank 0."""
     config = SSTokenConfig.from_block(settings)
-    losses = build_history(config, Run(str(folder / "base")), model, Tokenizer(), trains=False)
+    cache = Path(str(config.cache_folder))
+    losses = build_history(config, Run(str(folder / "base")), model, Tokenizer(), trains=False, cache=cache)
     assert losses is not None
     assert losses.store is not None
     selection = TokenSelection(config, None, losses, end_tokens=[2])

@@ -21,7 +21,8 @@ from sstoken_plugin.history import scoring
 from sstoken_plugin.report.inspection import inspect_samples
 from sstoken_plugin.report.trajectory import Trajectory
 from sstoken_plugin.selection.config import SSTokenConfig
-from sstoken_plugin.selection.samples import BatchLayout, as_batch, labels_of, sample_keys, samples_in
+from sstoken_plugin.selection.rows import rows_of
+from sstoken_plugin.selection.samples import BatchLayout, as_batch, keyed_samples, labels_of, sample_keys, samples_in
 from sstoken_plugin.training.tokenizers import tokenizer_of
 
 # Tokens of three samples; lower than 0 marks a prompt token. The first has no prompt, as text to go on with.
@@ -344,7 +345,47 @@ def test_scoring_ahead_takes_the_samples_of_a_packed_row_one_by_one():
     work = scoring.work_left(SimpleNamespace(store=store), trl_rows())
     assert work.samples == 3
     assert work.response_tokens == sum(map(len, RESPONSES))
-    assert [part["input_ids"].shape[1] for part in work.missing] == sorted(LENGTHS, reverse=True)
+    assert work.missing["tokens"].tolist() == sorted(LENGTHS, reverse=True)
+    for row, place, tokens in work.missing.tolist():
+        assert scoring.samples_to_score(trl_rows()[row])[place]["input_ids"].shape == (1, tokens)
+
+
+@pytest.mark.parametrize("as_table", [False, True], ids=["list", "table"])
+@pytest.mark.parametrize("rows", [*PACKED.values(), ROWS], ids=[*PACKED, "alone"])
+def test_rows_that_are_read_many_at_once_have_the_keys_that_they_have_alone(rows, as_table):
+    alone = [(number, sample) for number, row in enumerate(rows) for sample in samples_in(row)]
+    wanted = [(number, *sample_keys(sample, 16)) for number, sample in alone]
+    assert len(wanted) == 3
+    # A row without anything beside, among rows that have more, and one that is longer than all.
+    plain = {"input_ids": [*IDS[0], 9, 9], "labels": [-100, *IDS[0][1:], 9, 9]}
+    for more in ([], [plain] if rows is ROWS or not as_table else []):
+        every = [*rows, *more]
+        data = Dataset.from_list(every) if as_table else every
+        found = [
+            (first + int(row[sample.begin]), [sample.key], [sample.responses])
+            for first, batch, row in rows_of(data)
+            for sample in keyed_samples(batch, 16)
+        ]
+        assert found[:3] == wanted
+        assert [key for _, key, _ in found[3:]] == [sample_keys(as_batch(row), 16)[0] for row in more]
+
+
+@pytest.mark.parametrize("as_table", [False, True], ids=["list", "table"])
+def test_rows_that_are_padded_on_the_left_have_the_keys_that_they_have_alone(as_table):
+    rows = [
+        {"input_ids": [9, 9, *row["input_ids"]], "labels": [-100, -100, *row["labels"]],
+         "attention_mask": [0, 0, *[1] * len(row["input_ids"])]}
+        for row in ROWS
+    ]  # fmt: skip
+    data = Dataset.from_list(rows) if as_table else rows
+    found = {sample.key for _, batch, _ in rows_of(data) for sample in keyed_samples(batch, 16)}
+    assert found == KEYS
+
+
+def test_a_row_without_a_token_is_a_sample_without_response():
+    for row in ({"input_ids": [], "labels": []}, {"input_ids": [5, 6], "labels": [5, 6], "attention_mask": [0, 0]}):
+        (sample,) = samples_in(row)
+        assert sample_keys(sample, 16) == ([], [])
 
 
 class Both(ProcessorMixin):

@@ -21,8 +21,10 @@ from sstoken_plugin.history.adapter import AdapterOff
 from sstoken_plugin.history.base import bytes_of
 from sstoken_plugin.history.frozen import FrozenModel, without_adapter
 from sstoken_plugin.history.losses import HistoryLosses
+from sstoken_plugin.history.store import LossStore
 from sstoken_plugin.history.weights import KeptWeights, MovingAverage, Snapshot, round_by_chance
 from sstoken_plugin.selection.config import SSTokenConfig
+from sstoken_plugin.selection.samples import BatchLayout
 
 PHASE = Phase("rel", 1.0, 0.6)
 FROZEN_BY_USER = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
@@ -297,6 +299,33 @@ def test_losses_of_the_history_are_those_of_the_model_without_adapter(base, trai
     torch.testing.assert_close(step.scores.history, before, rtol=0, atol=1e-5)
     torch.testing.assert_close(step.scores.rel, before - step.scores.current, rtol=0, atol=1e-5)
     assert not step.scores.rel.requires_grad
+
+
+@pytest.mark.parametrize("positions", [False, True], ids=["", "positions that count on"])
+def test_a_batch_of_which_a_part_is_kept_has_the_losses_that_it_has_whole(trained, batch, positions, tmp_path):
+    """A token in the midst of the second sample is masked."""
+    batch["attention_mask"][1, 6] = 0
+    if positions:
+        batch["position_ids"] = torch.arange(12).repeat(2, 1)
+    layout = BatchLayout.of(batch)
+    whole, _ = HistoryLosses(AdapterOff()).of(trained, batch, layout)
+    losses = HistoryLosses(AdapterOff(), LossStore(tmp_path, b"history"))
+    alone = {name: column[:1] for name, column in batch.items()}
+    losses.of(trained, alone, BatchLayout.of(alone))
+    for kept in (1, 2):
+        found, hits = losses.of(trained, batch, layout)
+        assert hits == kept
+        torch.testing.assert_close(found, whole, atol=2e-3, rtol=0)
+
+
+def test_losses_that_are_not_to_be_kept_are_rounded_as_if(trained, batch, tmp_path):
+    losses = HistoryLosses(AdapterOff(), LossStore(tmp_path, b"history"))
+    layout = BatchLayout.of(batch)
+    first, _ = losses.of(trained, batch, layout, keeps=False)
+    second, hits = losses.of(trained, batch, layout)
+    assert hits == 0
+    assert torch.equal(first, second)
+    assert losses.of(trained, batch, layout)[1] == 2
 
 
 def test_a_fresh_adapter_has_a_rel_of_zero(fresh, batch):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,25 +12,11 @@ from transformers import AutoModelForCausalLM
 
 from sstoken_plugin.axolotl import cli
 from sstoken_plugin.history import scoring
-from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.history.store import FILE, LossStore
+from sstoken_plugin.selection.samples import sample_keys
 
 FULL = {"adapter": None, "learning_rate": 0.005}
 EPOCH = 6
-
-
-@pytest.fixture
-def forwards(monkeypatch):
-    """Every forward pass of a history model."""
-    made = []
-    computed = HistoryLosses._computed
-
-    def count(self, model, batch, layout):
-        made.append(len(layout.lengths))
-        return computed(self, model, batch, layout)
-
-    monkeypatch.setattr(HistoryLosses, "_computed", count)
-    return made
 
 
 @pytest.fixture
@@ -50,7 +37,7 @@ def test_a_warm_run_computes_nothing_and_selects_the_same(cached, train, steps, 
     for name in ("none", "cold", "warm"):
         block = dict(cached["sstoken"])
         if name == "none":
-            del block["history_cache"]
+            block["history_cache"] = False
         runs[name] = train({**cached, "sstoken": block})
         taken[name] = [step for step, _ in steps]
         steps.clear()
@@ -156,8 +143,7 @@ def test_what_changes_the_losses_is_a_miss(cached, train, tmp_path, other_weight
     assert 0 < sum(hits(changed)) < EPOCH / 2
     found = [step.scores.history for step, _ in steps]
     steps.clear()
-    block = {key: value for key, value in cached["sstoken"].items() if key != "history_cache"}
-    train({**cached, **changes, "sstoken": block})
+    train({**cached, **changes, "sstoken": {**cached["sstoken"], "history_cache": False}})
     for ours, (step, _) in zip(found, steps, strict=True):
         assert (ours - step.scores.history).abs().max() <= 2e-3
 
@@ -226,13 +212,15 @@ def test_scoring_in_large_and_small_batches_gives_the_same_losses(cached, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"sstoken": {}}, "sstoken.history_cache names no folder"),
+        ({"sstoken": {"history_cache": False}}, "sstoken.history_cache: false keeps no losses"),
         ({**FULL, "sstoken": {"selector": "attention", "history_cache": "CACHE"}}, "ranks by no history"),
+        ({"sstoken": {"selector": "random", "history_cache": "auto"}}, "ranks by no history"),
+        ({"sstoken": {"history": "ema", "history_cache": "auto"}}, "sstoken.history: ema follows the training"),
     ],
-    ids=["no folder", "no history"],
+    ids=["no folder", "no history", "no history, no folder", "a history that changes"],
 )
 def test_scoring_without_sense_is_refused(cached, tmp_path, changes, words):
-    if "history_cache" in changes["sstoken"]:
+    if changes["sstoken"]["history_cache"] == "CACHE":
         changes["sstoken"]["history_cache"] = str(tmp_path / "cache")
     with pytest.raises(ValueError, match=words):
         score({**cached, **changes}, tmp_path)
@@ -256,13 +244,116 @@ def texts(cached, tmp_path):
 def test_a_first_token_of_a_packed_sample_is_no_loss_of_the_sample(texts, train, steps, forwards):
     """Where everything is labelled and kept, training learns from it too, after another sample's last token."""
     run = train({**texts, "sstoken": {**texts["sstoken"], "selector": "all"}})
-    assert len(forwards) == len(steps)
-    assert hits(run) == [0] * 3
+    # Nothing ranks by it: one of the micro-batches is a sample.
+    assert len(forwards) == 1 < len(steps)
+    assert [line["sstoken/history_cache_hits"] for line in run.lines if "sstoken/rel_mean" in line] == [0]
 
 
 def test_a_whole_cache_does_not_do_where_first_tokens_count(texts, train):
     train({**texts, **FULL, "max_steps": 6})
     block = {**texts["sstoken"], "warmup_ratio": 0.5, "warmup_selector": "all"}
     run = train({**texts, **FULL, "sstoken": block})
-    assert hits(run)[0] == 0
-    assert hits(run)[-1] == 1
+    # The second of the three steps lies in the warm-up, and is a sample.
+    assert [line.get("sstoken/history_cache_hits") for line in run.lines] == [None, 0, 1]
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_a_warmup_leaves_nothing_to_compute_twice(config, train, steps, forwards, packed):
+    """Its samples are computed in the next epoch, without those that stand beside them there."""
+    block = {"warmup_ratio": 0.25, "report": False}
+    train({**config, "sample_packing": packed, "max_steps": 2 * EPOCH, "sstoken": block})
+    ranked = [step for step, _ in steps if step.phase.reads_history]
+    hits = {step.cached_samples == len(step.layout.lengths) for step in ranked}
+    assert hits == {True, False}
+    assert len(forwards) < len(steps)
+    # Each sample once, as one that is in a data set twice has one key.
+    assert sum(forwards) == len({key for _, batch in steps for key in sample_keys(batch, 16)[0]})
+    steps.clear()
+    block["history_cache"] = False
+    train({**config, "sample_packing": packed, "max_steps": 2 * EPOCH, "sstoken": block})
+    plain = [step for step, _ in steps if step.phase.reads_history]
+    for ours, theirs in zip(ranked, plain, strict=True):
+        assert (ours.scores.history - theirs.scores.history).abs().max() <= 2e-3
+
+
+def own(config):
+    return Path(config["output_dir"]) / "sstoken" / "history"
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_kept"),
+    [
+        ({"num_epochs": 2}, True),
+        ({"num_epochs": 1}, False),
+        ({"max_steps": 2 * EPOCH}, True),
+        ({"max_steps": EPOCH}, False),
+        ({"num_epochs": 2, "sstoken": {"history_cache": False}}, False),
+        ({"num_epochs": 2, "sstoken": {"history_cache": None}}, False),
+        ({"num_epochs": 2, "sstoken": {"history": "ema"}}, False),
+        ({"num_epochs": 2, "sstoken": {"selector": "random"}}, False),
+        ({"num_epochs": 2, "sstoken": {"selector": "lowest_base_loss"}}, True),
+    ],
+)
+def test_a_run_of_several_epochs_keeps_losses_by_itself(config, train, forwards, caplog, changes, is_kept):
+    if "num_epochs" in changes:
+        config = {key: value for key, value in config.items() if key != "max_steps"}
+    block = {"warmup_ratio": 0.0, "report": False, **changes.get("sstoken", {})}
+    run = train({**config, **changes, "sstoken": block})
+    assert (own(config) / FILE).exists() == is_kept
+    line = next(text for text in caplog.messages if text.startswith("ssToken is active"))
+    assert (str(own(config)) in line) == is_kept
+    if is_kept:
+        assert sum(forwards) == 24
+        assert hits(run)[-1] == 1
+
+
+def test_a_run_goes_on_where_its_own_folder_cannot_be_used(config, train, caplog):
+    own(config).parent.mkdir(parents=True)
+    own(config).write_text("somebody's")
+    settings = {**config, "max_steps": 2 * EPOCH, "sstoken": {"report": False}}
+    run = train(settings)
+    assert len(run.lines) == 2 * EPOCH
+    assert own(config).read_text() == "somebody's"
+    assert any("losses are not kept from epoch to epoch" in text for text in caplog.messages)
+
+
+def test_scoring_tells_why_the_folder_of_a_run_cannot_be_used(config, tmp_path):
+    own(config).parent.parent.mkdir(parents=True, exist_ok=True)
+    own(config).parent.write_text("somebody's")
+    with pytest.raises(ValueError, match=r"sstoken\.history_cache: .*sstoken/history"):
+        score(config, tmp_path)
+
+
+def test_the_page_leaves_the_losses_to_the_training(config, train, steps, forwards):
+    """What it scores, how much of it the clock decides, in batches of its own."""
+    found = []
+    for report in (True, False):
+        run = train({**config, "max_steps": 2 * EPOCH, "sstoken": {"warmup_ratio": 0.5, "report": report}})
+        found.append((hits_by_step(steps), run.losses))
+        steps.clear()
+        shutil.rmtree(own(config))
+    assert found[0] == found[1]
+
+
+def hits_by_step(steps):
+    return [step.cached_samples for step, _ in steps if torch.is_grad_enabled()]
+
+
+def test_a_checkpoint_holds_a_small_history_though_the_cache_is_full(cached, train):
+    settings = {**cached, "peft_init_lora_weights": "pissa", "save_strategy": "steps", "save_steps": EPOCH}
+    train({**settings, "max_steps": EPOCH})
+    folder = Path(cached["output_dir"])
+    resumed = train({**settings, "resume_from_checkpoint": str(folder / f"checkpoint-{EPOCH}")})
+    assert hits(resumed)[-1] == 1
+    for steps in (EPOCH, 2 * EPOCH):
+        assert (folder / f"checkpoint-{steps}" / "sstoken" / "history.safetensors").exists()
+
+
+def test_scoring_without_a_folder_serves_the_run_itself(config, train, tmp_path, forwards):
+    settings = {**config, "sstoken": {"warmup_ratio": 0.0, "report": False}}
+    score(settings, tmp_path)
+    assert sum(forwards) == 24
+    forwards.clear()
+    run = train(settings)
+    assert not forwards
+    assert hits(run) == [1] * len(run.lines)

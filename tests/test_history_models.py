@@ -28,9 +28,9 @@ def seen(monkeypatch):
     found = []
     of = HistoryLosses.of
 
-    def remember(self, model, batch, layout):
+    def remember(self, model, batch, layout, **options):
         weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-        losses, hits = of(self, model, batch, layout)
+        losses, hits = of(self, model, batch, layout, **options)
         found.append((weights, {key: value.clone() for key, value in batch.items()}, losses.clone()))
         return losses, hits
 

@@ -22,7 +22,7 @@ def ranks(small_run: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     config = {
         **small_run,
         "plugins": ["sstoken", "cpu_plugin.OnCpu"],
-        "sstoken": {"ratio": 0.5, "warmup_ratio": 0.34},
+        "sstoken": {"ratio": 0.5, "warmup_ratio": 0.3},
         "micro_batch_size": 1,
         "max_steps": None,
         "num_epochs": 1,
@@ -70,7 +70,8 @@ def test_metrics_are_those_of_all_ranks_together(ranks, world):
     alone, together = (ranks[size][0]["ours, False"]["lines"] for size in (1, world))
     for number in range(STEPS - 1):
         for name, value in alone[number].items():
-            if name.startswith("sstoken/"):
+            # In the warm-up, the first step, the history's are of a sample: of which micro-batches, the split decides.
+            if name.startswith("sstoken/") and not (number == 0 and "rel" in name):
                 assert together[number][name] == pytest.approx(value, abs=1e-3), name
 
 

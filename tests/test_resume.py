@@ -97,6 +97,24 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(config, train, kept, tmp_
         assert not resumed.trainer.sstoken.warnings
 
 
+@pytest.mark.parametrize("changes", [{}, FULL], ids=["lora", "full"])
+def test_losses_that_a_run_keeps_by_itself_survive(config, train, kept, forwards, changes):
+    settings = {
+        **config, **changes, "max_steps": 12, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 20,
+        "sstoken": {"warmup_ratio": 0.25, "report": False},
+    }  # fmt: skip
+    whole = train(settings)
+    whole_kept = kept()
+    assert sum(forwards) == 24
+    forwards.clear()
+    resumed = train({**settings, "resume_from_checkpoint": f"{settings['output_dir']}/checkpoint-7"})
+    assert not forwards
+    assert kept() == whole_kept[2 * 7 :]
+    for name, weight in whole.weights.items():
+        assert torch.equal(resumed.weights[name], weight), name
+    assert not resumed.trainer.sstoken.warnings
+
+
 def test_metrics_between_two_log_lines_and_warnings_survive(config, train, tmp_path):
     """The run stops after step 2, and logs every 4 steps."""
     question = {"messages": [{"role": "assistant", "content": "No prompt at all here."}]}

@@ -196,7 +196,7 @@ def test_a_run_selects_what_the_full_matrices_and_two_models_select(config, trai
 
 
 def test_metrics_are_in_every_log_line_and_in_the_trainer_state(config, train):
-    train({**config, "save_strategy": "steps", "save_steps": 4})
+    train({**config, "save_strategy": "steps", "save_steps": 4, "sstoken": {"warmup_ratio": 0.0}})
     state = json.loads((Path(config["output_dir"]) / "checkpoint-4" / "trainer_state.json").read_text())
     lines = [line for line in state["log_history"] if "loss" in line]
     assert len(lines) == 4
@@ -228,7 +228,7 @@ def test_another_selector_acts_during_the_warmup(config, train, steps, warmup_se
     assert [step.phase.rule for step, _ in steps] == [warmup_selector] * 4 + ["sstoken"] * 4
     everything = run.lines[0]["sstoken/selected_ratio"] == 1
     assert everything == (warmup_selector == "all")
-    assert all(line["sstoken/signal_overlap"] < 1 for line in run.lines[1:])
+    assert all(line["sstoken/signal_overlap"] < 1 for line in run.lines[2:])
 
 
 @pytest.mark.parametrize("counted", [False, True], ids=["mean of micro-batches", "num_items_in_batch"])
@@ -469,6 +469,12 @@ def test_a_loss_that_is_not_finite_on_some_tokens_is_left_out_of_the_mean():
     assert found["sstoken/loss_unselected"] == 2.0
     assert found["sstoken/not_finite"] == 0.5
     assert found["sstoken/attention_mean"] == 0.5
+
+
+def test_counts_of_a_release_that_measured_every_sample_go_on():
+    totals = Totals()
+    totals.restore({"samples": 6.0, "cached_samples": 6.0}, torch.device("cpu"))
+    assert ratios(totals.take())["sstoken/history_cache_hits"] == 1
 
 
 def test_a_report_is_written_unless_switched_off(config, train):

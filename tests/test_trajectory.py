@@ -54,7 +54,7 @@ def test_the_history_scores_the_samples_again_only_where_it_changes(config, trai
     passes = []
     computed = HistoryLosses._computed
     monkeypatch.setattr(HistoryLosses, "_computed", lambda self, *args: passes.append(args) or computed(self, *args))
-    train({**config, "max_steps": 12, "sstoken": {**BLOCK, "history": history}})
+    train({**config, "max_steps": 12, "sstoken": {"warmup_ratio": 0.0, "history": history, "history_cache": False}})
     micro_batches, groups = 12 * config["gradient_accumulation_steps"], MOST_SAMPLES // trajectory.GROUP
     assert len(passes) == micro_batches + groups * moments
 

@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -81,8 +82,6 @@ def inspect(
         ValueError: the configuration does not fit; one sentence with key and fix.
     """
     # Here, so that `axolotl --help` stays quick.
-    from axolotl.common.datasets import load_datasets
-
     from sstoken_plugin.report import terminal
     from sstoken_plugin.report.assembly import write_page
 
@@ -98,7 +97,7 @@ def inspect(
         raise ValueError(f"--adapter needs `adapter: lora` or `adapter: qlora` in {config}.")
     if len(adapters) > 2:
         raise ValueError(f"--adapter is given {len(adapters)} times; at most two can be compared.")
-    data = load_datasets(cfg=cfg).train_dataset
+    data = _samples(cfg)
     reports = [
         _inspect(cfg, settings, adapter, data, samples, file, key) for adapter, file in zip(asked, files, strict=True)
     ]
@@ -198,6 +197,7 @@ def _inspect(
         tokenizer,
         trains=False,
         trained=_trained(Path(adapter)) if adapter else None,
+        cache=expand(settings.cache_folder) if settings.cache_folder else None,
         precision=precision,
     )
     counts, phase = KeptCounts(tokenizer, vocabulary_size(model, tokenizer)), Phase.of(settings)
@@ -246,8 +246,9 @@ def _trained(folder: Path) -> TrainedAdapter:
 def score_command(context: click.Context, config: str, batch_tokens: int) -> None:
     """Fill sstoken.history_cache with the losses of the history on the data set of CONFIG.
 
-    Training after it runs no history model. Can be interrupted: run again, it goes on where it stopped. Settings can
-    be overridden as in `--sstoken.history_cache=FOLDER`.
+    Training after it runs no history model. Can be interrupted: run again, it goes on where it stopped. Several
+    processes share the work: `accelerate launch -m sstoken_plugin sstoken-score CONFIG`. Settings can be overridden as
+    in `--sstoken.history_cache=FOLDER`.
     """
     with _told_in_a_sentence():
         score(config, _overrides(context), batch_tokens)
@@ -259,42 +260,60 @@ def score(config: str, overrides: dict[str, str], batch_tokens: int) -> None:
     Raises:
         ValueError: the configuration does not fit; one sentence with key and fix.
     """
+    from accelerate import PartialState
     from axolotl.cli.utils import load_model_and_tokenizer
-    from axolotl.common.datasets import load_datasets
     from tqdm import tqdm
 
+    from sstoken_plugin.axolotl import compatibility
     from sstoken_plugin.axolotl.run import run_of
     from sstoken_plugin.history import scoring
     from sstoken_plugin.history.build import build_history
+    from sstoken_plugin.training.cache import own_folder
     from sstoken_plugin.training.setup import look_at_data
 
+    # Before Axolotl asks for it, which does not say that there may be no GPU.
+    ranks = PartialState(cpu=_has_no_gpu())
     cfg, settings = _load(config, overrides)
-    if settings.history_cache is None:
-        raise ValueError(
-            "sstoken.history_cache names no folder; set it in the YAML or as --sstoken.history_cache=FOLDER."
-        )
-    data = load_datasets(cfg=cfg).train_dataset
+    if settings.history_cache is False:
+        raise ValueError("sstoken.history_cache: false keeps no losses; remove the key, or name a folder.")
+    cache = expand(settings.cache_folder) if settings.cache_folder else own_folder(cfg.output_dir)
+    if settings.cache_folder is None:
+        if settings.needs_history and not settings.may_keep_losses:
+            raise ValueError(
+                f"sstoken.history: {settings.history} follows the training, so that its losses cannot be computed "
+                "ahead of it; leave sstoken-score out."
+            )
+        compatibility.refuse_unfit_cache(cfg, str(cache))
+    data = _samples(cfg)
     model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg)
     run = run_of(cfg)
     look_at_data(data, run, model, tokenizer)
     precision = _precision(cfg, model)
-    losses = build_history(settings, run, model, tokenizer, trains=False, precision=precision)
-    if losses is None or losses.store is None:
+    losses = build_history(settings, run, model, tokenizer, trains=False, cache=cache, precision=precision)
+    if losses is None or losses.store is None or not settings.needs_history:
         raise ValueError(f"sstoken.selector: {settings.selector} ranks by no history; there is nothing to score.")
-    work = scoring.work_left(losses, data)
-    tokens = sum(batch["input_ids"].shape[1] for batch in work.missing)
-    there, file = work.samples - len(work.missing), one_line(str(losses.store.file))
-    click.echo(f"{work.samples} samples, {there} of them in {file} already.")
-    with tqdm(total=tokens, unit=" tokens", unit_scale=True, disable=not tokens) as progress:
-        for done in scoring.score(losses, model, work, batch_tokens):
+    whole = scoring.work_left(losses, data)
+    # All ranks must have found the same work before one of them does any.
+    ranks.wait_for_everyone()
+    work = whole.part(ranks.process_index, ranks.num_processes)
+    there, file = whole.samples - len(whole.missing), one_line(str(losses.store.file))
+    tell = click.echo if ranks.is_main_process else lambda words: None
+    tell(f"{whole.samples} samples, {there} of them in {file} already.")
+    of_all = f" of {whole.tokens}, this process's part," if ranks.num_processes > 1 else ""
+    is_shown = bool(work.tokens) and ranks.is_main_process
+    with tqdm(total=work.tokens, unit=" tokens", unit_scale=True, disable=not is_shown) as progress:
+        start = time.perf_counter()
+        for done in scoring.score(losses, model, data, work, batch_tokens):
             progress.update(done)
-        seconds = progress.format_dict["elapsed"]
+        seconds = time.perf_counter() - start
     losses.store.close()
-    if tokens:
-        click.echo(f"{tokens} tokens in {seconds:.0f} s: {tokens / seconds:.0f} tokens a second.")
+    # The others are not waited for: a wait of hours would end in an error.
+    if work.tokens:
+        tell(f"{work.tokens} tokens{of_all} in {seconds:.0f} s: {work.tokens / seconds:.0f} tokens a second.")
     size = losses.store.file.stat().st_size / 2**10
     shown = f"{size:.0f} KiB" if size < 2**10 else f"{size / 2**10:.1f} MiB"
-    click.echo(f"{file}: {shown}, of which this data set has {work.response_tokens} losses.")
+    others = " once the other processes are done" if ranks.num_processes > 1 else ""
+    tell(f"{file}: {shown}, of which this data set has {whole.response_tokens} losses{others}.")
 
 
 def _load(config: str, overrides: dict[str, str]) -> tuple[Any, SSTokenConfig]:
@@ -309,11 +328,45 @@ def _load(config: str, overrides: dict[str, str]) -> tuple[Any, SSTokenConfig]:
     known = {*raw, *AxolotlInputConfig.model_fields}
     if not compatibility.names_us(raw):
         raw.plugins = [*(raw.plugins or []), "sstoken_plugin.SSTokenPlugin"]
-    cfg = load_cfg(raw, **overrides)
+    with _processes_without_a_gpu():
+        cfg = load_cfg(raw, **overrides)
     _refuse_unknown(overrides, {*known, *cfg})
     # Axolotl writes a configuration that is no file to one, and leaves it behind.
     Path(cfg.axolotl_config_path).unlink(missing_ok=True)
+    if _has_no_gpu():
+        # For one of several processes it names the GPU with its number.
+        cfg.device_map = "cpu"
     return cfg, compatibility.check(cfg)
+
+
+def _has_no_gpu() -> bool:
+    import torch
+
+    return not torch.accelerator.is_available()
+
+
+@contextmanager
+def _processes_without_a_gpu() -> Iterator[None]:
+    """Let several processes read a configuration on a machine without a GPU."""
+    import torch
+
+    from sstoken_plugin.engine.modes import replaced
+
+    if not _has_no_gpu():
+        yield
+        return
+    # A torch that is built for GPUs fails at the question whether they reach each other.
+    with replaced(torch.cuda, "can_device_access_peer", lambda *devices: False):
+        yield
+
+
+def _samples(cfg: Any) -> Any:
+    """Return the prepared data set, as Axolotl's own training gets it."""
+    from axolotl.common.datasets import load_datasets
+    from axolotl.integrations.base import PluginManager
+
+    found = PluginManager.get_instance().load_datasets(cfg, preprocess=False) or load_datasets(cfg=cfg)
+    return found.train_dataset
 
 
 def _read(config: str) -> dict[str, Any]:

@@ -53,8 +53,8 @@ def check(cfg: Mapping[str, Any]) -> SSTokenConfig:
         refusals.PACKING.refuse(f"attn_implementation: {cfg.get('attn_implementation')}")
     if config.needs_history:
         _refuse_unfit_history(cfg, config)
-    if config.history_cache is not None:
-        _refuse_unfit_cache(cfg, config.history_cache)
+    if config.cache_folder is not None:
+        refuse_unfit_cache(cfg, config.cache_folder)
     return config
 
 
@@ -129,7 +129,16 @@ def _refuse_no_local_path(key: str, path: str) -> None:
         )
 
 
-def _refuse_unfit_cache(cfg: Mapping[str, Any], path: str) -> None:
+def refuse_unfit_cache(cfg: Mapping[str, Any], path: str) -> None:
+    """Refuse a YAML whose losses cannot be kept in a folder.
+
+    Args:
+        cfg: the whole configuration.
+        path: the folder.
+
+    Raises:
+        ValueError: one sentence that names the key and the fix.
+    """
     for refusal in refusals.WITH_CACHE:
         if cfg.get(refusal.key):
             refusal.refuse()

@@ -9,7 +9,7 @@ from typing import Any
 from sstoken_plugin.axolotl import SHOWN
 from sstoken_plugin.axolotl.compatibility import fused_losses
 from sstoken_plugin.axolotl.projections import with_plain_projections
-from sstoken_plugin.axolotl.refusals import WITHOUT
+from sstoken_plugin.axolotl.refusals import REFUSED_WITH_CACHE, WITHOUT
 from sstoken_plugin.engine.kernels import cut_cross_entropy, liger_fused_linear_cross_entropy
 from sstoken_plugin.engine.linear_nll import RowLosses
 from sstoken_plugin.engine.run import Names, Run
@@ -48,6 +48,7 @@ def run_of(cfg: Mapping[str, Any]) -> Run:
         packs=bool(cfg.get("sample_packing")),
         starts_from=Path(adapter) if adapter else None,
         plain_init=cfg.get("peft_init_lora_weights") in PLAIN_INITS,
+        can_keep_losses=not any(cfg.get(key) for key in REFUSED_WITH_CACHE),
         kernels=tuple(KERNELS[key] for key in fused_losses(cfg) if key in KERNELS),
         second_model=with_plain_projections,
         names=NAMES,

@@ -21,13 +21,16 @@ class PastLosses(Protocol):
     def store(self) -> Any:
         """Where losses are kept, a `history.store.LossStore`; None where they are not."""
 
-    def of(self, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout) -> tuple[Tensor, int]:
+    def of(
+        self, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout, *, keeps: bool = True
+    ) -> tuple[Tensor, int]:
         """Return the loss of each response token, float32 [R], and the number of samples that were in the cache.
 
         Args:
             model: the unwrapped model in training. It is not changed.
             batch: see `BatchLayout.of`, and whatever else the model takes.
             layout: its layout.
+            keeps: whether losses that are computed may be kept.
         """
 
     def rel(self, history: Tensor, current: Tensor) -> Tensor:

@@ -57,6 +57,7 @@ class Run:
         rows_are_packed: whether rows of the data set hold several samples, which the trainer's batches keep apart.
         starts_from: folder of the adapter that training goes on from; None for a new one.
         plain_init: whether making the adapter left the base weights as they were.
+        can_keep_losses: whether a history's losses may be kept; not where a setting of the run changes them.
         kernels: fused losses that the user switched on, tried before our own.
         second_model: makes a model run that was loaded beside the trained one: called with both, neither wrapped by
             PEFT, it returns the first.
@@ -72,6 +73,7 @@ class Run:
     rows_are_packed: bool = False
     starts_from: Path | None = None
     plain_init: bool = True
+    can_keep_losses: bool = True
     kernels: tuple[RowLosses, ...] = ()
     second_model: Callable[[nn.Module, nn.Module], nn.Module] = as_it_is
     names: Names = Names()

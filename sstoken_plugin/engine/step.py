@@ -28,16 +28,19 @@ from sstoken_plugin.engine.output_head import ProvenWays, ResponseHead
 from sstoken_plugin.engine.own_loss import OwnLoss, added_only
 from sstoken_plugin.engine.past import PastLosses
 from sstoken_plugin.engine.run import Names
-from sstoken_plugin.engine.sharding import is_sharded
+from sstoken_plugin.engine.sharding import any_rank, is_sharded
 from sstoken_plugin.engine.unchanged import watching_changes
 from sstoken_plugin.engine.visibility import samples_see_each_other
 from sstoken_plugin.selection import scores as selection
 from sstoken_plugin.selection.config import SSTokenConfig
-from sstoken_plugin.selection.samples import BatchLayout, labels_of, may_be_packed
+from sstoken_plugin.selection.samples import BatchLayout, excerpt, labels_of, may_be_packed
 from sstoken_plugin.selection.selectors import Signals, selector_of
 from sstoken_plugin.selection.turns import EndTokens, Turns
 
 LOG = logger(__name__)
+
+# Before a response and of it, for a look at the first batch: together more than a model makes blocks of.
+_LOOK_TOKENS = 80
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,16 @@ class Phase:
     def keeps_everything(self) -> bool:
         """Whether no token is dropped, so that training is plain training."""
         return self.ratio == 1
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether losses of the history decide what is kept."""
+        return not self.keeps_everything and bool(selector_of(self.rule).needs_at(self.gamma) & {"rel", "history"})
+
+    @property
+    def reads_attention(self) -> bool:
+        """Whether prompt attention decides what is kept."""
+        return not self.keeps_everything and "attention" in selector_of(self.rule).needs_at(self.gamma)
 
     @classmethod
     def of(cls, config: SSTokenConfig, *, in_warmup: bool = False, draw: int = 0) -> Phase:
@@ -150,7 +163,14 @@ class TokenSelection:
         return None if self.history is None else self.history.history
 
     def begin(
-        self, model: Any, batch: Mapping[str, Tensor], phase: Phase, history_nll: Sequence[float] | None = None
+        self,
+        model: Any,
+        batch: Mapping[str, Tensor],
+        phase: Phase,
+        history_nll: Sequence[float] | None = None,
+        *,
+        only_needed: bool = False,
+        keeps: bool = True,
     ) -> ScoredStep:
         """Start a step: read the batch's layout and compute the history's losses.
 
@@ -159,6 +179,8 @@ class TokenSelection:
             batch: see `BatchLayout.of`, and whatever else the model takes.
             phase: what ranks now.
             history_nll: the losses, one a response token, where they are known.
+            only_needed: whether to leave out the signals by which nothing ranks now.
+            keeps: whether losses that the history computes may be kept in its cache.
 
         Raises:
             ValueError: on the first batch, if the model cannot be selected for; one sentence with key and fix.
@@ -169,11 +191,22 @@ class TokenSelection:
             self._prove(model, batch, layout)
         if not self._is_separate and may_be_packed(batch):
             self._prove_separate(model, batch)
+        attention = None if only_needed and not phase.reads_attention else self.attention
         if history_nll is not None:
             known = torch.tensor(history_nll, dtype=torch.float32, device=layout.position.device)
-            return ScoredStep(self, model, batch, layout, phase, known)
-        losses, cached = (None, 0) if self.history is None else self.history.of(model, batch, layout)
-        return ScoredStep(self, model, batch, layout, phase, losses, cached)
+            return ScoredStep(self, model, batch, layout, phase, attention, known)
+        if self.history is None or (only_needed and not self._reads_history(model, phase, layout)):
+            return ScoredStep(self, model, batch, layout, phase, attention)
+        losses, cached = self.history.of(model, batch, layout, keeps=keeps)
+        return ScoredStep(self, model, batch, layout, phase, attention, losses, cached)
+
+    def _reads_history(self, model: Any, phase: Phase, layout: BatchLayout) -> bool:
+        """Tell whether losses of the history decide what is kept of a batch; ranks that share a pass agree on it."""
+        if phase.reads_history or not phase.reads_attention:
+            return phase.reads_history
+        # Where attention says nothing, REL decides: see `blend`.
+        lacks_prompt = not bool(layout.has_prompt.all())
+        return any_rank(lacks_prompt, layout.position.device) if is_sharded(model) else lacks_prompt
 
     def kept_per_sample(self, layout: BatchLayout, turns: Turns, ratio: float) -> Tensor:
         """Return how many tokens each sample of a batch keeps, int64 [N]; it follows from the labels alone."""
@@ -194,7 +227,9 @@ class TokenSelection:
         self, attention: PromptAttention, model: Any, batch: Mapping[str, Tensor], layout: BatchLayout
     ) -> bool:
         try:
-            return watching_changes(attention, model, batch, layout, self.ways)
+            # Four forward passes: a part of a row says as much as all.
+            part = excerpt(batch, layout, _LOOK_TOKENS)
+            return watching_changes(attention, model, part, BatchLayout.of(part), self.ways)
         except Exception as error:
             # A rank that gives up a sharded pass leaves the others waiting inside of it.
             if is_sharded(model):
@@ -276,7 +311,7 @@ class ScoredStep:
         kept: bool [R], the tokens trained on; set by `loss`.
         turns: the turns of the response tokens.
         places: int64 [N], how many tokens each sample keeps.
-        cached_samples: samples whose history losses were found in the cache.
+        cached_samples: samples whose history losses were found in the cache; None where nobody asked for any.
     """
 
     def __init__(
@@ -286,8 +321,9 @@ class ScoredStep:
         batch: Mapping[str, Tensor],
         layout: BatchLayout,
         phase: Phase,
-        history_nll: Tensor | None,
-        cached_samples: int = 0,
+        attention: PromptAttention | None = None,
+        history_nll: Tensor | None = None,
+        cached_samples: int | None = None,
     ):
         self.cached_samples = cached_samples
         self.layout = layout
@@ -299,6 +335,7 @@ class ScoredStep:
         if not phase.keeps_everything:
             self.places = settings.kept_per_sample(layout, self.turns, phase.ratio)
         self.settings = settings
+        self._prompt_attention = attention
         self._history_nll = history_nll
         self._model = model
         self._labels = labels_of(batch)
@@ -318,8 +355,8 @@ class ScoredStep:
                 self._asked = stack.enter_context(added_only(self._model, self._labels))
             if not (all_logits or self._own_loss.reads_all_logits):
                 stack.enter_context(self._head.narrowed())
-            if self.settings.attention is not None:
-                stack.enter_context(self.settings.attention.measure(self.layout.prompt))
+            if self._prompt_attention is not None:
+                stack.enter_context(self._prompt_attention.measure(self.layout.prompt))
             yield
 
     def loss(self, outputs: Any, labels: Any = None, num_items_in_batch: Tensor | int | None = None) -> Tensor:
@@ -359,7 +396,7 @@ class ScoredStep:
         return added * self.settings.added_share
 
     def _attention(self) -> Tensor | None:
-        probe = self.settings.attention
+        probe = self._prompt_attention
         if probe is None:
             return None
         if probe.mass is None:

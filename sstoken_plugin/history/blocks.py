@@ -60,6 +60,26 @@ def unpack(packed: object) -> dict[bytes, Codes]:
     Raises:
         ValueError: it is none that `pack` made.
     """
+    keys, lengths, planes = _checked(packed)
+    total = int(lengths.sum(dtype=np.uint64))
+    high, middle = planes[: 2 * total].astype("<u4").reshape(2, total)
+    last = np.unpackbits(planes[2 * total :], count=2 * total).reshape(total, 2).astype("<u4")
+    codes = high << 10 | middle << 2 | last[:, 0] << 1 | last[:, 1]
+    return dict(zip(keys, np.split(codes, np.cumsum(lengths)[:-1]), strict=True)) if keys else {}
+
+
+def lengths_in(packed: object) -> dict[bytes, int]:
+    """Return how many losses each sample of a block has.
+
+    Raises:
+        ValueError: it is none that `pack` made.
+    """
+    keys, lengths, _ = _checked(packed)
+    return dict(zip(keys, lengths.tolist(), strict=True))
+
+
+def _checked(packed: object) -> tuple[list[bytes], NDArray[np.uint32], NDArray[np.uint8]]:
+    """Return keys, lengths and the codes' planes of a block."""
     if not isinstance(packed, bytes):
         raise ValueError("not a block")
     stream = zlib.decompressobj()
@@ -79,7 +99,4 @@ def unpack(packed: object) -> dict[bytes, Codes]:
     total = int(lengths.sum(dtype=np.uint64))
     if len(planes) != 2 * total + (2 * total + 7) // 8:
         raise ValueError("losses are missing")
-    high, middle = planes[: 2 * total].astype("<u4").reshape(2, total)
-    last = np.unpackbits(planes[2 * total :], count=2 * total).reshape(total, 2).astype("<u4")
-    codes = high << 10 | middle << 2 | last[:, 0] << 1 | last[:, 1]
-    return dict(zip(keys, np.split(codes, np.cumsum(lengths)[:-1]), strict=True)) if count else {}
+    return keys, lengths, planes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from sstoken_plugin.base.files import expand
+from sstoken_plugin.base.logs import logger
 from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.engine.modes import class_name, trial_tokens
 from sstoken_plugin.engine.run import Run
@@ -28,7 +29,10 @@ from sstoken_plugin.history.store import LossStore
 from sstoken_plugin.history.traces import traces_of
 from sstoken_plugin.history.weights import KeptWeights, MovingAverage, Snapshot
 from sstoken_plugin.selection.config import SSTokenConfig
-from sstoken_plugin.selection.samples import IGNORE_INDEX, as_batch, sample_keys
+from sstoken_plugin.selection.rows import are_prepared, rows_of
+from sstoken_plugin.selection.samples import IGNORE_INDEX, sample_keys
+
+LOG = logger(__name__)
 
 Sample = Mapping[str, Any]
 
@@ -58,7 +62,8 @@ def build_history(
     *,
     trains: bool = True,
     trained: TrainedAdapter | None = None,
-    samples: Iterable[Sample] = (),
+    samples: Sequence[Sample] = (),
+    cache: Path | None = None,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> HistoryLosses | None:
     """Return the history that the settings ask for; None if nothing ranks by it and it would cost memory.
@@ -71,6 +76,7 @@ def build_history(
         trains: whether the model will be trained, so that the past must be kept.
         trained: the trained adapter that the model has, as for inspection; None if the model is at its start.
         samples: rows of the data set; where the cache holds the losses of all, no model is kept.
+        cache: folder that losses are kept in, the user's or the run's own, see `training.cache`; None to keep none.
         precision: makes the context in which the model runs, such as an autocast.
 
     Raises:
@@ -85,11 +91,14 @@ def build_history(
     if history is None:
         return None
     store = None
-    if config.history_cache is not None:
+    if cache is not None:
         with precision():
-            store = LossStore(expand(config.history_cache), history.fingerprint(model))
-        if trains and not isinstance(history, AdapterOff) and _all_there(store, samples, model):
-            return HistoryLosses(None, store)
+            mark = history.fingerprint(model)
+        store = _store(cache, mark, model, is_asked_for=config.cache_folder is not None or not trains)
+    # A copy that goes into checkpoints is small, and there for a resume that does not find the cache.
+    is_dear = isinstance(history, FrozenModel) or (isinstance(history, Untrained) and not _goes_into_checkpoints(model))
+    if store is not None and trains and is_dear and _all_there(store, samples, model):
+        return HistoryLosses(None, store)
     if isinstance(history, FrozenModel) and history.is_movable:
         device = _place(config, model, history.memory)
         history.place(model, stream=device != model.device)
@@ -98,6 +107,21 @@ def build_history(
     with precision():
         _refuse_traces(config, history, model)
     return HistoryLosses(history, store, precision, together=is_sharded(model))
+
+
+def _store(folder: Path, mark: bytes, model: Any, *, is_asked_for: bool) -> LossStore | None:
+    """Open the cache; one that nobody asked for is left out where it cannot be, by every rank alike."""
+    store, fault = None, "another rank cannot use it"
+    try:
+        store = LossStore(folder, mark)
+    except ValueError as error:
+        if is_asked_for:
+            raise
+        fault = in_short(error)
+    if not is_asked_for and any_rank(store is None, trial_tokens(model).device):
+        LOG.warning("ssToken: the history's losses are not kept from epoch to epoch: %s", fault)
+        return None
+    return store
 
 
 def _refuse_traces(config: SSTokenConfig, history: History, model: Any) -> None:
@@ -155,10 +179,15 @@ def _kept(config: SSTokenConfig, model: Any) -> KeptWeights:
         return Snapshot(model, config.history_update_steps, device=device)
     if config.history != "initial":
         raise NotImplementedError(config.history)
-    # The first weights of a full fine-tuning are on disk already, as the base model; but DeepSpeed loads those of a
-    # checkpoint before a run that resumes could copy them.
-    in_checkpoints = isinstance(model, PeftModel) or is_partitioned(model)
-    return KeptWeights(model, "the weights before training (a copy)", device=device, in_checkpoints=in_checkpoints)
+    what, in_checkpoints = "the weights before training (a copy)", _goes_into_checkpoints(model)
+    return KeptWeights(model, what, device=device, in_checkpoints=in_checkpoints)
+
+
+def _goes_into_checkpoints(model: Any) -> bool:
+    """Tell whether a copy of the first weights is saved with each checkpoint."""
+    # Those of a full fine-tuning are on disk already, as the base model; but DeepSpeed loads those of a checkpoint
+    # before a run that resumes could copy them.
+    return isinstance(model, PeftModel) or is_partitioned(model)
 
 
 def _place(config: SSTokenConfig, model: Any, size: int) -> torch.device:
@@ -174,19 +203,22 @@ def _place(config: SSTokenConfig, model: Any, size: int) -> torch.device:
     return device
 
 
-def _all_there(store: LossStore, samples: Iterable[Sample], model: Any) -> bool:
+def _all_there(store: LossStore, samples: Sequence[Sample], model: Any) -> bool:
     # On all ranks or on none: each may have a folder of its own, or meet one that is being filled.
     return not any_rank(_any_missing(store, samples), trial_tokens(model).device)
 
 
-def _any_missing(store: LossStore, samples: Iterable[Sample]) -> bool:
+def _any_missing(store: LossStore, samples: Sequence[Sample]) -> bool:
     wanted: dict[bytes, int] = {}
-    for sample in samples:
-        batch = as_batch(sample)
+    if not are_prepared(samples):
+        return True
+    for first, batch, _ in rows_of(samples):
         keys, lengths = sample_keys(batch, KEY_BYTES)
-        labels = sample["labels"] if "labels" in sample else batch["labels"][0].tolist()
-        if sum(label != IGNORE_INDEX for label in labels) != sum(lengths):
+        if int((batch["labels"] != IGNORE_INDEX).sum()) != sum(lengths):
             # Of a sample's first token, or of padding, which may be trained on and is never kept: see HistoryLosses.of.
             return True
-        wanted |= dict(zip(keys, lengths, strict=True))
+        wanted |= zip(keys, lengths, strict=True)
+        # Most caches that lack a sample lack one of the first.
+        if first == 0 and store.missing(wanted, wanted.values()):
+            return True
     return not wanted or bool(store.missing(wanted, wanted.values()))

@@ -24,6 +24,7 @@ from sstoken_plugin.history.blocks import (
     Losses,
     decode,
     encode,
+    lengths_in,
     pack,
     unpack,
 )
@@ -127,16 +128,18 @@ class LossStore:
         Returns:
             The losses as `get` will give them, so that a run is the same with them as without.
         """
-        rounded = {}
-        for key, values in losses.items():
-            codes = encode(values)
-            rounded[key] = values if codes is None else decode(codes)
+        coded = _coded(losses)
+        for key, (_, codes) in coded.items():
             if codes is not None and len(codes) <= MOST_TOKENS and self._waiting < MOST_WAITING:
                 self._waiting += len(codes) - len(self._pending.get(key, ()))
                 self._pending[key] = codes
         if self._waiting >= BLOCK_TOKENS:
             self.flush()
-        return rounded
+        return _decoded(coded)
+
+    def rounded(self, losses: Mapping[bytes, Losses]) -> dict[bytes, Losses]:
+        """Return losses as `get` would give them if they were kept."""
+        return _decoded(_coded(losses))
 
     def flush(self) -> None:
         """Write what is collected, or keep it until another process lets go of the file.
@@ -271,11 +274,11 @@ class LossStore:
         for block, packed in rows:
             self._newest = block
             try:
-                found = unpack(packed)
+                found = lengths_in(packed)
             except ValueError as error:
                 self._forget(block, error)
             else:
-                self._places |= {key: (block, len(codes)) for key, codes in found.items()}
+                self._places |= {key: (block, length) for key, length in found.items()}
 
     def _forget(self, block: int, error: Exception) -> None:
         """A damaged block is not there: its samples are computed again."""
@@ -287,3 +290,12 @@ class LossStore:
         if sentence not in self._told:
             self._told.add(sentence)
             LOG.warning(sentence, self.file, error)
+
+
+def _coded(losses: Mapping[bytes, Losses]) -> dict[bytes, tuple[Losses, Codes | None]]:
+    """Return losses with the codes that are kept of them; None where they have none."""
+    return {key: (values, encode(values)) for key, values in losses.items()}
+
+
+def _decoded(coded: Mapping[bytes, tuple[Losses, Codes | None]]) -> dict[bytes, Losses]:
+    return {key: values if codes is None else decode(codes) for key, (values, codes) in coded.items()}

@@ -30,11 +30,12 @@ def traces_of(history: History, model: Any) -> list[str]:
     """
     before = _state(model)
     with history.active(model) as past:
-        past_before = _state(past)
+        # A history without weights of its own is the model, which is looked at once more below.
+        past_before = _state(past) if history.memory else None
         with without_trace(past):
             tokens = trial_tokens(model)
             past(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
-        changed = _changed(past_before, _state(past))
+        changed = set() if past_before is None else _changed(past_before, _state(past))
     return sorted(changed | _changed(before, _state(model)))
 
 

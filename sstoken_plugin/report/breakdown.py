@@ -106,6 +106,9 @@ class KeptCounts:
             return []
         pieces = dict(zip(self._sizes, counts.split(list(self._sizes.values()), dim=1), strict=True))
         tokens = pieces["token"].view(2, 2, self._vocabulary)
+        total, measured = (int(pieces[name][0].sum()) for name in ("place", "loss"))
+        # By which nothing ranks is measured on samples.
+        sampled = "" if measured == total else f" Measured on {measured} tokens, a sample of those."
         found = [
             (
                 "By part of the text",
@@ -125,12 +128,12 @@ class KeptCounts:
             ),
             (
                 "By decile of the history's loss",
-                "In nats, from the tokens that the history knows best to those that it knows least.",
+                f"In nats, from the tokens that the history knows best to those that it knows least.{sampled}",
                 _deciles(pieces["loss"]),
             ),
             ("By text", f"The most frequent tokens, {MOST_TOKENS} at most.", self._texts(tokens.sum(1))),
         ]
-        scope = f"{int(pieces['place'][0].sum())} tokens, ranked by {self.rule}."
+        scope = f"{total} tokens, ranked by {self.rule}."
         return [Breakdown(title, f"{note} {scope}", rows) for title, note, rows in found if rows]
 
     def _in_code(self, step: ScoredStep) -> Tensor:

@@ -80,7 +80,7 @@ def score_samples(
     for rows in in_batches(alone, BATCH_TOKENS):
         before = known[done : done + len(rows)]
         batch = {name: column.to(device) for name, column in padded(rows).items()}
-        step = selection.begin(model, batch, phase, _history_nll(before) if is_steady else None)
+        step = selection.begin(model, batch, phase, _history_nll(before) if is_steady else None, keeps=False)
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         with without_trace(model), step.observed():
             step.loss(model(**inputs, use_cache=False))

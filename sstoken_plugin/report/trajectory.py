@@ -24,6 +24,8 @@ SHARE, LEAST_SECONDS = 0.01, 5.0
 MOST_MOMENTS = 9
 # Of samples that are scored at once, and of all.
 GROUP, MOST_SAMPLES = 4, 12
+# Of samples that are scored at once, unless one alone has more.
+GROUP_TOKENS = 512
 # Of all samples together, unless the first group alone has more.
 MOST_TOKENS = 8192
 
@@ -140,8 +142,8 @@ class Trajectory:
         before = self.moments[0].records
         records: list[Record] = []
         # In the batches of the first moment: numbers that do not change are the same to the last bit.
-        for group, known in zip(_groups(self._samples), _groups(before), strict=True):
-            scored = self._score(group, phase, known)
+        for group in _groups(self._samples):
+            scored = self._score(group, phase, before[len(records) : len(records) + len(group)])
             if scored is None:
                 return
             records += scored
@@ -202,8 +204,19 @@ def _first_of(row: Mapping[str, Any], index: int) -> dict[str, Any]:
     return {**{name: column[0].tolist() for name, column in part.items()}, "sample": index}
 
 
-def _groups(samples: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    return (samples[start : start + GROUP] for start in range(0, len(samples), GROUP))
+def _groups(samples: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Any]]:
+    """Split samples into those that are scored at once; it follows from their lengths, so that it repeats."""
+    group: list[Any] = []
+    tokens = 0
+    for sample in samples:
+        length = len(sample["input_ids"])
+        if group and (len(group) == GROUP or tokens + length > GROUP_TOKENS):
+            yield group
+            group, tokens = [], 0
+        group.append(sample)
+        tokens += length
+    if group:
+        yield group
 
 
 def spread_over(total: int, most: int) -> Sequence[int]:

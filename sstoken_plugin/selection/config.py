@@ -9,7 +9,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -26,6 +26,8 @@ else:
 # Histories that have a name, all others being paths; and those among them that follow the training.
 HISTORIES = ("initial", "ema", "snapshot")
 CHANGING = HISTORIES[1:]
+# The value of `history_cache` that leaves it to the run.
+AUTO = "auto"
 
 
 class SSTokenConfig(BaseModel):
@@ -98,11 +100,12 @@ class SSTokenConfig(BaseModel):
         "is the model's device; `cpu` brings them over one tensor or layer at a time; `auto` is `cpu` if they would "
         "take too much of a GPU's free memory.",
     )
-    history_cache: str | None = Field(
-        default=None,
-        min_length=1,
-        description="Folder that keeps the losses of a history that does not change (`initial` or a path), for later "
-        "epochs and runs; `axolotl sstoken-score` fills it ahead of training.",
+    history_cache: Literal[False] | Annotated[str, Field(min_length=1)] = Field(
+        default=AUTO,
+        description="Where the losses of a history that does not change (`initial` or a path) are kept: `auto` is a "
+        "folder of the run's own, `OUTPUT_DIR/sstoken/history`, used in runs of more than one epoch; the path of a "
+        "folder is shared by all runs that name it; `false` or `null` keeps none. `axolotl sstoken-score` fills either "
+        "ahead of training.",
     )
     keep_eos: bool = Field(
         default=True,
@@ -123,6 +126,11 @@ class SSTokenConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _no_bool_for_a_number(cls, value: Any, info: Any) -> Any:
+        if info.field_name == "history_cache":
+            if (value is not None and not isinstance(value, str | bool)) or value in (True, ""):
+                raise ValueError("write auto, the path of a folder, or false")
+            # No value at all would be lost where a framework writes its settings anew.
+            return False if value is None else value
         # pydantic reads `ratio: true` as 1.0.
         if isinstance(value, bool) and info.field_name not in ("keep_eos", "report"):
             raise ValueError("true and false are not values of this key")
@@ -135,9 +143,9 @@ class SSTokenConfig(BaseModel):
                 f"sstoken.selector: {self.selector} compares with a model that is given, and sstoken.history is "
                 f"{self.history}; set sstoken.history to the path of an adapter folder or a full checkpoint."
             )
-        if self.history_cache is not None and self.history in CHANGING:
+        if self.cache_folder is not None and self.history in CHANGING:
             raise ValueError(
-                f"sstoken.history_cache: {self.history_cache} keeps the losses of a history that does not change, and "
+                f"sstoken.history_cache: {self.cache_folder} keeps the losses of a history that does not change, and "
                 f"sstoken.history: {self.history} does; remove history_cache, or set history: initial or a path."
             )
         return self
@@ -170,6 +178,16 @@ class SSTokenConfig(BaseModel):
     def history_is_path(self) -> bool:
         """Whether the history is a model that is given, rather than this model's own past."""
         return self.history not in HISTORIES
+
+    @property
+    def cache_folder(self) -> str | None:
+        """The folder that the user has named to keep losses of the history in; None if they have not."""
+        return None if self.history_cache in (AUTO, False) else str(self.history_cache)
+
+    @property
+    def may_keep_losses(self) -> bool:
+        """Whether a run may keep the losses that it ranks by, in a folder of its own, without being asked."""
+        return self.history_cache == AUTO and self.needs_history and self.history not in CHANGING
 
     @property
     def needs_history(self) -> bool:

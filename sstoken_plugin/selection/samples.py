@@ -18,9 +18,9 @@ of a packed row are told apart in any of these ways:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -135,6 +135,11 @@ def as_batch(sample: Mapping[str, Any], device: Any = None) -> dict[str, Tensor]
     Raises:
         ValueError: its `seq_lengths` are not those of its tokens.
     """
+    return _trimmed(whole_row(sample, device))
+
+
+def whole_row(sample: Mapping[str, Any], device: Any = None) -> dict[str, Tensor]:
+    """Turn a row of a prepared data set into a batch of one row, as `as_batch` does, but with all that the row has."""
     columns = {key: sample[key] for key in COLUMNS if sample.get(key) is not None}
     if "position_ids" not in columns and sample.get("seq_lengths") is not None:
         columns["position_ids"] = _counted(sample["seq_lengths"], len(columns["input_ids"]))
@@ -144,7 +149,7 @@ def as_batch(sample: Mapping[str, Any], device: Any = None) -> dict[str, Tensor]
         for key in MASKS_OF_LABELS:
             if sample.get(key) is not None:
                 batch["labels"][torch.tensor(sample[key], device=device)[None] == 0] = IGNORE_INDEX
-    return _trimmed(batch)
+    return batch
 
 
 def samples_in(sample: Mapping[str, Any], device: Any = None) -> list[dict[str, Tensor]]:
@@ -155,16 +160,50 @@ def samples_in(sample: Mapping[str, Any], device: Any = None) -> list[dict[str, 
         device: of the tensors.
     """
     batch = as_batch(sample, device)
-    begins = boundaries(batch)[1][0].nonzero()[:, 0].tolist()
-    if len(begins) < 2:
-        return [batch]
-    ends = [*begins[1:], batch["labels"].shape[1]]
-    parts = [{key: column[:, a:b] for key, column in batch.items()} for a, b in zip(begins, ends, strict=True)]
-    for part in parts:
+    parts = samples_of(batch)
+    return parts if len(parts) > 1 else [batch]
+
+
+def samples_of(batch: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Return the samples of a batch in their order, each alone in a batch of one, without padding at its ends.
+
+    Args:
+        batch: `COLUMNS`, each [B, S].
+    """
+    marks = boundaries(batch)[1].nonzero().tolist()
+    if not marks:
+        return []
+    width = batch["input_ids"].shape[1]
+    parts = []
+    for (row, begin), (next_row, next_begin) in zip(marks, [*marks[1:], [-1, 0]], strict=True):
+        end = next_begin if next_row == row else width
+        part = {key: column[row : row + 1, begin:end] for key, column in batch.items()}
         if "attention_mask" in part:
             # Alone, a sample has no number.
             part["attention_mask"] = (part["attention_mask"] != 0).long()
-    return [_trimmed(part) for part in parts]
+        parts.append(_trimmed(part))
+    return parts
+
+
+def can_be_cut(batch: Mapping[str, Tensor]) -> bool:
+    """Tell whether parts of a batch can be run without the others: it holds nothing but columns of its tokens."""
+    return batch.keys() <= {*COLUMNS} and all(column.shape == batch["input_ids"].shape for column in batch.values())
+
+
+def excerpt(batch: Mapping[str, Tensor], layout: BatchLayout, tokens: int) -> Mapping[str, Tensor]:
+    """Return a part of a row where a response begins, after a prompt if any sample has one; no padding at its ends.
+
+    Args:
+        batch: see `BatchLayout.of`. It is returned whole where it cannot be cut.
+        layout: its layout, with response tokens.
+        tokens: at most so many before the response, and of it.
+    """
+    if not can_be_cut(batch):
+        return batch
+    begin = layout.position[layout.first[int(layout.has_prompt.long().argmax())]]
+    row, place = divmod(int(begin), layout.shape[1])
+    part = slice(max(place - tokens, 0), place + tokens)
+    return _trimmed({name: column[row : row + 1, part] for name, column in batch.items()})
 
 
 def _counted(lengths: Sequence[int], tokens: int) -> list[int]:
@@ -199,17 +238,36 @@ def labels_of(batch: Mapping[str, Tensor]) -> Tensor:
     return torch.where(boundaries(batch)[0], batch["input_ids"], IGNORE_INDEX) if labels is None else labels
 
 
+class KeyedSample(NamedTuple):
+    """A sample that has response tokens, as a cache sees it.
+
+    Attributes:
+        begin: flat position of its first token.
+        key: hash of all that its losses depend on.
+        responses: number of its response tokens.
+        tokens: number of its real tokens.
+    """
+
+    begin: int
+    key: bytes
+    responses: int
+    tokens: int
+
+
 def sample_keys(batch: Mapping[str, Tensor], size: int) -> tuple[list[bytes], list[int]]:
-    """Hash all that the losses of a sample depend on, for every sample that has response tokens, in their order.
+    """Return the keys of the samples of a batch, and how many response tokens each has; see `keyed_samples`."""
+    found = list(keyed_samples(batch, size))
+    return [sample.key for sample in found], [sample.responses for sample in found]
+
+
+def keyed_samples(batch: Mapping[str, Tensor], size: int) -> Iterator[KeyedSample]:
+    """Yield every sample that has response tokens, in their order.
 
     A sample has the same key in every batch, padded or packed, and alone.
 
     Args:
         batch: see `BatchLayout.of`.
         size: bytes of a key.
-
-    Returns:
-        The keys, and the number of response tokens of each sample.
     """
     real, starts = (marks.flatten() for marks in boundaries(batch))
     labels = labels_of(batch).flatten()
@@ -219,29 +277,39 @@ def sample_keys(batch: Mapping[str, Tensor], size: int) -> tuple[list[bytes], li
     if (positions := _positions(batch)) is not None:
         columns.append(positions.flatten())
     table = torch.stack(columns).cpu().numpy()
-    keys, lengths = [], []
+    begins = np.flatnonzero(table[4])
+    if not len(begins):
+        return
     # What stands before the first start is padding.
-    for part in np.split(table, np.flatnonzero(table[4]), axis=1)[1:]:
-        tokens, targets, is_response, is_real = part[:4]
-        asked = is_response.astype(bool)
-        if not asked.any():
-            continue
-        kept = is_real.astype(bool)
-        content = hashlib.blake2b(tokens[kept].astype("<u4").tobytes(), digest_size=size)
-        content.update(np.packbits(asked[kept]).tobytes())
-        if (targets[asked] != tokens[asked]).any():
-            # Labels of somebody's own, other tokens than those that are read.
-            content.update(b"labels" + targets[asked].astype("<u4").tobytes())
-        inside = kept[: np.flatnonzero(kept)[-1] + 1]
-        if not inside.all():
-            # Tokens in the midst that are not attended to.
-            content.update(b"mask" + np.packbits(inside).tobytes())
-        if len(part) == 6 and (part[5][kept] != np.arange(kept.sum())).any():
-            # Positions of somebody's own.
-            content.update(b"positions" + part[5][kept].astype("<u4").tobytes())
-        keys.append(content.digest())
-        lengths.append(int(asked.sum()))
-    return keys, lengths
+    table, begins, before = table[:, begins[0] :], begins - begins[0], begins[0]
+    tokens, targets = table[0], table[1]
+    asked, kept = table[2].astype(bool), table[3].astype(bool)
+    responses, lengths = (np.add.reduceat(marks, begins, dtype=np.int64) for marks in (asked, kept))
+    ends = np.cumsum(lengths)
+    read, is_response = tokens[kept].astype("<u4"), asked[kept]
+    has_own_labels = np.logical_or.reduceat(asked & (targets != tokens), begins)
+    last = np.maximum.reduceat(np.where(kept, np.arange(len(kept)), -1), begins)
+    has_gaps = last - begins + 1 != lengths
+    counted = np.arange(len(read)) - np.repeat(ends - lengths, lengths)
+    own_positions = table[5][kept] if len(table) == 6 else counted
+    has_own_positions = np.zeros(len(begins), bool)
+    has_own_positions[np.repeat(np.arange(len(begins)), lengths)[own_positions != counted]] = True
+    for number in np.flatnonzero(responses).tolist():
+        own = slice(ends[number] - lengths[number], ends[number])
+        content = hashlib.blake2b(read[own].tobytes(), digest_size=size)
+        content.update(np.packbits(is_response[own]).tobytes())
+        if has_own_labels[number] or has_gaps[number]:
+            span = slice(begins[number], last[number] + 1)
+            if has_own_labels[number]:
+                # Labels of somebody's own, other tokens than those that are read.
+                content.update(b"labels" + targets[span][asked[span]].astype("<u4").tobytes())
+            if has_gaps[number]:
+                # Tokens in the midst that are not attended to.
+                content.update(b"mask" + np.packbits(kept[span]).tobytes())
+        if has_own_positions[number]:
+            content.update(b"positions" + own_positions[own].astype("<u4").tobytes())
+        begin = int(before + begins[number])
+        yield KeyedSample(begin, content.digest(), int(responses[number]), int(lengths[number]))
 
 
 def boundaries(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

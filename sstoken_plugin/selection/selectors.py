@@ -111,8 +111,12 @@ class Selector:
 
 
 def _blended(signals: Signals) -> Tensor:
-    mass = signals.or_zero(signals.attention)
-    return blend(signals.scaled(signals.rel), mass, signals.gamma, signals.has_prompt)
+    mass, rel = signals.or_zero(signals.attention), signals.scaled(signals.rel)
+    if signals.gamma == 0:
+        # REL is not always measured then, and 0 times what is not finite would count.
+        rel = torch.where(signals.has_prompt, 0, rel)
+    score = blend(rel, mass, signals.gamma, signals.has_prompt)
+    return torch.where(torch.isfinite(signals.current), score, torch.nan)
 
 
 def _rel(signals: Signals) -> Tensor:

@@ -12,6 +12,7 @@ from sstoken_plugin.engine.run import Run
 from sstoken_plugin.engine.step import TokenSelection
 from sstoken_plugin.history.build import build_history
 from sstoken_plugin.selection.config import SSTokenConfig
+from sstoken_plugin.training.cache import cache_folder
 from sstoken_plugin.training.callbacks import HistoryCallback
 from sstoken_plugin.training.session import Session
 from sstoken_plugin.training.setup import build_selection, describe, look_at_data
@@ -42,7 +43,8 @@ def select_tokens(trainer: Any, config: SSTokenConfig, run: Run, front: type | N
         model, precision = trainer.model, trainer.accelerator.autocast
         tokenizer, samples = session.tokenizer, session.samples
         ends = look_at_data(samples, run, model, tokenizer)
-        history = build_history(config, run, model, tokenizer, samples=samples or (), precision=precision)
+        cache = cache_folder(config, run, trainer)
+        history = build_history(config, run, model, tokenizer, samples=samples or (), cache=cache, precision=precision)
         with precision():
             selection = build_selection(config, run, model, history, ends)
         if session.is_first_rank:

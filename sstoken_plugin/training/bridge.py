@@ -69,7 +69,7 @@ def _refuse_engine(accelerator: Any, config: SSTokenConfig) -> None:
         raise ValueError(f"fsdp_version: 1 {refusal.FSDP1}; set fsdp_version: 2, or train without sstoken.")
     if getattr(getattr(state, "deepspeed_plugin", None), "zero_stage", 0) != 3:
         return
-    whole = {"history": config.history_is_path, "history_cache": config.history_cache is not None}
+    whole = {"history": config.history_is_path, "history_cache": config.cache_folder is not None}
     for key in (key for key, asked in whole.items() if asked):
         raise ValueError(f"sstoken.{key}: {getattr(config, key)} {refusal.ZERO_3}; {refusal.ZERO_3_WAY_OUT}.")
 

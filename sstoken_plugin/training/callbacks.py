@@ -35,6 +35,10 @@ class HistoryCallback(TrainerCallback):
         """Write losses that wait to be written."""
         self._session.flush()
 
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write losses that wait to be written: in the next epoch other ranks ask for them."""
+        self._session.flush()
+
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write losses that wait to be written."""
         self._session.flush()

@@ -22,7 +22,7 @@ METRICS = {
     "sstoken/position_overlap": ("position_both", "position_either"),
     "sstoken/eos_selected": ("eos_kept", "eos"),
     "sstoken/gamma": ("gamma", "steps"),
-    "sstoken/history_cache_hits": ("cached_samples", "samples"),
+    "sstoken/history_cache_hits": ("cached_samples", "history_samples"),
     "sstoken/not_finite": ("non_finite", "response"),
 }
 # Logged where it is not 0.
@@ -37,12 +37,12 @@ MEANINGS = {
     "sstoken/position_overlap": "Jaccard index of the kept tokens and the first k tokens",
     "sstoken/eos_selected": "share of the tokens that end a turn which were kept",
     "sstoken/gamma": "weight of REL in the score: 0 during the warm-up",
-    "sstoken/history_cache_hits": "share of samples whose history losses came from the cache",
+    "sstoken/history_cache_hits": "share of the samples whose history losses were asked for that came from the cache",
     "sstoken/not_finite": "share of response tokens whose loss or REL is not finite; other means leave them out",
 }
 # Not logged; the monitor reads it.
 INTERNAL = {"leading": ("leading_kept", "free_kept")}
-_WARNED = ("promptless_samples", "non_finite", "only_ends_samples")
+_WARNED = ("samples", "promptless_samples", "non_finite", "only_ends_samples")
 COUNTS = sorted({name for pair in (*METRICS.values(), *INTERNAL.values()) for name in pair} | {*_WARNED})
 
 
@@ -60,7 +60,6 @@ def counts(step: ScoredStep) -> dict[str, Tensor]:
         "steps": one,
         "gamma": one * step.phase.gamma,
         "samples": one * len(layout.lengths),
-        "cached_samples": one * step.cached_samples,
         "response": one * len(layout.position),
         "kept": kept.sum(),
         "kept_loss": loss[kept].sum(),
@@ -77,6 +76,8 @@ def counts(step: ScoredStep) -> dict[str, Tensor]:
         "promptless_samples": (~layout.has_prompt).sum(),
         "non_finite": (~finite).sum(),
     }
+    if step.cached_samples is not None:
+        found |= {"cached_samples": one * step.cached_samples, "history_samples": found["samples"]}
     if scores.attention is not None:
         seen = torch.isfinite(scores.attention)
         found |= {"attention": torch.where(seen, scores.attention, 0).sum(), "attention_tokens": seen.sum()}
@@ -131,7 +132,8 @@ class Totals:
         return dict(zip(COUNTS, vector.tolist(), strict=True))
 
     def restore(self, found: dict[str, float], device: torch.device) -> None:
-        """Go on from counts that `peek` gave."""
+        """Go on from counts that `peek` gave, or an earlier release, in which the history saw every sample."""
+        found = {"history_samples": found.get("samples", 0.0), **found}
         self._sum = torch.tensor([found.get(name, 0.0) for name in COUNTS], dtype=torch.float64, device=device)
 
 

@@ -50,7 +50,7 @@ class SelectionMonitor:
             self._rule, self._dropped, self._leading = rule, [], []
         return [
             f"ssToken: {text}"
-            for sign, text in (*self._odd_data(total), *self._collapse(rule, total))
+            for sign, text in (*self._odd_data(rule, total), *self._collapse(rule, total))
             if self._is_new(sign)
         ]
 
@@ -87,13 +87,14 @@ class SelectionMonitor:
         self._raised.add(sign)
         return not known
 
-    def _odd_data(self, total: dict[str, float]) -> list[tuple[str, str]]:
+    def _odd_data(self, rule: str, total: dict[str, float]) -> list[tuple[str, str]]:
         found = []
-        if total["promptless_samples"]:
-            decides = "REL alone decides there" if total["rel_tokens"] else "the first tokens are kept there"
+        needs = selector_of(rule).needs
+        if total["promptless_samples"] and "attention" in needs:
+            decides = "REL alone decides there" if "rel" in needs else "the first tokens are kept there"
             found.append(
                 (
-                    "no prompt",
+                    f"no prompt under {rule}",
                     f"{total['promptless_samples']:.0f} of {total['samples']:.0f} samples have no prompt, so prompt "
                     f"attention says nothing: {decides}.",
                 )

@@ -18,7 +18,7 @@ from sstoken_plugin.engine.step import Phase, ScoredStep, TokenSelection
 from sstoken_plugin.selection.config import SSTokenConfig
 from sstoken_plugin.selection.samples import IGNORE_INDEX
 from sstoken_plugin.selection.turns import Turns
-from sstoken_plugin.training import checkpoint
+from sstoken_plugin.training import checkpoint, sampling
 from sstoken_plugin.training.metrics import Totals, counts, ratios
 from sstoken_plugin.training.monitor import SelectionMonitor
 from sstoken_plugin.training.parts import HistoryPart, MonitorPart, Part, TotalsPart, WarningsPart
@@ -43,6 +43,7 @@ class Session:
         warnings: every warning raised about the selection, in order.
         watchers: are shown every scored step of the training, and must not change it.
         parts: what has state in a checkpoint beside the selection's own.
+        batches: micro-batches of an epoch on this rank; None where that is not known yet.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Session:
         self.watchers: list[Callable[[ScoredStep], None]] = []
         self.parts: list[Part] = []
         self.names = names
+        self.batches: int | None = None
         self.totals = Totals()
         self._trainer = trainer
         self._make_selection = make_selection
@@ -96,6 +98,15 @@ class Session:
         warmup_steps = math.ceil(self.config.warmup_ratio * state.max_steps)
         in_warmup = state.global_step < warmup_steps
         return Phase.of(self.config, in_warmup=in_warmup, draw=int(state.epoch or 0))
+
+    @property
+    def _is_sampled(self) -> bool:
+        """Whether the micro-batch under way is a sample; it follows from the optimizer steps, so that it resumes."""
+        state, each = self._trainer.state, self._trainer.args.gradient_accumulation_steps
+        # The last step of an epoch may have fewer.
+        there = self._expected or each
+        begin, end = (number * each // there for number in (self._taken, self._taken + 1))
+        return sampling.is_sampled(state.global_step * each + begin, state.max_steps * each, end - begin)
 
     def begin(self) -> None:
         """Build the selection, at most once: the weights are the first ones, and sharded if they ever will be.
@@ -166,7 +177,7 @@ class Session:
             )
         self.phase = self.phase_now
         self._scored = False
-        return self.selection.begin(self.model, inputs, self.phase)
+        return self.selection.begin(self.model, inputs, self.phase, only_needed=not self._is_sampled)
 
     def loss_of(self, step: ScoredStep) -> Callable[..., Tensor]:
         """Return the loss of a step as a `compute_loss_func` whose call is noticed."""

@@ -68,6 +68,13 @@ class TokenSelectionTrainer(Trainer):
         _, items = super().get_batch_samples(iter(stand_ins), len(stand_ins), device)
         return batches, items
 
+    def get_train_dataloader(self) -> Any:
+        """Return what yields the batches, and take note of how many an epoch has."""
+        loader: Any = super().get_train_dataloader()
+        if self.sstoken is not None and hasattr(loader, "__len__"):
+            self.sstoken.batches = len(loader)
+        return loader
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the metrics of the selection to every training log line."""
         if self.sstoken is not None and self.sstoken.selection is not None and "loss" in logs:

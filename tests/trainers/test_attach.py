@@ -51,6 +51,19 @@ def test_a_second_training_begins_anew(trainer):
     assert all(label.endswith("of 6") for label in moments(selects))
 
 
+def test_rows_that_a_collator_tokenises_train_for_several_epochs(trainer):
+    """Full fine-tuning, whose history would be left out if its losses were all kept."""
+    selects = trainer(steps=24, options={"remove_unused_columns": False})
+    selects.model = selects.model.merge_and_unload()
+    selects.model.requires_grad_(True)
+    rows, collate = selects.train_dataset, selects.data_collator
+    selects.train_dataset = [{"number": number} for number in range(len(rows))]
+    selects.data_collator = lambda batch: collate([rows[row["number"]] for row in batch])
+    attach(selects, SELECTS).train()
+    assert selects.state.epoch > 1
+    assert any(line.get("sstoken/history_cache_hits") == 1 for line in selects.state.log_history)
+
+
 def test_a_model_that_is_made_for_a_training_has_a_history_of_its_own(trainer):
     selects = trainer()
     made = [trainer().model, trainer().model]

@@ -1,0 +1,120 @@
+"""Signals by which nothing ranks are measured on samples: what a run computes, and what it logs."""
+
+import json
+from itertools import pairwise
+
+import pytest
+import torch
+
+from sstoken_plugin.engine.attention import PromptAttention
+from sstoken_plugin.selection.scores import normalise
+from sstoken_plugin.training.sampling import EVERY, is_sampled
+
+STEPS, MICRO_BATCHES = 20, 40
+SAMPLED = [9, 29]
+
+
+@pytest.mark.parametrize("total", [1, 7, 19, 20, 39, 40, 399, 12345])
+def test_samples_are_one_in_twenty_and_evenly_spread(total):
+    found = [number for number in range(total) if is_sampled(number, total)]
+    assert len(found) == max(1, total // EVERY)
+    gaps = {after - before for before, after in pairwise(found)}
+    assert not gaps or (min(gaps) >= EVERY and max(gaps) - min(gaps) <= 1)
+    # As far from the start as from the end.
+    assert abs(found[0] - (total - 1 - found[-1])) <= 1
+
+
+@pytest.fixture
+def probed(monkeypatch):
+    """One entry for each forward pass whose prompt attention was measured."""
+    made = []
+    measure = PromptAttention.measure
+
+    def count(self, prompt):
+        made.append(prompt.shape)
+        return measure(self, prompt)
+
+    monkeypatch.setattr(PromptAttention, "measure", count)
+    return made
+
+
+@pytest.fixture
+def measured(config, train, steps, forwards, probed):
+    """Train, and return the run and which of its micro-batches had losses of the history, and prompt attention."""
+
+    def run(**block):
+        for taken in (steps, forwards, probed):
+            taken.clear()
+        trained = train({**config, "max_steps": STEPS, "sstoken": {"report": False, "history_cache": False, **block}})
+        assert len(steps) == MICRO_BATCHES
+        rel, attention = (
+            [number for number, (step, _) in enumerate(steps) if getattr(step.scores, name) is not None]
+            for name in ("rel", "attention")
+        )
+        assert len(forwards) == len(rel)
+        # One more for each look at the first batch that proves that it changes nothing.
+        assert len(attention) <= len(probed) <= len(attention) + 2
+        return trained, rel, attention
+
+    return run
+
+
+@pytest.mark.parametrize("selector", ["random", "position", "all", "probability"])
+def test_a_control_pays_for_samples_alone(measured, selector):
+    run, rel, attention = measured(selector=selector)
+    assert rel == attention == SAMPLED
+    # Two micro-batches a step.
+    logged = [number for number, line in enumerate(run.lines) if "sstoken/rel_mean" in line]
+    assert logged == [4, 14]
+    for line in (run.lines[4], run.lines[14]):
+        assert {"sstoken/attention_mean", "sstoken/signal_overlap"} <= line.keys()
+    assert run.lines[0].keys() >= {"sstoken/selected_ratio", "sstoken/loss_selected", "sstoken/position_overlap"}
+
+
+def test_each_selector_measures_what_it_ranks_by(measured):
+    everything = list(range(MICRO_BATCHES))
+    for selector, ranks_by in (("attention", "attention"), ("rel", "rel"), ("lowest_base_loss", "rel")):
+        _, rel, attention = measured(selector=selector, warmup_ratio=0.0)
+        found = {"rel": rel, "attention": attention}
+        assert found.pop(ranks_by) == everything
+        assert list(found.values()) == [SAMPLED]
+
+
+@pytest.mark.parametrize(
+    ("warmup_selector", "attention"),
+    [("attention", [*range(MICRO_BATCHES)]), ("all", [9, *range(20, 40)]), ("random", [9, *range(20, 40)])],
+)
+def test_a_warmup_runs_no_history(measured, warmup_selector, attention):
+    run, rel, probed = measured(warmup_ratio=0.5, warmup_selector=warmup_selector)
+    assert rel == [9, *range(20, 40)]
+    assert probed == attention
+    assert all("sstoken/rel_mean" in line for line in run.lines[10:])
+
+
+def test_where_attention_says_nothing_rel_ranks_as_ever(config, measured, steps, tmp_path):
+    """Samples without a prompt, under `attention`: what is sampled for metrics decides nothing."""
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": f"Text number {n} has words of its own."}) + "\n" for n in range(24)))
+    config["datasets"] = [{"path": str(file), "type": "completion"}]
+    _, rel, _ = measured(selector="attention")
+    assert rel == list(range(MICRO_BATCHES))
+    for step, _ in steps:
+        wanted = normalise(step.scores.rel, step.layout.sample, len(step.layout.lengths))
+        assert torch.equal(step.scores.score, wanted)
+
+
+@pytest.mark.parametrize("there", [1, 3, 19, 20])
+def test_short_steps_sample_as_many(there):
+    """Epochs of a few micro-batches where a step would take 20."""
+    steps, each = 40, 20
+    found = 0
+    for step in range(steps):
+        for number in range(there):
+            begin, end = (place * each // there for place in (number, number + 1))
+            found += is_sampled(step * each + begin, steps * each, end - begin)
+    assert found == steps * each // EVERY
+
+
+def test_a_ratio_of_one_needs_no_signal(measured):
+    _, rel, attention = measured(ratio=1.0, warmup_ratio=0.0)
+    assert rel == attention == SAMPLED
