@@ -63,7 +63,7 @@ class Case:
         prompt_share: of the tokens of a sample.
         samples_per_row: more than 1 packs rows.
         changes: keys of the YAML, on both sides.
-        block: of `sstoken:`; REL counts from the first step, and a warm case has its history losses on disk.
+        block: of `sstoken:`; REL counts from the first step, and losses of the history are kept in a warm case alone.
         warm: whether it has.
         model: folder of the base model.
         environment: variables of the process whose steps are timed.
@@ -124,7 +124,7 @@ class Case:
             "seed": 42,
         }
         if side == "plugin":
-            block = {"warmup_ratio": 0.0, "report": False, **self.block}
+            block = {"warmup_ratio": 0.0, "report": False, "history_cache": False, **self.block}
             if self.warm:
                 block["history_cache"] = str(folder / "cache")
             config |= {"plugins": ["sstoken"], "sstoken": block}
@@ -190,7 +190,8 @@ def fill_cache(config: dict[str, Any]) -> None:
 
     trainer, _ = build(config)
     losses = trainer.sstoken.selection.history
-    for _ in score(losses, trainer.model, work_left(losses, trainer.train_dataset), 2048):
+    data = trainer.train_dataset
+    for _ in score(losses, trainer.model, data, work_left(losses, data), 2048):
         pass
 
 
@@ -263,21 +264,23 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def asked(description: str | None, names: Iterable[str], pairs: int) -> argparse.Namespace:
+def asked(description: str | None, names: Iterable[str], pairs: int, **numbers: int) -> argparse.Namespace:
     """Read the command line of a benchmark and make sure that the base model is there.
 
     Args:
         description: of the command.
         names: of what it can measure.
-        pairs: how many pairs of steps it takes of each unless told.
+        pairs: how many pairs it takes of each unless told.
+        numbers: further options, with what they are unless told.
 
     Returns:
-        `only`, the names to measure, and `pairs`.
+        `only`, the names to measure, `pairs`, and the further ones.
     """
     names = list(names)
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--pairs", type=int, default=pairs)
+    for name, number in {"pairs": pairs, **numbers}.items():
+        parser.add_argument(f"--{name}", type=int, default=number)
     options = parser.parse_args()
     unpack_model()
     return options

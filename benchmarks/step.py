@@ -1,10 +1,10 @@
-"""Cost of the plugin against plain Axolotl: time and peak memory of a step, of a run, and of the parts of a step.
+"""Cost of the plugin against plain Axolotl: time and peak memory of a step, and of the parts of one.
 
     python benchmarks/step.py [--only NAME ...] [--pairs 7]
 
 SmolLM2-135M in float32. Prints each figure as a ratio to plain Axolotl with its range over the pairs, writes
-outputs/benchmarks/step.json and draws it (`pip install '.[bench]'`). How it is measured: harness.py. Run nothing else
-meanwhile.
+outputs/benchmarks/step.json and draws it (`pip install '.[bench]'`). How it is measured: harness.py; whole runs:
+runs.py. Run nothing else meanwhile.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ from harness import (
     asked,
     build,
     in_child,
-    load,
     measure,
     peak_bytes,
     ratios,
@@ -53,55 +51,6 @@ STEPS = {
     "warm, 2 x 512, memory kept": Case(warm=True, environment=NEVER_FREED),
     "history in the step, 2 x 512, memory kept": Case(environment=NEVER_FREED),
 }
-EPOCH_STEPS = 6
-EPOCHS = Case(changes={**LORA, "max_steps": 3 * EPOCH_STEPS}, warm=True)
-
-
-def three_epochs(runs: int) -> dict[str, Any]:
-    """Measure runs of three epochs; the first fills a cache that the others read."""
-    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-    with runs_of_epochs() as configs:
-        memory = {side: in_child("step", "whole_run", config, **FREED_AT_ONCE) for side, config in configs.items()}
-    for _ in range(runs):
-        with runs_of_epochs() as configs:
-            for side, taken in in_child("step", "runs_in_turn", configs).items():
-                seconds[side].append(taken)
-    return ratios(seconds, memory)
-
-
-@contextmanager
-def runs_of_epochs() -> Iterator[dict[str, dict[str, Any]]]:
-    """Give the YAML of both sides, in a folder where no loss is kept yet."""
-    with tempfile.TemporaryDirectory() as name:
-        yield {side: EPOCHS.yaml(side, Path(name), samples=EPOCH_STEPS * EPOCHS.batch) for side in SIDES}
-
-
-def runs_in_turn(configs: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Train both sides in one process, a step of each in turn, and return the seconds of each run.
-
-    What the plugin does before the first step counts as its own. A run is minutes long: one after the other, the two
-    would be as far apart as the machine's speed drifts.
-    """
-    from sstoken_plugin.training.session import Session
-
-    begin = Session.begin
-    begun: list[float] = []
-    Session.begin = lambda self: begun.append(timed(lambda: begin(self)))  # type: ignore[method-assign]
-    sides = {side: build(config) for side, config in configs.items()}
-    seconds = {"plain": 0.0, "plugin": sum(begun)}
-    for _ in range(EPOCHS.changes["max_steps"]):
-        for side, (trainer, batches) in sides.items():
-            seconds[side] += step(trainer, next(batches))
-    return seconds
-
-
-def whole_run(config: dict[str, Any]) -> int:
-    """Train to the end; return the peak memory of this process."""
-    from axolotl.train import train
-
-    cfg, data = load(config)
-    train(cfg=cfg, dataset_meta=data)
-    return peak_bytes()
 
 
 def parts(pairs: int) -> dict[str, Any]:
@@ -153,18 +102,20 @@ def scoring(pairs: int) -> dict[str, Any]:
 def scored(config: dict[str, Any], sides: list[str], pairs: int) -> dict[str, Any]:
     """Run batches of 1024 tokens bare, scored or in turn; return the seconds of each, and this process's peak."""
     from sstoken_plugin.engine.modes import without_trace
-    from sstoken_plugin.history.scoring import Work, score, work_left
+    from sstoken_plugin.history.scoring import Work, samples_to_score, score, work_left
 
     trainer, _ = build(config)
     losses, model = trainer.sstoken.selection.history, trainer.model
-    missing = work_left(losses, trainer.train_dataset).missing
+    data = trainer.train_dataset
+    missing = work_left(losses, data).missing
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(WARMUP_STEPS + pairs):
-        samples = missing[2 * number : 2 * number + 2]
+        work = Work(2, missing[2 * number : 2 * number + 2], 0)
+        samples = [samples_to_score(data[row])[place] for row, place, _ in work.missing.tolist()]
         for side in sides:
             start = time.perf_counter()
             if side == "plugin":
-                for _ in score(losses, model, Work(len(samples), samples, 0), 1024):
+                for _ in score(losses, model, data, work, 1024):
                     pass
             else:
                 import torch
@@ -181,7 +132,6 @@ def main() -> None:
     """Run the benchmark and print a table."""
     rows: dict[str, Callable[[int], dict[str, Any]]] = {
         **{name: lambda pairs, case=case: measure(case, pairs) for name, case in STEPS.items()},  # type: ignore[misc]
-        "three epochs, cache filled in the first": lambda pairs: three_epochs(min(pairs, 2)),
         "sstoken-score": scoring,
         "parts": parts,
     }
