@@ -57,6 +57,24 @@ def test_odd_data_is_told_once():
     assert ["2 of 4 samples have no prompt" in texts[0], "3 tokens" in texts[1], len(texts)] == [True, True, 2]
 
 
+@pytest.mark.parametrize(
+    ("rule", "rel_tokens", "words"),
+    [
+        ("attention", 50, "REL alone decides"),
+        ("attention", 0, "the first tokens are kept"),
+        ("sstoken", 50, "REL alone"),
+    ],
+)
+def test_what_decides_without_a_prompt_is_told(rule, rel_tokens, words):
+    """Under `attention` too REL decides there, where there is a history."""
+    (text,) = observe([line(promptless_samples=2, rel_tokens=rel_tokens)] * 2, rule=rule)
+    assert words in text
+
+
+def test_samples_without_a_prompt_are_told_where_attention_ranks():
+    assert observe([line(promptless_samples=2)], rule="random") == []
+
+
 def test_losses_that_are_not_finite_are_told_and_nothing_else_is_drawn_from_them():
     """Once weights are no numbers, the first tokens are kept, and the loss of those that are finite says little."""
     ordinary = [line(dropped_loss=40)] * 10

@@ -89,12 +89,12 @@ class SelectionMonitor:
 
     def _odd_data(self, rule: str, total: dict[str, float]) -> list[tuple[str, str]]:
         found = []
-        needs = selector_of(rule).needs
-        if total["promptless_samples"] and "attention" in needs:
-            decides = "REL alone decides there" if "rel" in needs else "the first tokens are kept there"
+        if total["promptless_samples"] and "attention" in selector_of(rule).needs:
+            # Wherever attention ranks, REL is measured for such samples if it can be.
+            decides = "REL alone decides there" if total["rel_tokens"] else "the first tokens are kept there"
             found.append(
                 (
-                    f"no prompt under {rule}",
+                    "no prompt",
                     f"{total['promptless_samples']:.0f} of {total['samples']:.0f} samples have no prompt, so prompt "
                     f"attention says nothing: {decides}.",
                 )
