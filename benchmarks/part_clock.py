@@ -27,14 +27,18 @@ PARTS: list[tuple[Any, str, str]] = [
 
 
 class PartClock:
-    """Adds up the time of parts of a step.
+    """Adds up the time of parts of a step, or of a run.
 
     Args:
         timed: returns the seconds of a call. Where it waits for a device, the sum is a little too long.
+        parts: what they are called.
+
+    Attributes:
+        spent: the seconds of each part so far.
     """
 
-    def __init__(self, timed: Callable[[Callable[[], Any]], float]):
-        self.spent = {"probe": 0.0, "bookkeeping": 0.0}
+    def __init__(self, timed: Callable[[Callable[[], Any]], float], parts: Iterable[str] = ("probe", "bookkeeping")):
+        self.spent = dict.fromkeys(parts, 0.0)
         self._timed = timed
         self._running = False
 

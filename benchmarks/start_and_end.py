@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from harness import Case, load, save, unpack_model
+from part_clock import PartClock
+from step import timed
 
 from sstoken_plugin.engine import step
-from sstoken_plugin.engine.modes import replaced
 from sstoken_plugin.engine.step import TokenSelection
 from sstoken_plugin.history import build
 from sstoken_plugin.history.adapter import AdapterOff
@@ -46,34 +46,16 @@ PARTS: list[tuple[Any, str, str]] = [
 
 def run(steps: int) -> dict[str, Any]:
     """Train, and return the seconds of each part and of the training."""
-    spent = dict.fromkeys((part for *_, part in PARTS), 0.0)
-    running = False
-
-    def timing(function: Any, part: str) -> Any:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            nonlocal running
-            if running:
-                return function(*args, **kwargs)
-            running, start = True, time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                running = False
-                spent[part] += time.perf_counter() - start
-
-        return timed
-
     from axolotl.train import setup_model_and_trainer
 
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         config = Case().yaml("plugin", Path(name), samples=steps)
         cfg, data = load({**config, "max_steps": steps, "logging_steps": 1, "sstoken": {}})
-        for owner, function, part in PARTS:
-            stack.enter_context(replaced(owner, function, timing(getattr(owner, function), part)))
+        clock = PartClock(timed, (part for *_, part in PARTS))
+        for place in PARTS:
+            stack.enter_context(clock.watch(*place))
         trainer = setup_model_and_trainer(cfg, data)[0]
-        start = time.perf_counter()
-        trainer.train()
-        return {"parts": spent, "training": time.perf_counter() - start, "steps": steps}
+        return {"training": timed(trainer.train), "parts": clock.spent, "steps": steps}
 
 
 def main() -> None:
