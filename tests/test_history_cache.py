@@ -329,14 +329,10 @@ def test_the_page_leaves_the_losses_to_the_training(config, train, steps, forwar
     found = []
     for report in (True, False):
         run = train({**config, "max_steps": 2 * EPOCH, "sstoken": {"warmup_ratio": 0.5, "report": report}})
-        found.append((hits_by_step(steps), run.losses))
+        found.append(([step.cached_samples for step, _ in steps], run.losses))
         steps.clear()
         shutil.rmtree(own(config))
     assert found[0] == found[1]
-
-
-def hits_by_step(steps):
-    return [step.cached_samples for step, _ in steps if torch.is_grad_enabled()]
 
 
 def test_a_checkpoint_holds_a_small_history_though_the_cache_is_full(cached, train):
