@@ -8,6 +8,7 @@ from __future__ import annotations
 import click
 
 from sstoken_plugin.axolotl.cli import inspect_command, score_command
+from sstoken_plugin.experiments.compare import compare_command
 
 if __name__ == "__main__":
-    click.Group(commands=[inspect_command, score_command])(prog_name="python -m sstoken_plugin")
+    click.Group(commands=[inspect_command, score_command, compare_command])(prog_name="python -m sstoken_plugin")

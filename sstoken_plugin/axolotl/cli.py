@@ -69,7 +69,7 @@ def inspect_command(
     Prints some of them and writes selections.jsonl and inspect.html. Settings can be overridden as in
     `--sstoken.ratio=0.4`. CONFIG need not name the plugin yet.
     """
-    with _told_in_a_sentence():
+    with told_in_a_sentence():
         inspect(config, _overrides(context), adapters, samples, show, out)
 
 
@@ -250,7 +250,7 @@ def score_command(context: click.Context, config: str, batch_tokens: int) -> Non
     processes share the work: `accelerate launch -m sstoken_plugin sstoken-score CONFIG`. Settings can be overridden as
     in `--sstoken.history_cache=FOLDER`.
     """
-    with _told_in_a_sentence():
+    with told_in_a_sentence():
         score(config, _overrides(context), batch_tokens)
 
 
@@ -388,7 +388,7 @@ def _precision(cfg: Any, model: Any) -> Callable[[], Any]:
 
 
 @contextmanager
-def _told_in_a_sentence() -> Iterator[None]:
+def told_in_a_sentence() -> Iterator[None]:
     """Tell errors about the configuration in a sentence, on a terminal that may not have every character."""
     replace_what_streams_lack()
     try:

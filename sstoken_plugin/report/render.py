@@ -134,29 +134,31 @@ def _document(frame: str, samples: str, moments: str) -> str:
     parts = {
         "STYLE": _style(),
         "SCRIPT": _script(),
-        "STYLE_HASH": _hash(_style()),
-        "SCRIPT_HASH": _hash(_script()),
+        "STYLE_HASH": csp_hash(_style()),
+        "SCRIPT_HASH": csp_hash(_script()),
         "DATA": f'{frame[:-1]},"samples":{samples},"moments":{moments}}}',
     }
     # One pass: a part that happens to hold a placeholder is not filled in again.
-    return re.sub(r"@@(\w+)@@", lambda match: parts[match[1]], _file("page.html"))
+    return re.sub(r"@@(\w+)@@", lambda match: parts[match[1]], page_file("page.html"))
 
 
 @cache
 def _style() -> str:
-    return "".join(map(_file, _STYLES))
+    return "".join(map(page_file, _STYLES))
 
 
 @cache
 def _script() -> str:
     # A scope of their own; the files share it.
-    return '(() => {\n"use strict";\n' + "\n".join(map(_file, _SCRIPTS)) + "\n})();\n"
+    return '(() => {\n"use strict";\n' + "\n".join(map(page_file, _SCRIPTS)) + "\n})();\n"
 
 
-def _hash(text: str) -> str:
+def csp_hash(text: str) -> str:
+    """Return what a page's Content-Security-Policy calls a style or a script."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 @cache
-def _file(name: str) -> str:
+def page_file(name: str) -> str:
+    """Return a file of the page."""
     return (files("sstoken_plugin.report") / "page" / name).read_text(encoding="utf-8")

@@ -1,0 +1,215 @@
+"""What an experiment needs of Axolotl: its data, its training and its models, without the commands around them."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from sstoken_plugin.axolotl import compatibility, refusals
+
+if TYPE_CHECKING:
+    from sstoken_plugin.selection.turns import EndTokens
+
+# What a run of many must not do on its own: choose by the data that arms are compared on, or speak to others.
+SWITCHED_OFF = (
+    "eval_steps", "evals_per_epoch", "evaluation_strategy", "eval_on_start", "do_bench_eval", "do_causal_lm_eval",
+    "eval_table_size", "load_best_model_at_end", "early_stopping_patience", "metric_for_best_model",
+    "greater_is_better", "save_steps", "saves_per_epoch", "save_first_step", "save_only_model",
+    "resume_from_checkpoint", "hub_model_id", "hub_strategy", "push_dataset_to_hub", "use_wandb", "wandb_project",
+    "use_mlflow", "use_comet", "use_trackio", "use_tensorboard",
+)  # fmt: skip
+# Axolotl's own default.
+DEFAULT_SEED = 42
+
+
+def yaml_of_arm(
+    base: Mapping[str, Any], sstoken: Mapping[str, Any] | None, changes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the YAML that an arm trains by, but for folders.
+
+    Args:
+        base: the YAML that all arms start from. What it says of the selection counts for none of them.
+        sstoken: the arm's `sstoken:` block; None is plain training.
+        changes: other keys.
+    """
+    found = {key: value for key, value in {**base, **changes}.items() if key not in (*SWITCHED_OFF, "sstoken")}
+    found["plugins"] = [name for name in found.get("plugins") or () if not compatibility.names_us({"plugins": [name]})]
+    if sstoken is not None:
+        found["plugins"].append("sstoken_plugin.SSTokenPlugin")
+        found["sstoken"] = dict(sstoken)
+    # The split into training and evaluation data follows from it, so that it is the same in every run.
+    found["seed"] = base.get("seed", DEFAULT_SEED)
+    found |= {
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "save_total_limit": 1,
+        "auto_resume_from_checkpoints": True,
+    }
+    return found
+
+
+def yaml_of_trained(trained: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the YAML by which a trained model is evaluated: the plugin has no part in it.
+
+    Args:
+        trained: the YAML of its training.
+        folder: of the trained adapter or model.
+    """
+    found = yaml_of_arm(trained, None, {})
+    if found.get("adapter"):
+        return {**found, "lora_model_dir": str(folder)}
+    own = {"tokenizer_config": found.get("tokenizer_config") or found["base_model"]}
+    return {**found, **own, "base_model": str(folder), "base_model_config": str(folder), "revision_of_model": None}
+
+
+def check(found: Mapping[str, Any]) -> None:
+    """Refuse an arm's YAML that does not go with the selection, by the keys alone.
+
+    Raises:
+        ValueError: one sentence with key and fix.
+    """
+    if compatibility.names_us(found):
+        compatibility.check(found)
+
+
+def can_share_losses(found: Mapping[str, Any]) -> bool:
+    """Tell whether an arm may keep the losses of its history where other arms find them."""
+    settings = compatibility.check(found) if compatibility.names_us(found) else None
+    return bool(
+        settings and settings.may_keep_losses and not any(found.get(key) for key in refusals.REFUSED_WITH_CACHE)
+    )
+
+
+def load(file: Path) -> Any:
+    """Return the validated configuration of a YAML file.
+
+    Raises:
+        ValueError: Axolotl or the plugin refuses it.
+    """
+    import torch
+    from axolotl.cli.config import load_cfg
+    from axolotl.integrations.base import PluginManager
+
+    # Those of the YAML before: a process reads the YAMLs of several arms.
+    PluginManager.get_instance().plugins.clear()
+    cfg = load_cfg(str(file))
+    if not torch.accelerator.is_available():
+        cfg.device_map = "cpu"
+    return cfg
+
+
+def data_of(cfg: Any) -> Any:
+    """Return the prepared data as Axolotl's own training gets them, with `train_dataset` and `eval_dataset`."""
+    from axolotl.common.datasets import load_datasets
+    from axolotl.integrations.base import PluginManager
+
+    return PluginManager.get_instance().load_datasets(cfg, preprocess=False) or load_datasets(cfg=cfg)
+
+
+def rows_of(base: Mapping[str, Any], datasets: Sequence[Mapping[str, Any]], folder: Path) -> Any:
+    """Return samples of other data sets, prepared as those of a YAML are.
+
+    Args:
+        base: the YAML.
+        datasets: entries as in its `datasets:`.
+        folder: for a YAML of them.
+
+    Raises:
+        ValueError: Axolotl refuses them.
+    """
+    others = {
+        **yaml_of_arm(base, None, {}),
+        "datasets": [dict(entry) for entry in datasets],
+        "test_datasets": None,
+        "val_set_size": 0,
+        "sample_packing": False,
+        "eval_sample_packing": None,
+        "shuffle_merged_datasets": False,
+        # A length of training has nothing to do with it, and may not go with so few samples.
+        "max_steps": 1,
+        "output_dir": str(folder / "unused"),
+    }
+    file = write(others, folder / "evaluation.yaml")
+    return data_of(load(file)).train_dataset
+
+
+def write(found: Mapping[str, Any], file: Path) -> Path:
+    """Write a YAML and return its file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(dict(found), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return file
+
+
+def train(file: Path, seed: int, callbacks: Iterable[Any] = ()) -> tuple[list[dict[str, Any]], int]:
+    """Train by a YAML, from its last checkpoint if it has one.
+
+    The seed decides the first weights of an adapter, the order of the samples and dropout; the split into training and
+    evaluation data is that of the YAML's own seed.
+
+    Args:
+        file: the YAML.
+        seed: of the training.
+        callbacks: of transformers' `TrainerCallback`, which the trainer gets.
+
+    Returns:
+        The lines of the training's log, and the number of its optimizer steps.
+    """
+    from axolotl.train import train as axolotl_train
+    from transformers import set_seed, trainer
+
+    from sstoken_plugin.engine.modes import replaced
+
+    cfg = load(file)
+    data = data_of(cfg)
+    cfg.seed = seed
+    if cfg.data_seed is not None:
+        cfg.data_seed = seed
+    set_seed(seed)
+    # What the trainer of any configuration takes up, and the YAML cannot name.
+    with replaced(trainer, "DEFAULT_CALLBACKS", [*trainer.DEFAULT_CALLBACKS, *callbacks]):
+        model, tokenizer, done = axolotl_train(cfg=cfg, dataset_meta=data)
+    log, steps = list(done.state.log_history), int(done.state.global_step)
+    del model, tokenizer, done
+    gc.collect()
+    return log, steps
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model to evaluate.
+
+    Attributes:
+        model: in evaluation mode, with its adapter.
+        tokenizer: its tokenizer.
+        ends: what can end a turn.
+        precision: makes the context in which training runs the model.
+    """
+
+    model: Any
+    tokenizer: Any
+    ends: EndTokens
+    precision: Callable[[], Any]
+
+
+def trained_model(file: Path) -> Trained:
+    """Return the model of a YAML."""
+    import torch
+    from axolotl.cli.utils import load_model_and_tokenizer
+
+    from sstoken_plugin.axolotl.run import run_of
+    from sstoken_plugin.training.setup import end_tokens
+
+    cfg = load(file)
+    model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg, inference=True)
+    enabled = bool(cfg.bf16 or cfg.fp16)
+    return Trained(
+        model.eval(),
+        tokenizer,
+        end_tokens(run_of(cfg), model, tokenizer),
+        lambda: torch.autocast(model.device.type, dtype=cfg.torch_dtype, enabled=enabled),
+    )

@@ -1,0 +1,35 @@
+"""The command of experiments that have a YAML of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sstoken_plugin.axolotl.cli import told_in_a_sentence
+from sstoken_plugin.experiments.comparison import sentence
+from sstoken_plugin.experiments.config import read
+from sstoken_plugin.experiments.main import as_json, collect, have, tell, write_results
+
+
+@click.command()
+@click.argument("config", type=click.Path(exists=True, dir_okay=False))
+@click.option("--part", metavar="K/N", help="Have the K-th of N parts of the runs: for N machines, or N GPUs.")
+@click.option(
+    "--collect", "only_collect", is_flag=True, help="Train nothing: write the page of the runs that are there."
+)
+def command(config: str, part: str | None, only_collect: bool) -> None:
+    """Train the arms of CONFIG with each of its seeds, evaluate them, and write OUT/page.html and OUT/results.json.
+
+    Can be stopped at any time: the same command goes on where it was. See docs/experiments.md.
+    """
+    with told_in_a_sentence():
+        experiment = read(Path(config))
+        faults = [] if only_collect else have(experiment, part)
+        tables = collect(experiment, experiment.out / "page.html", "Does token selection help?", faults=faults)
+        write_results(as_json(experiment, tables), experiment.out / "results.json")
+        for comparison in tables[0].comparisons if tables else ():
+            tell(sentence(comparison, tables[0], experiment.smallest_difference))
+        tell(f"Written: {experiment.out / 'page.html'}, {experiment.out / 'results.json'}")
+        if faults:
+            raise ValueError(f"{len(faults)} runs failed, the first: {faults[0]}")

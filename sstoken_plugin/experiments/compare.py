@@ -1,0 +1,192 @@
+"""`axolotl sstoken-compare`: the shortest useful experiment, on a YAML that is there anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+from sstoken_plugin.axolotl.cli import told_in_a_sentence
+from sstoken_plugin.base.files import expand
+from sstoken_plugin.experiments.comparison import Table, sentence
+from sstoken_plugin.experiments.config import Experiment, parse
+from sstoken_plugin.experiments.main import collect, comparisons_json, have, tell, write_results
+from sstoken_plugin.experiments.runs import runs_of
+from sstoken_plugin.experiments.yaml_file import read_mapping
+from sstoken_plugin.selection.config import SSTokenConfig, nearest
+from sstoken_plugin.selection.selectors import SELECTORS
+
+ARMS = "sstoken,random,position,all"
+# Trains without the plugin: what nobody could say of `selector: all`.
+PLAIN = "all"
+_EVALUATION = "held_out"
+# Axolotl's own default.
+_OUTPUT = "./model-out"
+
+
+@click.command(name="sstoken-compare", short_help="does ssToken help on your data?")
+@click.argument("config", type=click.Path(exists=True, dir_okay=False))
+@click.option(
+    "--arms",
+    default=ARMS,
+    show_default=True,
+    help="What to compare, with commas between: a selector by its name, `all` being plain training, or NAME:KEY=VALUE,"
+    "KEY=VALUE with keys of the sstoken: block, as in sstoken,mine:ratio=0.8,selector=rel,all.",
+)
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Trainings of each arm.")
+@click.option(
+    "--out", type=click.Path(file_okay=False), help="Folder for the results  [default: OUTPUT_DIR/sstoken-compare]"
+)
+@click.option("--part", metavar="K/N", help="Have the K-th of N parts of the trainings: for N machines, or N GPUs.")
+def compare_command(config: str, arms: str, seeds: int, out: str | None, part: str | None) -> None:
+    """Train CONFIG once for each arm and seed, and tell by its own evaluation data which arm is better.
+
+    Every arm has the first weights, the order of samples and the samples that are held out of every other with the same
+    seed; eval_loss is over all response tokens, whatever was trained on. Says how long it takes before it starts, goes
+    on where it stopped when it is run again, and writes compare.html and compare.json.
+
+    Settings of the sstoken: block of CONFIG hold for all arms, but for the selector. CONFIG need not name the plugin.
+    """
+    with told_in_a_sentence():
+        compare(config, arms, seeds, out, part)
+
+
+def compare(config: str, arms: str, seeds: int, out: str | None, part: str | None = None) -> None:
+    """See `compare_command`.
+
+    Raises:
+        ValueError: the configuration does not fit, or runs failed; one sentence with key and fix.
+    """
+    base = read_mapping(Path(config), "a YAML of Axolotl has lines such as `base_model: FOLDER`")
+    folder = expand(out) if out else expand(str(base.get("output_dir") or _OUTPUT)) / "sstoken-compare"
+    experiment = experiment_of(base, config, arms, seeds, folder)
+    faults = have(experiment, part)
+    page, numbers = folder / "compare.html", folder / "compare.json"
+    tables = collect(experiment, page, f"Does ssToken help? {Path(config).name}", faults=faults)
+    write_results(as_json(experiment, tables), numbers)
+    for comparison in tables[0].comparisons if tables else ():
+        tell(sentence(comparison, tables[0], experiment.smallest_difference))
+    tell(f"Written: {page}, {numbers}")
+    if faults:
+        raise ValueError(f"{len(faults)} runs failed, the first: {faults[0]}")
+
+
+def experiment_of(base: Mapping[str, Any], config: str, arms: str, seeds: int, folder: Path) -> Experiment:
+    """Return the experiment that a comparison is.
+
+    Raises:
+        ValueError: the YAML has no evaluation data, or an arm is none; one sentence with key and fix.
+    """
+    if not base.get("test_datasets") and not base.get("val_set_size"):
+        raise ValueError(
+            f"{config} has no evaluation data, by which arms could be compared; set `val_set_size: 0.1` or "
+            "`test_datasets:` in it."
+        )
+    block = base.get("sstoken")
+    # Whatever is wrong with it is wrong with every arm.
+    SSTokenConfig.from_block(block)
+    return parse(
+        {
+            "base": dict(base),
+            "out": str(folder),
+            "arms": arms_of(arms, block or {}),
+            "seeds": seeds,
+            "evaluations": {_EVALUATION: {"kind": "loss"}},
+        },
+        config,
+    )
+
+
+def arms_of(text: str, block: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """Return the `sstoken:` blocks of arms by name, None for plain training.
+
+    Args:
+        text: as the option has it.
+        block: settings of all arms.
+
+    Raises:
+        ValueError: one of them is no arm; one sentence with the fix.
+    """
+    found: dict[str, dict[str, Any] | None] = {}
+    for name, settings in _split(text):
+        if name in found:
+            raise ValueError(f"--arms: {name} is there twice; give one a name of its own, as in mine:selector={name}.")
+        if name == PLAIN and not settings:
+            found[name] = None
+            continue
+        if name not in SELECTORS and not settings:
+            raise ValueError(
+                f"--arms: {name} is no selector; the nearest one is {nearest(name, SELECTORS)}. An arm with a name of "
+                f"its own has settings, as in {name}:ratio=0.8."
+            )
+        if name == PLAIN:
+            raise ValueError(f"--arms: {PLAIN} is plain training, which has no settings; name the arm otherwise.")
+        selector = {"selector": name} if name in SELECTORS else {}
+        found[name] = {**block, **selector, **settings}
+        try:
+            SSTokenConfig.from_block(found[name])
+        except ValueError as error:
+            raise ValueError(f"--arms: {name}: {error}") from None
+    if len(found) < 2:
+        raise ValueError(
+            f"--arms: {text} names fewer than two arms, so that there is nothing to compare; add `{PLAIN}`."
+        )
+    return found
+
+
+def _split(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """Split an option into names with settings: a part with `=` and no name before it belongs to the name before."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        left, equals, value = part.partition("=")
+        name, colon, key = left.partition(":")
+        if colon or not equals:
+            found.append((name.strip(), {}))
+        else:
+            key = name
+        if not equals:
+            if colon:
+                raise ValueError(f"--arms: {part} has no setting; write one as in {name}:ratio=0.8.")
+            continue
+        if not found or not found[-1][0]:
+            raise ValueError(
+                f"--arms: {part} is a setting of no arm; write a name before it, as in mine:{part.lstrip(':')}."
+            )
+        if not value.strip():
+            raise ValueError(f"--arms: {part} has no value; write one as in {key}=0.8.")
+        try:
+            found[-1][1][key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--arms: the value of {part} cannot be read; write one as in {key}=0.8.") from error
+    return found
+
+
+def as_json(experiment: Experiment, tables: Sequence[Table]) -> dict[str, Any]:
+    """Return what compare.json holds.
+
+    `arms` has, by name: `seeds`, and for each of them `eval_loss`, in nats a response token (null where it is not
+    finite), and the same by kind of token; `mean`, `low` and `high` of eval_loss with its 95 % interval over seeds;
+    `kept`, the share of response tokens that was trained on. `comparisons` are paired by seed, arm minus the other:
+    their intervals hold together with 95 % for each `against`, and the verdict is that of the interval.
+    """
+    by_name = {table.name: table for table in tables}
+    deciding = by_name.get(f"{_EVALUATION}/loss")
+    arms: dict[str, dict[str, Any]] = {arm.name: {"seeds": [], "eval_loss": []} for arm in experiment.arms}
+    for name, table in by_name.items():
+        key = name.partition("/")[2].replace("loss", "eval_loss", 1)
+        for arm, values in table.values.items():
+            arms[arm] |= {"seeds": list(table.seeds[arm]), key: list(values)}
+    if deciding is not None:
+        for arm, mean in deciding.means.items():
+            arms[arm] |= {"mean": mean.mean, "low": mean.low, "high": mean.high}
+    for run in runs_of(experiment):
+        if (result := run.result()) is not None:
+            arms[result.arm].setdefault("kept", []).append(result.kept.get("selected_ratio", 1.0))
+    return {
+        "arms": arms,
+        "comparisons": [] if deciding is None else comparisons_json(deciding),
+        "smallest_difference": experiment.smallest_difference,
+    }

@@ -1,0 +1,177 @@
+"""From results to answers: what each arm has by seed, and what the paired differences tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sstoken_plugin.experiments.config import Experiment
+from sstoken_plugin.experiments.results import Result
+from sstoken_plugin.experiments.statistics import (
+    HELPS,
+    HURTS,
+    Better,
+    Interval,
+    mean_interval,
+    paired,
+    seeds_to_tell,
+    verdict,
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm against another, by one measure.
+
+    Attributes:
+        arm: its name.
+        against: name of the other.
+        difference: of the same seeds, arm minus other; its interval is one of `family` that hold together with 95 %.
+        family: number of arms that are compared with this other one.
+        verdict: see `statistics.verdict`; "" for a measure of which neither way is better.
+        to_tell: seeds that would tell the difference that is there; None if it is told already or cannot be.
+        to_tell_smallest: seeds that would tell the smallest difference of interest; None where that is none of this
+            measure's, or the deviation is not known.
+    """
+
+    arm: str
+    against: str
+    difference: Interval
+    family: int
+    verdict: str
+    to_tell: int | None
+    to_tell_smallest: int | None
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the verdict is one."""
+        return self.verdict in (HELPS, HURTS)
+
+
+@dataclass(frozen=True)
+class Table:
+    """One measure of all arms.
+
+    Attributes:
+        name: `EVALUATION/MEASURE`.
+        words: what it is.
+        better: which values are better.
+        seeds: by arm.
+        values: by arm, one a seed; None where it is not finite.
+        means: by arm.
+        comparisons: of arms with baselines.
+    """
+
+    name: str
+    words: str
+    better: Better | None
+    seeds: Mapping[str, Sequence[int]]
+    values: Mapping[str, Sequence[float | None]]
+    means: Mapping[str, Interval]
+    comparisons: Sequence[Comparison]
+
+
+def tables_of(experiment: Experiment, results: Sequence[Result]) -> list[Table]:
+    """Return a table for each measure, in the order of the evaluations; the first loss is the one that decides."""
+    names = list(dict.fromkeys(name for result in results for name in result.measures))
+    order = {name: place for place, name in enumerate(experiment.evaluations)}
+    names.sort(key=lambda name: order.get(name.partition("/")[0], len(order)))
+    deciding = deciding_measure(experiment)
+    names.sort(key=lambda name: name != deciding)
+    smallest = experiment.smallest_difference
+    return [_table(experiment, results, name, smallest if name == deciding else None) for name in names]
+
+
+def deciding_measure(experiment: Experiment) -> str | None:
+    """Return the name of the measure that decides: the first loss of held-out responses."""
+    return next((f"{name}/loss" for name, asked in experiment.evaluations.items() if asked.kind == "loss"), None)
+
+
+def _table(experiment: Experiment, results: Sequence[Result], name: str, smallest: float | None) -> Table:
+    measure = next(result.measures[name] for result in results if name in result.measures)
+    by_arm: dict[str, dict[int, float | None]] = {}
+    for arm in experiment.arms:
+        of_arm = sorted((result for result in results if result.arm == arm.name), key=lambda result: result.seed)
+        by_arm[arm.name] = {result.seed: result.measures[name].value for result in of_arm if name in result.measures}
+    return Table(
+        name=name,
+        words=measure.words,
+        better=measure.better,
+        seeds={arm: list(values) for arm, values in by_arm.items()},
+        values={arm: list(values.values()) for arm, values in by_arm.items()},
+        means={arm: mean_interval(_numbers(list(values.values()))) for arm, values in by_arm.items()},
+        comparisons=_comparisons(by_arm, experiment.against, measure.better, smallest),
+    )
+
+
+def _comparisons(
+    by_arm: Mapping[str, Mapping[int, float | None]],
+    against: Sequence[str],
+    better: Better | None,
+    smallest: float | None,
+) -> list[Comparison]:
+    found = []
+    for place, other in enumerate(against):
+        # A pair of baselines is compared once.
+        arms = [arm for arm in by_arm if arm != other and arm not in against[:place]]
+        for arm in arms:
+            seeds = [seed for seed in by_arm[arm] if seed in by_arm[other]]
+            values, others = ([by_arm[name][seed] for seed in seeds] for name in (arm, other))
+            difference = paired(_numbers(values), _numbers(others), family=len(arms))
+            told = "" if better is None else verdict(difference, better)
+            found.append(
+                Comparison(
+                    arm, other, difference, len(arms), told,
+                    None if told in (HELPS, HURTS) else _to_tell(difference.mean, difference, len(arms)),
+                    _to_tell(smallest, difference, len(arms)),
+                )
+            )  # fmt: skip
+    return found
+
+
+def _to_tell(size: float | None, difference: Interval, family: int) -> int | None:
+    if size is None or not difference.deviation:
+        return None
+    return seeds_to_tell(size, difference.deviation, family=family)
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    return [float("nan") if value is None else value for value in values]
+
+
+def sentence(comparison: Comparison, table: Table, smallest: float) -> str:
+    """Say in one plain sentence what a comparison tells.
+
+    Args:
+        comparison: the comparison.
+        table: of its measure.
+        smallest: the smallest difference of interest.
+    """
+    difference = comparison.difference
+    shown = number(difference.mean, signed=True)
+    reach = ""
+    if difference.low is not None:
+        reach = f", 95 % interval {number(difference.low, signed=True)} to {number(difference.high, signed=True)}"
+    facts = f"{shown} on average over {difference.count} seed{'' if difference.count == 1 else 's'}{reach}"
+    if comparison.is_told:
+        return f"{comparison.arm} {comparison.verdict} against {comparison.against} ({facts})."
+    plans = []
+    if comparison.to_tell is not None:
+        plans.append(f"about {comparison.to_tell} seeds would tell a difference as large as the one seen")
+    if comparison.to_tell_smallest is not None:
+        plans.append(f"{comparison.to_tell_smallest} one of {smallest:g}")
+    plan = f"; {', and '.join(plans)}" if plans else ""
+    if difference.count == 1:
+        plan = "; two or more would show how much chance does"
+    if not comparison.verdict:
+        return f"{comparison.arm} differs from {comparison.against} by {facts}."
+    return f"{comparison.arm} against {comparison.against} {comparison.verdict} ({facts}){plan}."
+
+
+def number(value: float | None, *, signed: bool = False) -> str:
+    """Return a number for people; None is a dash."""
+    if value is None:
+        return "–"  # noqa: RUF001
+    size = abs(value)
+    digits = 1 if size >= 100 else 3 if size >= 1 else 4
+    return f"{value:{'+' if signed else ''}.{digits}f}"

@@ -1,0 +1,196 @@
+"""An experiment from its settings to its page: what both commands do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sstoken_plugin.axolotl import experiment as axolotl
+from sstoken_plugin.base.files import write_bytes
+from sstoken_plugin.base.visible_text import one_line
+from sstoken_plugin.experiments.comparison import Table, deciding_measure, tables_of
+from sstoken_plugin.experiments.config import Experiment
+from sstoken_plugin.experiments.page import Page, render
+from sstoken_plugin.experiments.processes import Server, prepared
+from sstoken_plugin.experiments.results import Result, read_json, write_json
+from sstoken_plugin.experiments.runs import Run, part_of, runs_of
+from sstoken_plugin.experiments.schedule import Durations, announcement, conduct, estimate_of
+
+
+def tell(line: str) -> None:
+    """Show a line."""
+    click.echo(one_line(line))
+
+
+def have(experiment: Experiment, part: str | None = None) -> list[str]:
+    """Have the runs of an experiment that have no result yet.
+
+    Args:
+        experiment: the experiment.
+        part: "K/N", see `part_of`.
+
+    Returns:
+        One sentence for each run that failed.
+
+    Raises:
+        ValueError: it cannot be run as it is; one sentence with key and fix.
+    """
+    runs = runs_of(experiment)
+    own = part_of(runs, part)
+    for run in runs:
+        try:
+            axolotl.check(run.settings["train"])
+        except ValueError as error:
+            raise ValueError(f"arms.{run.arm.name}: {error}") from error
+        run.refuse_other_settings()
+    durations = Durations(None)
+    for run in runs:
+        if (result := run.result()) is not None:
+            durations.add(run, result.seconds)
+    left = [run for run in own if run.result() is None]
+    if len(left) < len(own):
+        tell(f"{len(own) - len(left)} of {len(own)} runs have been had before, and are not had again.")
+    if not left:
+        return []
+    tell("Looking at settings and data, and how long a run takes ...")
+    with Server() as server:
+        found = prepared(server, experiment, runs, measure=not durations.seen)
+        for line in notes_of(found):
+            tell(line)
+        durations.estimate = estimate_of(found)
+        tell(announcement(left, durations, found))
+        return conduct(server, experiment, own, durations, tell)
+
+
+def notes_of(found: Mapping[str, Any] | None) -> list[str]:
+    """Return what is to be known of the data, one sentence each, see `prepare`."""
+    if found is None:
+        return []
+    samples, held_out, shared = (found.get(key, {}) for key in ("samples", "held_out", "shared"))
+    sizes = ", ".join(f"{count} for {name}" for name, count in held_out.items())
+    counts = sorted(set(samples.values()))
+    trained = str(counts[0]) if len(counts) == 1 else ", ".join(f"{arm}: {count}" for arm, count in samples.items())
+    told = [f"Samples to train on: {trained}. Held out: {sizes or 'none'}."]
+    worst: dict[str, int] = {}
+    for key, count in shared.items():
+        evaluation = key.partition("/")[2]
+        worst[evaluation] = max(count, worst.get(evaluation, 0))
+    return told + [
+        f"Warning: {count} of the {held_out.get(name)} samples of evaluation {name} are, token for token, in the "
+        "training data too: its numbers say less of new data; take them out, or set dataset_exact_deduplication: true."
+        for name, count in worst.items()
+    ]
+
+
+def collect(experiment: Experiment, page: Path, title: str, *, faults: Sequence[str] = ()) -> list[Table]:
+    """Write the page of what is there; return its tables.
+
+    Args:
+        experiment: the experiment.
+        page: file of the page.
+        title: its title.
+        faults: runs that failed.
+    """
+    runs = runs_of(experiment)
+    results = [result for run in runs if (result := run.result()) is not None]
+    tables = tables_of(experiment, results)
+    found = read_json(experiment.out / "prepared.json")
+    notes = notes_of(found)
+    warnings = [note.removeprefix("Warning: ") for note in notes if note.startswith("Warning: ")]
+    warnings += [*_missing(runs), *faults, *_mixed(results)]
+    shown = Page(
+        title=title,
+        tables=tables,
+        smallest=experiment.smallest_difference,
+        results=results,
+        runs=len(runs),
+        notes=[note for note in notes if not note.startswith("Warning: ")],
+        warnings=warnings,
+        settings=settings_of(experiment),
+        what=_what(experiment),
+    )
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(render(shown).encode("utf-8", "replace"), page)
+    return tables
+
+
+def settings_of(experiment: Experiment) -> dict[str, Any]:
+    """Return an experiment as its YAML would have it."""
+    return {
+        "base": dict(experiment.base),
+        "arms": {arm.name: {"sstoken": arm.sstoken, "changes": dict(arm.changes)} for arm in experiment.arms},
+        "seeds": list(experiment.seeds),
+        "evaluations": {name: asked.model_dump() for name, asked in experiment.evaluations.items()},
+        "against": list(experiment.against),
+        "smallest_difference": experiment.smallest_difference,
+    }
+
+
+def as_json(experiment: Experiment, tables: Sequence[Table]) -> dict[str, Any]:
+    """Return all numbers of the tables."""
+    return {
+        "settings": settings_of(experiment),
+        "tables": [
+            {
+                "measure": table.name, "words": table.words, "better": table.better,
+                "arms": {arm: {"seeds": list(table.seeds[arm]), "values": list(table.values[arm]), **asdict(mean)}
+                         for arm, mean in table.means.items()},
+                "comparisons": comparisons_json(table),
+            }
+            for table in tables
+        ],
+    }  # fmt: skip
+
+
+def comparisons_json(table: Table) -> list[dict[str, Any]]:
+    """Return the comparisons of a table."""
+    return [
+        {
+            "arm": each.arm,
+            "against": each.against,
+            "difference": each.difference.mean,
+            "low": each.difference.low,
+            "high": each.difference.high,
+            "verdict": each.verdict,
+            "seeds": each.difference.count,
+            "comparisons_together": each.family,
+            "seeds_to_tell": each.to_tell,
+            "seeds_to_tell_smallest": each.to_tell_smallest,
+        }
+        for each in table.comparisons
+    ]
+
+
+def _what(experiment: Experiment) -> str:
+    name = (deciding_measure(experiment) or "").partition("/")[0]
+    asked = experiment.evaluations.get(name)
+    if asked is None:
+        return ""
+    own = getattr(asked, "datasets", None) is None
+    data = "the evaluation set of the base's own" if own else f"the data sets of evaluation {name}"
+    start = "Every arm was trained from the same start on the same samples"
+    return f"{start}, and measured on {data}, which no arm trains on."
+
+
+def _missing(runs: Sequence[Run]) -> list[str]:
+    missing = [run.name for run in runs if run.result() is None]
+    if not missing:
+        return []
+    some = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+    return [f"{len(missing)} of {len(runs)} runs have no result of these settings yet: {some}."]
+
+
+def _mixed(results: Sequence[Result]) -> list[str]:
+    """Say where runs are compared that something else than arm and seed tells apart."""
+    names = sorted({name for result in results for name in result.versions})
+    mixed = [name for name in names if len({result.versions.get(name) for result in results}) > 1]
+    return [f"Runs were had with different versions of: {', '.join(mixed)}."] if mixed else []
+
+
+def write_results(content: Any, file: Path) -> None:
+    """Write numbers as JSON."""
+    write_json(content, file)

@@ -1,0 +1,225 @@
+"""The page of an experiment: one HTML file without a script that asks the network for nothing.
+
+Every text that comes from a YAML, a result or a library is escaped, and what cannot be seen in it is shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+from sstoken_plugin.base.visible_text import cut, one_line, visible
+from sstoken_plugin.experiments.comparison import Table, number, sentence
+from sstoken_plugin.experiments.plot import Row, draw
+from sstoken_plugin.experiments.results import Result
+from sstoken_plugin.experiments.statistics import HELPS, HURTS, Interval, paired
+from sstoken_plugin.report.render import csp_hash, page_file
+from sstoken_plugin.training.metrics import MEANINGS
+
+_LONGEST = 20_000
+_TONES = {HELPS: "better", HURTS: "worse"}
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page shows.
+
+    Attributes:
+        title: of the page.
+        tables: measures; the first decides.
+        smallest: the smallest difference of interest, of the first.
+        results: of all runs that are there.
+        runs: number of runs of the experiment.
+        notes: sentences about the experiment as a whole, such as runs that are missing.
+        warnings: sentences that a reader should have read first.
+        settings: the experiment.
+        what: what the measure that decides was taken on, in words.
+    """
+
+    title: str
+    tables: Sequence[Table]
+    smallest: float
+    results: Sequence[Result]
+    runs: int
+    notes: Sequence[str]
+    warnings: Sequence[str]
+    settings: Mapping[str, Any]
+    what: str = ""
+
+
+def render(page: Page) -> str:
+    """Return the HTML document."""
+    style = _style()
+    sections = [
+        _answer(page),
+        *(["<h2>Other measures</h2>", *map(_other, page.tables[1:])] if len(page.tables) > 1 else []),
+        _kept(page.results),
+        _settings(page),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
+        f"style-src 'sha256-{csp_hash(style)}'; base-uri 'none'; form-action 'none'\">\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{_text(page.title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
+        f'<header class="top"><h1>{_text(page.title)}</h1>{_head(page)}</header>\n<main>\n'
+        f"{''.join(sections)}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _head(page: Page) -> str:
+    seeds = sorted({result.seed for result in page.results})
+    facts = f"{len(page.results)} of {page.runs} runs, with {len(seeds)} seed{'' if len(seeds) == 1 else 's'}."
+    warnings = "".join(f'<p class="warning">{_text(text)}</p>' for text in page.warnings)
+    return f"<p>{_text(page.what)} {facts}</p>{warnings}" + "".join(
+        f'<p class="note">{_text(note)}</p>' for note in page.notes
+    )
+
+
+def _answer(page: Page) -> str:
+    if not page.tables:
+        return "<h2>The answer</h2><p>There is no result yet.</p>"
+    table = page.tables[0]
+    if not table.comparisons:
+        told = '<p class="note">No arm to compare with: add an arm "all", plain training, or "random".</p>'
+    else:
+        items = "".join(f"<li>{_text(sentence(each, table, page.smallest))}</li>" for each in table.comparisons)
+        told = f'<ul class="answers">{items}</ul>'
+    return (
+        f"<h2>The answer</h2><p>By {_text(table.words)} ({_text(table.name)}){_way(table)}.</p>{told}{_drawn(table)}"
+        '<p class="note">Dots are seeds, a stroke is their mean, a bar its 95 % interval. Differences are of the same '
+        "seed: same first weights, same order of samples. Their intervals are by Student's t, and widened (Bonferroni) "
+        "so that all comparisons with one arm hold together with 95 %; a verdict is given where the interval leaves "
+        "out 0. Intervals tell what chance in the training does, not what another evaluation set would give.</p>"
+    )
+
+
+def _way(table: Table) -> str:
+    return f", of which {'less' if table.better == 'lower' else 'more'} is better" if table.better else ""
+
+
+def _other(table: Table) -> str:
+    told = "".join(f"<li>{_text(sentence(each, table, 0))}</li>" for each in table.comparisons)
+    return (
+        f"<details><summary>{_text(table.name)}: {_text(table.words)}{_way(table)}</summary>"
+        f'<ul class="answers">{told}</ul>{_drawn(table)}</details>'
+    )
+
+
+def _drawn(table: Table) -> str:
+    """Return the plots and the tables of a measure."""
+    arms = [Row(arm, interval, table.values[arm]) for arm, interval in table.means.items() if table.values[arm]]
+    differences = [
+        Row(
+            f"{each.arm} - {each.against}",
+            each.difference,
+            [] if each.difference.mean is None else _differences(table, each.arm, each.against),
+            _TONES.get(each.verdict, ""),
+        )
+        for each in table.comparisons
+    ]
+    means = _html_table(
+        ["arm", "mean", "95 % interval", "by seed"],
+        ([arm, number(mean.mean), _reach(mean), _by_seed(table, arm)] for arm, mean in table.means.items()),
+    )
+    pairs = _html_table(
+        ["arm", "against", "difference", "95 % interval", "seeds", "verdict"],
+        (
+            [
+                each.arm,
+                each.against,
+                number(each.difference.mean, signed=True),
+                _reach(each.difference, signed=True),
+                str(each.difference.count),
+                each.verdict,
+            ]
+            for each in table.comparisons
+        ),
+    )
+    return (
+        f"{draw(arms, f'{table.name} of each arm')}{means}"
+        f"{draw(differences, f'{table.name}: differences of arms', zero=True)}{pairs if table.comparisons else ''}"
+    )
+
+
+def _by_seed(table: Table, arm: str) -> str:
+    pairs = zip(table.seeds[arm], table.values[arm], strict=True)
+    return ", ".join(f"{seed}: {number(value)}" for seed, value in pairs)
+
+
+def _differences(table: Table, arm: str, other: str) -> list[float | None]:
+    own, others = (dict(zip(table.seeds[name], table.values[name], strict=True)) for name in (arm, other))
+    return [
+        paired([value], [base]).mean
+        for seed, value in own.items()
+        if value is not None and (base := others.get(seed)) is not None
+    ]
+
+
+def _reach(interval: Interval, *, signed: bool = False) -> str:
+    if interval.low is None or interval.high is None:
+        return "none"
+    return f"{number(interval.low, signed=signed)} to {number(interval.high, signed=signed)}"
+
+
+def _kept(results: Sequence[Result]) -> str:
+    """Return what each arm trained on, means over seeds."""
+    arms = list(dict.fromkeys(result.arm for result in results))
+    names = [name for name in _metrics() if any(name in result.kept for result in results)]
+    rows = []
+    for arm in arms:
+        own = [result for result in results if result.arm == arm]
+        means = [_mean(result.kept.get(name) for result in own) for name in names]
+        if not any(result.kept for result in own):
+            means = ["all tokens" if name == "selected_ratio" else "–" for name in names]  # noqa: RUF001
+        steps = sorted({result.steps for result in own})
+        rows.append([arm, *means, ", ".join(map(str, steps)), _mean(result.train_seconds / 60 for result in own)])
+    notes = "".join(f"<li><b>{_text(name)}</b>: {_text(MEANINGS[f'sstoken/{name}'])}</li>" for name in names)
+    return (
+        "<h2>What each arm kept</h2><p>Means over the log of each run and over seeds.</p>"
+        f"{_html_table(['arm', *names, 'steps', 'minutes of training'], rows)}"
+        f'<details><summary>What the columns are</summary><ul class="answers">{notes}</ul></details>'
+    )
+
+
+@cache
+def _metrics() -> list[str]:
+    return [name.removeprefix("sstoken/") for name in MEANINGS]
+
+
+def _mean(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return number(sum(known) / len(known)) if known else "–"  # noqa: RUF001
+
+
+def _settings(page: Page) -> str:
+    versions = sorted({tuple(sorted(result.versions.items())) for result in page.results})
+    shown = yaml.safe_dump(dict(page.settings), sort_keys=False, allow_unicode=True)
+    shown = escape(visible(cut(shown, _LONGEST)))
+    tables = "".join(_html_table(["package", "version"], map(list, pairs)) for pairs in versions)
+    return (
+        f"<h2>Settings and versions</h2><details><summary>The experiment</summary><pre>{shown}</pre></details>{tables}"
+    )
+
+
+def _html_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    head = "".join(f"<th>{_text(name)}</th>" for name in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+@cache
+def _style() -> str:
+    own = (files("sstoken_plugin.experiments") / "page.css").read_text(encoding="utf-8")
+    return page_file("page.css") + own
+
+
+def _text(text: str) -> str:
+    return escape(one_line(cut(text)))

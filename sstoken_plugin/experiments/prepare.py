@@ -1,0 +1,181 @@
+"""A look at everything before the first training: settings, data, evaluations, and how long it takes.
+
+Writes prepared.json into the folder of the experiment. Its process ends with `REFUSED`, and one sentence in fault.txt,
+where the experiment cannot be run as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from sstoken_plugin.axolotl import experiment as axolotl
+from sstoken_plugin.base.visible_text import in_short
+from sstoken_plugin.experiments.config import AnswersEvaluation, Evaluation, TasksEvaluation
+from sstoken_plugin.experiments.evaluate import evaluate
+from sstoken_plugin.experiments.results import read_json, write_json
+from sstoken_plugin.experiments.tasks import refuse_missing
+from sstoken_plugin.experiments.watch import EnoughError, Stopwatch
+from sstoken_plugin.experiments.worker import evaluations_of, rows_for
+
+REFUSED = 2
+NAME = "prepared.json"
+# What is measured of a run before the first one.
+_STEPS, _SECONDS = 5, 60.0
+_EVALUATED = 8
+
+
+def work(job: Mapping[str, Any]) -> int:
+    """Look at everything, and return the exit code of the process.
+
+    Args:
+        job: see `processes.prepared`.
+    """
+    out = Path(job["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    # Others wait: they would do the same.
+    with FileLock(out / "prepare.lock"):
+        found = read_json(out / NAME)
+        if found is not None and found.get("fingerprint") == job["fingerprint"]:
+            return 0
+        fault = out / "fault.txt"
+        fault.unlink(missing_ok=True)
+        try:
+            write_json({"fingerprint": job["fingerprint"], **_prepare(job, out)}, out / NAME)
+        except Exception as error:
+            fault.write_text(in_short(error), encoding="utf-8", errors="replace")
+            if isinstance(error, ValueError):
+                return REFUSED
+            raise
+    return 0
+
+
+def _prepare(job: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Check all that can be checked, and return what was found."""
+    begin = time.monotonic()
+    _begin_data(out / "prepared", job["data"])
+    evaluations = evaluations_of(job["evaluations"])
+    for name, asked in evaluations.items():
+        if isinstance(asked, TasksEvaluation):
+            refuse_missing(f"evaluations.{name}", asked.tasks)
+    folder = out / "preparation"
+    held_out: dict[str, dict[bytes, int]] = {}
+    for name, asked in evaluations.items():
+        if not isinstance(asked, TasksEvaluation):
+            with _place(f"evaluations.{name}"):
+                held_out[name] = _keys(_first(rows_for(asked, job["held_out"], folder), asked))
+                if not held_out[name]:
+                    raise ValueError("its data sets have no sample with a response; name others.")
+    samples: dict[str, int] = {}
+    shared: dict[str, int] = {}
+    seen: dict[str, dict[bytes, int]] = {}
+    for name, train in job["arms"].items():
+        with _place(f"arms.{name}"):
+            file = axolotl.write({**train, "output_dir": str(folder / "unused")}, folder / f"{name}.yaml")
+            cfg = axolotl.load(file)
+            # Arms that say the same of their data have the same.
+            told = json.dumps(
+                {key: value for key, value in train.items() if key not in ("sstoken", "plugins")}, default=str
+            )
+            if told not in seen:
+                seen[told] = _keys(axolotl.data_of(cfg).train_dataset)
+        samples[name] = sum(seen[told].values())
+        for evaluation, keys in held_out.items():
+            both = sum(count for key, count in keys.items() if key in seen[told])
+            if both:
+                shared[f"{name}/{evaluation}"] = both
+    (out / "prepared" / "complete.json").write_text(json.dumps(job["data"]), encoding="utf-8")
+    found: dict[str, Any] = {
+        "samples": samples,
+        "held_out": {name: sum(keys.values()) for name, keys in held_out.items()},
+        "shared": shared,
+    }
+    if job["measured"]:
+        found["estimate"] = _measure(job, out, evaluations, time.monotonic() - begin)
+    return found
+
+
+def _begin_data(prepared: Path, data: Mapping[str, str]) -> None:
+    """Remove prepared data that are not whole, or of files that changed: Axolotl tells them apart by name alone."""
+    if prepared.exists() and read_json(prepared / "complete.json") != data:
+        # What it has of files that are as before is worth less than certainty.
+        shutil.rmtree(prepared)
+    prepared.mkdir(parents=True, exist_ok=True)
+
+
+def _first(rows: Any, asked: Evaluation) -> Any:
+    count = getattr(asked, "samples", None)
+    return rows if count is None else rows.select(range(min(count, len(rows))))
+
+
+def _keys(rows: Any) -> dict[bytes, int]:
+    """Return a hash of the tokens of each sample that has a response, and how often it is there."""
+    found: dict[bytes, int] = {}
+    for row in rows.select_columns(["input_ids", "labels"]):
+        if any(label >= 0 for label in row["labels"]):
+            key = hashlib.blake2b(repr(list(row["input_ids"])).encode(), digest_size=16).digest()
+            found[key] = found.get(key, 0) + 1
+    return found
+
+
+@contextmanager
+def _place(key: str) -> Iterator[None]:
+    """Name the key in what a block raises for users."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {in_short(error)}.") from error
+
+
+def _measure(
+    job: Mapping[str, Any], out: Path, evaluations: Mapping[str, Evaluation], start: float
+) -> dict[str, Any] | None:
+    """Measure some steps of one arm, and evaluations on some samples with its untrained model.
+
+    Returns:
+        Seconds of a start, of a step and of an evaluation, and steps of a run; None where nothing could be measured.
+    """
+    folder = out / "preparation"
+    name = job["measured"]
+    watch = Stopwatch(_STEPS, _SECONDS)
+    train = {**job["arms"][name], "output_dir": str(folder / "measured")}
+    shutil.rmtree(folder / "measured", ignore_errors=True)
+    began = time.monotonic()
+    with suppress(EnoughError):
+        axolotl.train(axolotl.write(train, folder / "measured.yaml"), 0, [watch])
+    whole = time.monotonic() - began
+    step = sum(watch.step_seconds) / len(watch.step_seconds) if watch.step_seconds else whole
+    begin = max(0.0, whole - sum(watch.step_seconds)) + start / max(1, len(job["arms"]))
+    file = axolotl.write(axolotl.yaml_of_arm(job["held_out"], None, {}) | {"output_dir": str(folder / "measured")},
+                         folder / "untrained.yaml")  # fmt: skip
+    trained = axolotl.trained_model(file)
+    seconds = 0.0
+    for key, asked in evaluations.items():
+        if isinstance(asked, TasksEvaluation):
+            continue
+        rows = _first(rows_for(asked, job["held_out"], folder), asked)
+        few = rows.select(range(min(_EVALUATED, len(rows))))
+        began = time.monotonic()
+        evaluate(trained, {key: asked}, lambda _, few=few: few)  # type: ignore[misc]
+        share = len(rows) / len(few)
+        # Of batches of answers, as many as there are: a single one has the same length.
+        share = max(1.0, share * len(few) / asked.batch_size) if isinstance(asked, AnswersEvaluation) else share
+        seconds += (time.monotonic() - began) * share
+    shutil.rmtree(folder / "measured", ignore_errors=True)
+    return {
+        "arm": name,
+        "steps_measured": len(watch.step_seconds),
+        "start": begin,
+        "step": step,
+        "steps": watch.max_steps,
+        "evaluation": seconds,
+        "left_out": [key for key, asked in evaluations.items() if isinstance(asked, TasksEvaluation)],
+    }

@@ -1,0 +1,190 @@
+"""Starts the processes of an experiment and reads what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from sstoken_plugin.experiments import prepare, worker
+from sstoken_plugin.experiments.config import Experiment
+from sstoken_plugin.experiments.results import read_json
+from sstoken_plugin.experiments.runs import Run, fingerprint, train_yaml
+
+# Of a log that is shown where a process left no sentence.
+_TAIL = 400
+
+
+class Server:
+    """The process that starts all others, begun when the first is asked for. As a context it ends with the block."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *fault: object) -> None:
+        self.end()
+
+    def start(self, job: Mapping[str, Any]) -> Work:
+        """Start a process; the one before must have ended.
+
+        Args:
+            job: its job; all that it prints is appended to the file `log`.
+        """
+        Path(job["log"]).parent.mkdir(parents=True, exist_ok=True)
+        if self._process is None or self._process.poll() is not None:
+            self._process = self._begin()
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({**job, "started": time.time()}, default=str) + "\n")
+        self._process.stdin.flush()
+        return Work(self._process)
+
+    def end(self) -> None:
+        """End it, and with it what it has started."""
+        if self._process is not None and self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._process = None
+
+    @staticmethod
+    def _begin() -> subprocess.Popen[str]:
+        # One GPU: with several, a trainer that nobody launched would spread its batches over all of them.
+        environment = {"CUDA_VISIBLE_DEVICES": "0", **os.environ, "TOKENIZERS_PARALLELISM": "false"}
+        return subprocess.Popen(
+            [sys.executable, "-m", "sstoken_plugin.experiments.server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+            # Of a session of its own, so that Ctrl-C reaches this process alone, which ends the other.
+            start_new_session=True,
+        )
+
+
+class Work:
+    """A process that the server has started.
+
+    Args:
+        server: its process.
+    """
+
+    def __init__(self, server: subprocess.Popen[str]):
+        self._server = server
+
+    def poll(self, seconds: float) -> int | None:
+        """Wait for some time; return the exit code of the process, None while it runs, -9 if the server is gone."""
+        assert self._server.stdout is not None
+        if not select.select([self._server.stdout], [], [], seconds)[0]:
+            return None
+        answer = self._server.stdout.readline()
+        return int(json.loads(answer)) if answer else -signal.SIGKILL
+
+    def wait(self) -> int:
+        """Return the exit code of the process when it has ended."""
+        while (code := self.poll(60)) is None:
+            pass
+        return code
+
+
+def run_job(run: Run, experiment: Experiment) -> dict[str, Any]:
+    """Return the job of a run's process."""
+    return {
+        "kind": "run",
+        "log": str(run.folder / "log.txt"),
+        "folder": str(run.folder),
+        "arm": run.arm.name,
+        "seed": run.seed,
+        "fingerprint": run.fingerprint,
+        "settings": run.settings,
+        "train": train_yaml(run, experiment.out),
+        "checkpoint_minutes": experiment.checkpoint_minutes,
+        "keep_model": experiment.keep_models,
+    }
+
+
+def prepared(server: Server, experiment: Experiment, runs: Sequence[Run], *, measure: bool) -> dict[str, Any]:
+    """Have everything looked at before the first training; return what was found, see `prepare`.
+
+    Args:
+        server: starts the process.
+        experiment: the experiment.
+        runs: all of its runs.
+        measure: whether to measure how long a run takes.
+
+    Raises:
+        ValueError: the experiment cannot be run as it is; one sentence with key and fix.
+    """
+    out = experiment.out
+    first = {run.arm.name: run for run in reversed(runs)}
+    data = {key: value for run in runs for key, value in run.settings["data"].items()}
+    of_all = fingerprint([{**run.settings, "seed": 0} for run in first.values()])
+    found = read_json(out / prepare.NAME)
+    if found is not None and found.get("fingerprint") == of_all and (out / "prepared" / "complete.json").exists():
+        return found
+    (out / prepare.NAME).unlink(missing_ok=True)
+    ranking = [name for name, run in first.items() if run.arm.sstoken is not None]
+    log = out / "prepare.log"
+    job = {
+        "kind": "prepare",
+        "log": str(log),
+        "out": str(out),
+        "fingerprint": of_all,
+        "data": data,
+        "evaluations": runs[0].settings["evaluations"],
+        "held_out": {**runs[0].settings["held_out"], "dataset_prepared_path": str(out / "prepared")},
+        "arms": {arm.name: train_yaml(first[arm.name], out) for arm in experiment.arms},
+        # The costliest that is there, as far as can be told.
+        "measured": (ranking or [experiment.arms[0].name])[0] if measure else None,
+    }
+    code = server.start(job).wait()
+    found = read_json(out / prepare.NAME)
+    if code == 0 and found is not None:
+        return found
+    raise ValueError(f"{_fault(out / 'fault.txt', log, code)} (All that was printed is in {log}.)")
+
+
+def fault_of(run: Run, code: int) -> str:
+    """Say why a run's process left no result."""
+    log = run.folder / "log.txt"
+    return f"{run.name} failed: {_fault(run.folder / 'fault.txt', log, code)} (All that was printed is in {log}.)"
+
+
+def is_busy(code: int) -> bool:
+    """Tell whether another process has the run."""
+    return code == worker.BUSY
+
+
+def is_taken(run: Run) -> bool:
+    """Tell whether a process has the run just now."""
+    if not run.folder.is_dir():
+        return False
+    try:
+        with FileLock(run.folder / "lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def _fault(file: Path, log: Path, code: int) -> str:
+    for place in (file, log):
+        try:
+            told = place.read_text(encoding="utf-8", errors="replace").strip()
+        except OSError:
+            continue
+        if told:
+            return f"{(told if place == file else told.splitlines()[-1])[-_TAIL:].rstrip('.')}."
+    return f"its process was killed by signal {-code}." if code < 0 else f"its process ended with {code}."

@@ -1,0 +1,192 @@
+"""The runs of an experiment: one arm with one seed each, a folder of its own each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sstoken_plugin.axolotl import experiment as axolotl
+from sstoken_plugin.base.visible_text import cut
+from sstoken_plugin.experiments.config import Arm, Experiment
+from sstoken_plugin.experiments.results import Result, read_json, read_result
+
+# Of data files whose content is hashed; of larger ones the size counts.
+_HASHED = 2**28
+# Where a run puts things, which says nothing about what it is.
+_FOLDERS = ("output_dir", "dataset_prepared_path")
+_MOST_DIFFERENCES = 4
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training with its evaluations.
+
+    Attributes:
+        arm: what is trained.
+        seed: of the training.
+        folder: holds all of it.
+        settings: everything that its result depends on, for as far as the YAML says.
+    """
+
+    arm: Arm
+    seed: int
+    folder: Path
+    settings: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the settings."""
+        return fingerprint(self.settings)
+
+    @property
+    def name(self) -> str:
+        """How users call it."""
+        return f"{self.arm.name}, seed {self.seed}"
+
+    def result(self) -> Result | None:
+        """Return its result, None where there is none of these settings; see `read_result`."""
+        found = read_result(self.folder)
+        return found if found is not None and found.fingerprint == self.fingerprint else None
+
+    def refuse_other_settings(self) -> None:
+        """Refuse a folder in which a run of other settings was begun or finished.
+
+        Raises:
+            ValueError: there is one; one sentence with what differs and the way out.
+        """
+        begun = read_json(self.folder / "run.json")
+        if begun is None or begun.get("fingerprint") == self.fingerprint:
+            return
+        before = begun.get("settings")
+        told = differences(before, self.settings) if isinstance(before, Mapping) else []
+        raise ValueError(
+            f"{self.folder} holds a run of other settings ({cut('; '.join(told) or 'they cannot be read', 600)}); "
+            "name another folder as `out:`, undo the change, or remove that folder to have the run anew."
+        )
+
+
+def runs_of(experiment: Experiment) -> list[Run]:
+    """Return every run, seed by seed, so that what is there early compares all arms."""
+    digests = {}
+
+    def digest(file: Path) -> str:
+        if file not in digests:
+            digests[file] = _digest(file)
+        return digests[file]
+
+    held_out = axolotl.yaml_of_arm(experiment.base, None, {})
+    evaluations = {name: asked.model_dump() for name, asked in experiment.evaluations.items()}
+    runs = []
+    for seed in experiment.seeds:
+        for arm in experiment.arms:
+            train = axolotl.yaml_of_arm(experiment.base, arm.sstoken, arm.changes)
+            asked = [entry for one in evaluations.values() for entry in one.get("datasets") or ()]
+            entries = [*_entries(train), *_entries(held_out), *asked]
+            settings = {
+                "train": _without_folders(train),
+                "held_out": _without_folders(held_out),
+                "seed": seed,
+                "evaluations": evaluations,
+                "data": {str(file): digest(file) for file in sorted(_files(entries))},
+            }
+            runs.append(Run(arm, seed, experiment.out / "runs" / arm.name / f"seed-{seed}", _plain(settings)))
+    return runs
+
+
+def part_of(runs: Sequence[Run], part: str | None) -> list[Run]:
+    """Return the K-th of N parts of a list of runs, for the K-th of N machines; whole seeds stay together if they can.
+
+    Args:
+        runs: the list.
+        part: "K/N", K from 1; None is all of it.
+
+    Raises:
+        ValueError: it is no part.
+    """
+    if part is None:
+        return list(runs)
+    number, _, parts = part.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts)):
+        raise ValueError(f"--part: {part} is no part of a list; write K/N with K from 1 to N, as in 2/3.")
+    first, last = (len(runs) * edge // int(parts) for edge in (int(number) - 1, int(number)))
+    return list(runs[first:last])
+
+
+def train_yaml(run: Run, out: Path) -> dict[str, Any]:
+    """Return the YAML of a run's training, with its folders and the losses that it shares with other arms."""
+    found = {
+        **run.settings["train"],
+        "output_dir": str(run.folder / "out"),
+        "dataset_prepared_path": str(out / "prepared"),
+    }
+    if run.arm.sstoken is not None:
+        # A page of each run would cost time, and nobody reads them all.
+        found["sstoken"] = {"report": False, **found["sstoken"]}
+    if axolotl.can_share_losses(found):
+        found["sstoken"] = {**found["sstoken"], "history_cache": str(out / "history")}
+    return found
+
+
+def fingerprint(settings: Any) -> str:
+    """Return a hash of what JSON can hold."""
+    text = json.dumps(settings, sort_keys=True, ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs between two settings, a phrase for each key, the first few."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    keys = [key for key in [*new, *(key for key in old if key not in new)] if old.get(key) != new.get(key)]
+    told = [f"{key} was {_shown(old, key)} and is {_shown(new, key)}" for key in keys[:_MOST_DIFFERENCES]]
+    return told + ([f"{len(keys) - len(told)} more"] if len(keys) > len(told) else [])
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    return cut(str(flat[key]), 60) if key in flat else "not there"
+
+
+def _flat(value: Any, key: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield keys, with dots, and values."""
+    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
+    if inner is None:
+        yield key, value
+        return
+    for name, part in inner:
+        yield from _flat(part, f"{key}.{name}" if key else str(name))
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as they come back from a file."""
+    found: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return found
+
+
+def _without_folders(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in found.items() if key not in _FOLDERS}
+
+
+def _entries(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the data sets that a YAML names."""
+    return [
+        entry for key in ("datasets", "test_datasets") for entry in found.get(key) or () if isinstance(entry, Mapping)
+    ]
+
+
+def _files(entries: Iterable[Mapping[str, Any]]) -> set[Path]:
+    """Return the files of this machine that data sets are read from."""
+    named = set()
+    for entry in entries:
+        files = entry.get("data_files") or ()
+        named |= {str(entry.get("path")), *([files] if isinstance(files, str) else map(str, files))}
+    return {Path(name) for name in named if Path(name).is_file()}
+
+
+def _digest(file: Path) -> str:
+    size = file.stat().st_size
+    if size > _HASHED:
+        return f"{size} bytes"
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,0 +1,194 @@
+"""Goes through the runs of an experiment one by one, and tells how far it is and how long it will take."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sstoken_plugin.base.visible_text import one_line
+from sstoken_plugin.experiments.config import Experiment
+from sstoken_plugin.experiments.processes import Server, fault_of, is_busy, is_taken, run_job
+from sstoken_plugin.experiments.results import read_json
+from sstoken_plugin.experiments.runs import Run
+
+Tell = Callable[[str], None]
+
+# Seconds between two looks at a process; and between two lines where no terminal can rewrite one.
+_LOOK, _LINE = 0.5, 60.0
+# And between two looks at what other processes do.
+_WAIT = 2.0
+# Failures in a row after which the rest would most likely fail too.
+_ENOUGH = 3
+
+
+@dataclass
+class Durations:
+    """How long runs take: as those of the same arm did, else as all did, else as was estimated.
+
+    Attributes:
+        estimate: seconds of a run; None if nothing was measured.
+        seen: seconds of finished runs by arm.
+    """
+
+    estimate: float | None
+    seen: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, run: Run, seconds: float) -> None:
+        """Take note of a finished run."""
+        self.seen.setdefault(run.arm.name, []).append(seconds)
+
+    def of(self, run: Run) -> float | None:
+        """Return the seconds that a run will take; None if nothing is known."""
+        known = self.seen.get(run.arm.name) or [each for some in self.seen.values() for each in some]
+        return sum(known) / len(known) if known else self.estimate
+
+    def left(self, runs: Sequence[Run]) -> float | None:
+        """Return the seconds that runs will take one after the other."""
+        each = [self.of(run) for run in runs]
+        return None if None in each else sum(filter(None, each))
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration in the unit that fits."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def estimate_of(found: Mapping[str, Any] | None) -> float | None:
+    """Return the seconds of a run that were estimated before the first one, see `prepare`."""
+    estimate = (found or {}).get("estimate")
+    if not isinstance(estimate, Mapping):
+        return None
+    return float(estimate["start"] + estimate["step"] * estimate["steps"] + estimate["evaluation"])
+
+
+def announcement(runs: Sequence[Run], durations: Durations, found: Mapping[str, Any] | None) -> str:
+    """Say before anything is trained how long it will take, and what that rests on."""
+    count = f"{len(runs)} run{'' if len(runs) == 1 else 's'} to go"
+    left = durations.left(runs)
+    if left is None:
+        return f"{count}; how long they take is told after the first."
+    if durations.seen:
+        done = sum(map(len, durations.seen.values()))
+        return f"{count}, about {in_words(left)}, as {done} finished run{'' if done == 1 else 's'} took."
+    estimate = (found or {})["estimate"]
+    measured = estimate["steps_measured"]
+    steps = f"{measured} of its {estimate['steps']} steps" if measured else "a single step"
+    without = (
+        f" Tasks of lm-evaluation-harness ({', '.join(estimate['left_out'])}) come on top."
+        if estimate["left_out"]
+        else ""
+    )
+    each = in_words(left / len(runs))
+    return (
+        f"{count}, about {in_words(left)}: {each} each, by {steps} of {estimate['arm']}, measured here, and a few "
+        f"held-out samples; the other arms are taken to be as fast, and longer samples take longer.{without}"
+    )
+
+
+def conduct(server: Server, experiment: Experiment, runs: Sequence[Run], durations: Durations, tell: Tell) -> list[str]:
+    """Have every run that has no result yet, one after the other.
+
+    Runs that another process has are left to it, and waited for at the end.
+
+    Args:
+        server: starts their processes.
+        experiment: the experiment.
+        runs: those to have.
+        durations: how long runs take; finished ones are added.
+        tell: shows a line.
+
+    Returns:
+        One sentence for each run that failed.
+    """
+    left = [run for run in runs if run.result() is None]
+    faults: dict[str, str] = {}
+    elsewhere: set[str] = set()
+    in_a_row = 0
+    while left:
+        run = left.pop(0)
+        if run.result() is None and is_taken(run):
+            if run.name not in elsewhere:
+                tell(f"{run.name} is under way in another process.")
+            left.append(run)
+            if elsewhere.issuperset(each.name for each in left):
+                # All that is left is. If the process dies, its run is ours.
+                time.sleep(_WAIT)
+            elsewhere.add(run.name)
+            continue
+        code = _have(
+            server, experiment, run, f"[{len(runs) - len(left)}/{len(runs)}] {run.name}", durations, left, tell
+        )
+        if (result := run.result()) is not None:
+            durations.add(run, result.seconds)
+            in_a_row = 0
+        elif is_busy(code):
+            left.append(run)
+        else:
+            faults[run.name] = fault_of(run, code)
+            tell(faults[run.name])
+            in_a_row += 1
+            if in_a_row == _ENOUGH and left:
+                faults["the rest"] = f"{_ENOUGH} runs in a row failed: the {len(left)} others were not begun."
+                break
+    return list(faults.values())
+
+
+def _have(
+    server: Server, experiment: Experiment, run: Run, name: str, durations: Durations, later: Sequence[Run], tell: Tell
+) -> int:
+    """Have a run in a process of its own; return what that ended with."""
+    if run.result() is not None:
+        return 0
+    begin = told = time.monotonic()
+    shown = ""
+    # An earlier process may have left one that says how far it came.
+    before = read_json(run.folder / "progress.json")
+    started = server.start(run_job(run, experiment))
+    while (code := started.poll(_LOOK)) is None:
+        found = read_json(run.folder / "progress.json")
+        found = None if found == before else found
+        now = time.monotonic()
+        line = f"{name}: {_phase(found)}{_time_left(found, now - begin, run, durations, later)}"
+        if sys.stdout.isatty():
+            if line != shown:
+                print(f"\r\x1b[K{one_line(line)[:110]}", end="", flush=True)
+                shown = line
+        elif now - told >= _LINE:
+            tell(line)
+            told = now
+    if shown:
+        print("\r\x1b[K", end="", flush=True)
+    result = run.result()
+    if result is not None:
+        spent = time.monotonic() - begin
+        rest = durations.left(later) if durations.seen or not later else spent * len(later)
+        tell(
+            f"{name}: done in {in_words(result.seconds)}"
+            + (f"; about {in_words(rest)} left." if later and rest else ".")
+        )
+    return code
+
+
+def _phase(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "start"
+    return f"step {found['done']} of {found['total']}" if found.get("total") else str(found.get("phase"))
+
+
+def _time_left(
+    found: Mapping[str, Any] | None, spent: float, run: Run, durations: Durations, later: Sequence[Run]
+) -> str:
+    """Return what to say of the time that is left, "" if nothing is known."""
+    own = durations.of(run)
+    if own is None and found is not None and found.get("total") and found["done"] >= 3:
+        own = spent + found["seconds"] * (found["total"] - found["done"]) / found["done"]
+    if own is None:
+        return ""
+    of_others = durations.left(later)
+    rest = max(0.0, own - spent) + (of_others if of_others is not None else own * len(later))
+    return f"; about {in_words(rest)} left"

@@ -1,0 +1,197 @@
+"""One run in a process of its own: trains, evaluates, writes result.json.
+
+The process ends with 0 when the result is there, with `BUSY` where another process has the run, with 1 after an error,
+which is in fault.txt in one sentence and in log.txt in full.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from sstoken_plugin.axolotl import experiment as axolotl
+from sstoken_plugin.base.visible_text import in_short
+from sstoken_plugin.experiments.config import KINDS, AnswersEvaluation, Evaluation, LossEvaluation, checked
+from sstoken_plugin.experiments.evaluate import evaluate
+from sstoken_plugin.experiments.results import Result, read_json, read_result, versions_here, write_json, write_result
+from sstoken_plugin.experiments.watch import Watch
+
+BUSY = 75
+_METRICS = "sstoken/"
+
+
+def work(job: Mapping[str, Any]) -> int:
+    """Have a run, and return the exit code of its process.
+
+    Args:
+        job: see `processes.run_job`.
+    """
+    folder = Path(job["folder"])
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / "lock", timeout=1):
+            return _locked(job, folder)
+    except Timeout:
+        return BUSY
+
+
+def evaluations_of(blocks: Mapping[str, Any]) -> dict[str, Evaluation]:
+    """Return evaluations from their settings."""
+    return {name: checked(KINDS[block["kind"]], block, f"evaluations.{name}") for name, block in blocks.items()}
+
+
+def rows_for(asked: Evaluation, held_out: Mapping[str, Any], folder: Path) -> Any:
+    """Return the prepared samples of an evaluation.
+
+    Args:
+        asked: the evaluation.
+        held_out: the YAML that says how data are prepared, and has the evaluation set of its own.
+        folder: for a YAML.
+
+    Raises:
+        ValueError: there are none; one sentence with key and fix.
+    """
+    assert isinstance(asked, LossEvaluation | AnswersEvaluation) or asked.kind == "forgetting"
+    if asked.datasets is not None:
+        return axolotl.rows_of(held_out, asked.datasets, folder)
+    file = axolotl.write({**held_out, "output_dir": str(folder / "unused")}, folder / "held_out.yaml")
+    rows = axolotl.data_of(axolotl.load(file)).eval_dataset
+    if rows is None or not len(rows):
+        raise ValueError(
+            "the base has no evaluation data of its own; set `val_set_size: 0.1` or `test_datasets:` in it, or "
+            "`datasets:` in the evaluation."
+        )
+    return rows
+
+
+def _locked(job: Mapping[str, Any], folder: Path) -> int:
+    found = read_result(folder)
+    if found is not None and found.fingerprint == job["fingerprint"]:
+        return 0
+    fault = folder / "fault.txt"
+    fault.unlink(missing_ok=True)
+    write_json({key: job[key] for key in ("arm", "seed", "fingerprint", "settings")}, folder / "run.json")
+    try:
+        _do(job, folder)
+    except BaseException as error:
+        told = in_short(error) if isinstance(error, Exception) else f"it was ended by {type(error).__name__}"
+        fault.write_text(told, encoding="utf-8", errors="replace")
+        raise
+    return 0
+
+
+def _do(job: Mapping[str, Any], folder: Path) -> None:
+    progress = _Progress(folder / "progress.json")
+    trained = read_json(folder / "trained.json")
+    out = folder / "out"
+    if trained is None:
+        trained = _train(job, folder, out, progress)
+        write_json(trained, folder / "trained.json")
+        earlier = trained["earlier_seconds"]
+    else:
+        earlier = trained["seconds"]
+    progress.tell("evaluation", 0, 0)
+    file = axolotl.write(axolotl.yaml_of_trained(job["train"], out), folder / "trained.yaml")
+    model = axolotl.trained_model(file)
+    held_out = {**job["settings"]["held_out"], "dataset_prepared_path": job["train"]["dataset_prepared_path"]}
+    measures = evaluate(
+        model,
+        evaluations_of(job["settings"]["evaluations"]),
+        lambda asked: rows_for(asked, held_out, folder),
+        lambda name: progress.tell(f"evaluation {name}", 0, 0),
+    )
+    write_result(
+        Result(
+            arm=job["arm"],
+            seed=job["seed"],
+            fingerprint=job["fingerprint"],
+            settings=job["settings"],
+            measures=measures,
+            kept=trained["kept"],
+            steps=trained["steps"],
+            train_seconds=trained["seconds"],
+            seconds=earlier + time.time() - job["started"],
+            versions=versions_here(),
+        ),
+        folder,
+    )
+    if not job["keep_model"]:
+        _remove_weights(out)
+
+
+def _train(job: Mapping[str, Any], folder: Path, out: Path, progress: _Progress) -> dict[str, Any]:
+    """Train to the end, from the last checkpoint if there is one; return what to remember of it."""
+    remove_cut_checkpoints(out)
+    before = progress.seconds if any(out.glob("checkpoint-*")) else 0.0
+    start = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        progress.tell("training", done, total, before + time.monotonic() - start)
+
+    progress.tell("start", 0, 0, before)
+    file = axolotl.write(job["train"], folder / "axolotl.yaml")
+    log, steps = axolotl.train(file, job["seed"], [Watch(tell, job["checkpoint_minutes"])])
+    seconds = before + time.monotonic() - start
+    return {"steps": steps, "seconds": seconds, "earlier_seconds": before, "kept": _kept(log)}
+
+
+def remove_cut_checkpoints(out: Path) -> None:
+    """Remove checkpoints whose writing was cut: Trainer's own state is the last file of one."""
+    for checkpoint in out.glob("checkpoint-*"):
+        if read_json(checkpoint / "trainer_state.json") is None:
+            shutil.rmtree(checkpoint)
+
+
+def _kept(log: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the mean over the lines of a log of each metric of the selection."""
+    found: dict[str, list[float]] = {}
+    for line in log:
+        for name, value in line.items():
+            if name.startswith(_METRICS) and math.isfinite(value):
+                found.setdefault(name.removeprefix(_METRICS), []).append(float(value))
+    return {name: sum(values) / len(values) for name, values in sorted(found.items())}
+
+
+def _remove_weights(out: Path) -> None:
+    """Remove what takes room: weights and checkpoints; the page of the selection stays."""
+    for entry in out.iterdir() if out.is_dir() else ():
+        if entry.name == "sstoken":
+            shutil.rmtree(entry / "history", ignore_errors=True)
+        elif entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif entry.suffix in (".safetensors", ".bin", ".pt"):
+            entry.unlink(missing_ok=True)
+
+
+class _Progress:
+    """A file that says how far a run is, written at most once a second.
+
+    Args:
+        file: the file; what an earlier process wrote there is read.
+
+    Attributes:
+        seconds: of training, by the file.
+    """
+
+    def __init__(self, file: Path):
+        self._file = file
+        self._told = -1.0
+        self._phase = ""
+        seconds = (read_json(file) or {}).get("seconds", 0.0)
+        self.seconds = float(seconds) if isinstance(seconds, float | int) else 0.0
+
+    def tell(self, phase: str, done: int, total: int, seconds: float | None = None) -> None:
+        """Take note of a phase, of steps done and in all, and of seconds of training."""
+        if seconds is not None:
+            self.seconds = seconds
+        now = time.monotonic()
+        if phase == self._phase and now - self._told < 1 and done < total:
+            return
+        self._phase, self._told = phase, now
+        write_json({"phase": phase, "done": done, "total": total, "seconds": self.seconds}, self._file)
