@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import yaml
 
 from sstoken_plugin.axolotl.cli import told_in_a_sentence
 from sstoken_plugin.base.files import expand
-from sstoken_plugin.experiments.comparison import Table, sentence
 from sstoken_plugin.experiments.config import Experiment, parse
-from sstoken_plugin.experiments.main import collect, comparisons_json, have, tell, write_results
-from sstoken_plugin.experiments.runs import runs_of
 from sstoken_plugin.experiments.yaml_file import read_mapping
 from sstoken_plugin.selection.config import SSTokenConfig, nearest
 from sstoken_plugin.selection.selectors import SELECTORS
+
+if TYPE_CHECKING:
+    from sstoken_plugin.experiments.comparison import Table
 
 ARMS = "sstoken,random,position,all"
 # Trains without the plugin: what nobody could say of `selector: all`.
@@ -60,13 +60,18 @@ def compare(config: str, arms: str, seeds: int, out: str | None, part: str | Non
     Raises:
         ValueError: the configuration does not fit, or runs failed; one sentence with key and fix.
     """
+    # Here, so that `axolotl --help` stays quick.
+    from sstoken_plugin.experiments.comparison import sentence
+    from sstoken_plugin.experiments.main import collect, have, tell
+    from sstoken_plugin.experiments.results import write_json
+
     base = read_mapping(Path(config), "a YAML of Axolotl has lines such as `base_model: FOLDER`")
     folder = expand(out) if out else expand(str(base.get("output_dir") or _OUTPUT)) / "sstoken-compare"
     experiment = experiment_of(base, config, arms, seeds, folder)
     faults = have(experiment, part)
     page, numbers = folder / "compare.html", folder / "compare.json"
     tables = collect(experiment, page, f"Does ssToken help? {Path(config).name}", faults=faults)
-    write_results(as_json(experiment, tables), numbers)
+    write_json(as_json(experiment, tables), numbers)
     for comparison in tables[0].comparisons if tables else ():
         tell(sentence(comparison, tables[0], experiment.smallest_difference))
     tell(f"Written: {page}, {numbers}")
@@ -172,6 +177,9 @@ def as_json(experiment: Experiment, tables: Sequence[Table]) -> dict[str, Any]:
     `kept`, the share of response tokens that was trained on. `comparisons` are paired by seed, arm minus the other:
     their intervals hold together with 95 % for each `against`, and the verdict is that of the interval.
     """
+    from sstoken_plugin.experiments.main import comparisons_json
+    from sstoken_plugin.experiments.runs import runs_of
+
     by_name = {table.name: table for table in tables}
     deciding = by_name.get(f"{_EVALUATION}/loss")
     arms: dict[str, dict[str, Any]] = {arm.name: {"seeds": [], "eval_loss": []} for arm in experiment.arms}

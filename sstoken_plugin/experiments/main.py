@@ -16,7 +16,7 @@ from sstoken_plugin.experiments.comparison import Table, deciding_measure, table
 from sstoken_plugin.experiments.config import Experiment
 from sstoken_plugin.experiments.page import Page, render
 from sstoken_plugin.experiments.processes import Server, prepared
-from sstoken_plugin.experiments.results import Result, read_json, write_json
+from sstoken_plugin.experiments.results import PREPARED, Result, read_json
 from sstoken_plugin.experiments.runs import Run, part_of, runs_of
 from sstoken_plugin.experiments.schedule import Durations, announcement, conduct, estimate_of
 
@@ -98,7 +98,7 @@ def collect(experiment: Experiment, page: Path, title: str, *, faults: Sequence[
     runs = runs_of(experiment)
     results = [result for run in runs if (result := run.result()) is not None]
     tables = tables_of(experiment, results)
-    found = read_json(experiment.out / "prepared.json")
+    found = read_json(experiment.out / PREPARED)
     notes = notes_of(found)
     warnings = [note.removeprefix("Warning: ") for note in notes if note.startswith("Warning: ")]
     warnings += [*_missing(runs), *faults, *_mixed(results)]
@@ -189,8 +189,3 @@ def _mixed(results: Sequence[Result]) -> list[str]:
     names = sorted({name for result in results for name in result.versions})
     mixed = [name for name in names if len({result.versions.get(name) for result in results}) > 1]
     return [f"Runs were had with different versions of: {', '.join(mixed)}."] if mixed else []
-
-
-def write_results(content: Any, file: Path) -> None:
-    """Write numbers as JSON."""
-    write_json(content, file)

@@ -21,13 +21,12 @@ from sstoken_plugin.axolotl import experiment as axolotl
 from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.experiments.config import AnswersEvaluation, Evaluation, TasksEvaluation
 from sstoken_plugin.experiments.evaluate import evaluate
-from sstoken_plugin.experiments.results import read_json, write_json
+from sstoken_plugin.experiments.results import PREPARED, read_json, write_json
 from sstoken_plugin.experiments.tasks import refuse_missing
 from sstoken_plugin.experiments.watch import EnoughError, Stopwatch
 from sstoken_plugin.experiments.worker import evaluations_of, rows_for
 
 REFUSED = 2
-NAME = "prepared.json"
 # What is measured of a run before the first one.
 _STEPS, _SECONDS = 5, 60.0
 _EVALUATED = 8
@@ -43,13 +42,13 @@ def work(job: Mapping[str, Any]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     # Others wait: they would do the same.
     with FileLock(out / "prepare.lock"):
-        found = read_json(out / NAME)
+        found = read_json(out / PREPARED)
         if found is not None and found.get("fingerprint") == job["fingerprint"]:
             return 0
         fault = out / "fault.txt"
         fault.unlink(missing_ok=True)
         try:
-            write_json({"fingerprint": job["fingerprint"], **_prepare(job, out)}, out / NAME)
+            write_json({"fingerprint": job["fingerprint"], **_prepare(job, out)}, out / PREPARED)
         except Exception as error:
             fault.write_text(in_short(error), encoding="utf-8", errors="replace")
             if isinstance(error, ValueError):

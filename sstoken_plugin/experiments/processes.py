@@ -16,9 +16,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sstoken_plugin.experiments import prepare, worker
 from sstoken_plugin.experiments.config import Experiment
-from sstoken_plugin.experiments.results import read_json
+from sstoken_plugin.experiments.results import BUSY, PREPARED, read_json
 from sstoken_plugin.experiments.runs import Run, fingerprint, train_yaml
 
 # Of a log that is shown where a process left no sentence.
@@ -132,10 +131,10 @@ def prepared(server: Server, experiment: Experiment, runs: Sequence[Run], *, mea
     first = {run.arm.name: run for run in reversed(runs)}
     data = {key: value for run in runs for key, value in run.settings["data"].items()}
     of_all = fingerprint([{**run.settings, "seed": 0} for run in first.values()])
-    found = read_json(out / prepare.NAME)
+    found = read_json(out / PREPARED)
     if found is not None and found.get("fingerprint") == of_all and (out / "prepared" / "complete.json").exists():
         return found
-    (out / prepare.NAME).unlink(missing_ok=True)
+    (out / PREPARED).unlink(missing_ok=True)
     ranking = [name for name, run in first.items() if run.arm.sstoken is not None]
     log = out / "prepare.log"
     job = {
@@ -151,7 +150,7 @@ def prepared(server: Server, experiment: Experiment, runs: Sequence[Run], *, mea
         "measured": (ranking or [experiment.arms[0].name])[0] if measure else None,
     }
     code = server.start(job).wait()
-    found = read_json(out / prepare.NAME)
+    found = read_json(out / PREPARED)
     if code == 0 and found is not None:
         return found
     raise ValueError(f"{_fault(out / 'fault.txt', log, code)} (All that was printed is in {log}.)")
@@ -165,7 +164,7 @@ def fault_of(run: Run, code: int) -> str:
 
 def is_busy(code: int) -> bool:
     """Tell whether another process has the run."""
-    return code == worker.BUSY
+    return code == BUSY
 
 
 def is_taken(run: Run) -> bool:

@@ -72,7 +72,7 @@ def work(job: Mapping[str, Any]) -> int:
 
 
 def die_with_parent() -> None:
-    """Let the end of the process that started this one, even by SIGKILL, be its own: what it had locked is free again."""
+    """Let the end of the process that started this one, even by SIGKILL, be its own: what it locked is free again."""
     import ctypes
 
     parent = os.getppid()

@@ -19,10 +19,17 @@ from sstoken_plugin.axolotl import experiment as axolotl
 from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.experiments.config import KINDS, AnswersEvaluation, Evaluation, LossEvaluation, checked
 from sstoken_plugin.experiments.evaluate import evaluate
-from sstoken_plugin.experiments.results import Result, read_json, read_result, versions_here, write_json, write_result
+from sstoken_plugin.experiments.results import (
+    BUSY,
+    Result,
+    read_json,
+    read_result,
+    versions_here,
+    write_json,
+    write_result,
+)
 from sstoken_plugin.experiments.watch import Watch
 
-BUSY = 75
 _METRICS = "sstoken/"
 
 
