@@ -34,7 +34,7 @@ CORE = (
 )  # fmt: skip
 # Without a training, in under two minutes on two cores: CONTRIBUTING.md.
 FAST = (
-    "axolotl_keys", "breakdown", "example_tables", "files", "linear_nll", "losses", "monitor", "packaging", "report",
+    "axolotl_keys", "breakdown", "example_tables", "experiments_config", "experiments_page", "experiments_statistics", "files", "linear_nll", "losses", "monitor", "packaging", "report",
     "report_page", "run", "samples", "selection", "selectors", "setup", "token_text",
 )  # fmt: skip
 

@@ -44,6 +44,9 @@ def yaml_of_arm(
         found["sstoken"] = dict(sstoken)
     # The split into training and evaluation data follows from it, so that it is the same in every run.
     found["seed"] = base.get("seed", DEFAULT_SEED)
+    if found.get("sample_packing"):
+        # The evaluation set of a packed training may be too small to be packed, which nobody asks for.
+        found["eval_sample_packing"] = False
     found |= {
         "eval_strategy": "no",
         "save_strategy": "no",

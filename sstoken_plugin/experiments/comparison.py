@@ -27,6 +27,7 @@ class Comparison:
         arm: its name.
         against: name of the other.
         difference: of the same seeds, arm minus other; its interval is one of `family` that hold together with 95 %.
+        alone: the same with the interval that it would have if it were the only one.
         family: number of arms that are compared with this other one.
         verdict: see `statistics.verdict`; "" for a measure of which neither way is better.
         to_tell: seeds that would tell the difference that is there; None if it is told already or cannot be.
@@ -37,6 +38,7 @@ class Comparison:
     arm: str
     against: str
     difference: Interval
+    alone: Interval
     family: int
     verdict: str
     to_tell: int | None
@@ -118,10 +120,11 @@ def _comparisons(
             seeds = [seed for seed in by_arm[arm] if seed in by_arm[other]]
             values, others = ([by_arm[name][seed] for seed in seeds] for name in (arm, other))
             difference = paired(_numbers(values), _numbers(others), family=len(arms))
+            alone = paired(_numbers(values), _numbers(others))
             told = "" if better is None else verdict(difference, better)
             found.append(
                 Comparison(
-                    arm, other, difference, len(arms), told,
+                    arm, other, difference, alone, len(arms), told,
                     None if told in (HELPS, HURTS) else _to_tell(difference.mean, difference, len(arms)),
                     _to_tell(smallest, difference, len(arms)),
                 )

@@ -122,6 +122,7 @@ class _Raw(_Block):
     """The keys of an experiment as the YAML has them."""
 
     base: str | dict[str, Any]
+    changes: dict[str, Any] = {}
     out: Annotated[str, Field(min_length=1)]
     arms: dict[str, Any] = Field(min_length=1)
     seeds: _Positive | Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)] = 3
@@ -142,7 +143,7 @@ class Experiment:
     """A whole experiment, checked.
 
     Attributes:
-        base: the Axolotl YAML that every arm starts from.
+        base: the Axolotl YAML that every arm starts from, with the changes that hold for all.
         out: folder of all results.
         arms: in the order of the YAML.
         seeds: of the trainings.
@@ -181,6 +182,7 @@ def parse(block: Mapping[str, Any], place: str = "the experiment") -> Experiment
         base = read_mapping(
             Path(base), "base names an Axolotl YAML, which has lines such as `base_model: FOLDER`", "base: "
         )
+    base = {**base, **raw.changes}
     if not base.get("base_model"):
         raise ValueError(f"base: the YAML that {place} starts from has no `base_model:`; add it.")
     arms = tuple(_arm(name, value) for name, value in raw.arms.items())
@@ -270,10 +272,10 @@ def _arm(name: str, value: Any) -> Arm:
 def _evaluation(name: str, value: Any) -> Evaluation:
     place = f"evaluations.{name}"
     kind = value.get("kind") if isinstance(value, Mapping) else None
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         meant = f"; did you mean {nearest(str(kind), KINDS)}?" if kind else "."
         raise ValueError(f"{place}: give it a `kind:`, one of {', '.join(KINDS)}{meant}")
-    return checked(KINDS[str(kind)], value, place)
+    return checked(KINDS[kind], value, place)
 
 
 def _name(key: str, name: str) -> str:

@@ -17,7 +17,7 @@ KINDS = ("answer", "reasoning", "end_of_turn")
 ANSWER, REASONING, END = range(3)
 
 _OPEN, _CLOSE = "<think>", "</think>"
-_SPAN = re.compile(f"{_OPEN}.*?(?:{_CLOSE}|$)", re.DOTALL)
+_SPAN = re.compile(rf"{_OPEN}.*?(?:{_CLOSE}|\Z)", re.DOTALL)
 # Some templates open the reasoning in the prompt; white space as vocabularies write it may follow.
 _OPENED = re.compile(rf"{_OPEN}[\sĠĊĉč▁]*$")
 # Tokens before a response in which that would stand.

@@ -14,7 +14,6 @@ from sstoken_plugin.base.files import write_bytes
 from sstoken_plugin.base.visible_text import one_line
 from sstoken_plugin.experiments.comparison import Table, deciding_measure, tables_of
 from sstoken_plugin.experiments.config import Experiment
-from sstoken_plugin.experiments.page import Page, render
 from sstoken_plugin.experiments.processes import Server, prepared
 from sstoken_plugin.experiments.results import PREPARED, Result, read_json
 from sstoken_plugin.experiments.runs import Run, part_of, runs_of
@@ -95,6 +94,9 @@ def collect(experiment: Experiment, page: Path, title: str, *, faults: Sequence[
         title: its title.
         faults: runs that failed.
     """
+    # Here, since it imports what takes seconds, and whoever waits for a first line needs none of it.
+    from sstoken_plugin.experiments.page import Page, render
+
     runs = runs_of(experiment)
     results = [result for run in runs if (result := run.result()) is not None]
     tables = tables_of(experiment, results)
@@ -158,6 +160,8 @@ def comparisons_json(table: Table) -> list[dict[str, Any]]:
             "verdict": each.verdict,
             "seeds": each.difference.count,
             "comparisons_together": each.family,
+            "low_alone": each.alone.low,
+            "high_alone": each.alone.high,
             "seeds_to_tell": each.to_tell,
             "seeds_to_tell_smallest": each.to_tell_smallest,
         }

@@ -44,7 +44,7 @@ class Server:
         """
         Path(job["log"]).parent.mkdir(parents=True, exist_ok=True)
         if self._process is None or self._process.poll() is not None:
-            self._process = self._begin()
+            self._process = self._begin(Path(job["log"]))
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({**job, "started": time.time()}, default=str) + "\n")
         self._process.stdin.flush()
@@ -59,19 +59,20 @@ class Server:
         self._process = None
 
     @staticmethod
-    def _begin() -> subprocess.Popen[str]:
+    def _begin(log: Path) -> subprocess.Popen[str]:
         # One GPU: with several, a trainer that nobody launched would spread its batches over all of them.
         environment = {"CUDA_VISIBLE_DEVICES": "0", **os.environ, "TOKENIZERS_PARALLELISM": "false"}
-        return subprocess.Popen(
-            [sys.executable, "-m", "sstoken_plugin.experiments.server"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-            # Of a session of its own, so that Ctrl-C reaches this process alone, which ends the other.
-            start_new_session=True,
-        )
+        with log.open("a", encoding="utf-8") as opened:
+            return subprocess.Popen(
+                [sys.executable, "-m", "sstoken_plugin.experiments.server"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=opened,
+                text=True,
+                env=environment,
+                # Of a session of its own, so that Ctrl-C reaches this process alone, which ends the other.
+                start_new_session=True,
+            )
 
 
 class Work:

@@ -12,6 +12,7 @@ from typing import Any
 from sstoken_plugin.axolotl import experiment as axolotl
 from sstoken_plugin.base.visible_text import cut
 from sstoken_plugin.experiments.config import Arm, Experiment
+from sstoken_plugin.experiments.results import NAME as RESULT
 from sstoken_plugin.experiments.results import Result, read_json, read_result
 
 # Of data files whose content is hashed; of larger ones the size counts.
@@ -58,7 +59,7 @@ class Run:
         Raises:
             ValueError: there is one; one sentence with what differs and the way out.
         """
-        begun = read_json(self.folder / "run.json")
+        begun = read_json(self.folder / "run.json") or read_json(self.folder / RESULT)
         if begun is None or begun.get("fingerprint") == self.fingerprint:
             return
         before = begun.get("settings")

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from sstoken_plugin.axolotl import experiment as axolotl
 from sstoken_plugin.base.visible_text import in_short
-from sstoken_plugin.experiments.config import KINDS, AnswersEvaluation, Evaluation, LossEvaluation, checked
+from sstoken_plugin.experiments.config import KINDS, Evaluation, checked
 from sstoken_plugin.experiments.evaluate import evaluate
 from sstoken_plugin.experiments.results import (
     BUSY,
@@ -64,9 +64,9 @@ def rows_for(asked: Evaluation, held_out: Mapping[str, Any], folder: Path) -> An
     Raises:
         ValueError: there are none; one sentence with key and fix.
     """
-    assert isinstance(asked, LossEvaluation | AnswersEvaluation) or asked.kind == "forgetting"
-    if asked.datasets is not None:
-        return axolotl.rows_of(held_out, asked.datasets, folder)
+    named = getattr(asked, "datasets", None)
+    if named is not None:
+        return axolotl.rows_of(held_out, named, folder)
     file = axolotl.write({**held_out, "output_dir": str(folder / "unused")}, folder / "held_out.yaml")
     rows = axolotl.data_of(axolotl.load(file)).eval_dataset
     if rows is None or not len(rows):

@@ -1,0 +1,181 @@
+"""Experiments through the real Axolotl: the same start for all arms, nothing done twice, killed or not."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from filelock import FileLock
+from safetensors.torch import load_file
+from scipy import stats
+
+from sstoken_plugin.experiments.compare import compare_command
+from sstoken_plugin.experiments.config import parse
+from sstoken_plugin.experiments.main import have
+from sstoken_plugin.experiments.results import read_json
+from sstoken_plugin.experiments.runs import runs_of
+from sstoken_plugin.experiments.worker import remove_cut_checkpoints
+
+TRAINED, RESUMED = "Training completed!", "auto-resume functionality"
+
+
+@pytest.fixture(scope="module")
+def base(small_run):
+    return {**small_run, "val_set_size": 0.25, "max_steps": 4}
+
+
+@pytest.fixture(scope="module")
+def compared(base, tmp_path_factory):
+    """A comparison of two seeds, through the command: plain training, `selector: all`, and the method."""
+    folder = tmp_path_factory.mktemp("compared")
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(base))
+    arguments = [str(file), "--arms", "sstoken,same:selector=all,all", "--seeds", "2", "--out", str(folder / "out")]
+    told = CliRunner().invoke(compare_command, arguments, catch_exceptions=False)
+    assert told.exit_code == 0, told.output
+    return folder / "out", told.output, arguments
+
+
+def runs_trained(out):
+    """How often each run was trained to its end."""
+    return {
+        str(log.parent.relative_to(out / "runs")): log.read_text().count(TRAINED) for log in out.glob("runs/*/*/log.txt")
+    }
+
+
+def test_a_comparison_says_how_long_it_takes_and_what_came_out(compared):
+    out, told, _ = compared
+    assert "6 runs to go, about " in told
+    assert "of sstoken, measured here" in told
+    assert "Samples to train on: 18. Held out: 6 for held_out." in told
+    found = json.loads((out / "compare.json").read_text())
+    assert list(found["arms"]) == ["sstoken", "same", "all"]
+    for name, arm in found["arms"].items():
+        assert arm["seeds"] == [1, 2]
+        assert len(arm["eval_loss"]) == 2
+        assert all(isinstance(value, float) for value in arm["eval_loss"])
+        assert arm["kept"] == pytest.approx([1, 1]) if name != "sstoken" else all(0.5 < kept < 0.8 for kept in arm["kept"])
+    pairs = {(each["arm"], each["against"]): each for each in found["comparisons"]}
+    assert set(pairs) == {("sstoken", "all"), ("same", "all")}
+    values, others = (found["arms"][name]["eval_loss"] for name in ("sstoken", "all"))
+    each = pairs["sstoken", "all"]
+    assert each["difference"] == pytest.approx(sum(a - b for a, b in zip(values, others, strict=True)) / 2)
+    low, high = stats.ttest_rel(values, others).confidence_interval(1 - 0.05 / 2)
+    assert (each["low"], each["high"]) == pytest.approx((low, high))
+    assert each["verdict"] in ("helps", "hurts", "cannot be told from chance with 2 seeds")
+    assert (each["verdict"] == "helps") == (each["high"] < 0)
+    page = (out / "compare.html").read_text()
+    assert "6 of 6 runs, with 2 seeds." in page
+    assert "sstoken" in page
+
+
+def test_arms_have_the_same_start_the_same_order_and_the_same_held_out_tokens(compared):
+    out, _, _ = compared
+    found = json.loads((out / "compare.json").read_text())["arms"]
+    # The plugin that keeps all tokens trains as plain training does, to rounding: same first weights, same batches.
+    assert found["same"]["eval_loss"] == pytest.approx(found["all"]["eval_loss"], abs=2e-4)
+    assert abs(found["all"]["eval_loss"][0] - found["all"]["eval_loss"][1]) > 1e-3
+    results = [json.loads(file.read_text()) for file in out.glob("runs/*/*/result.json")]
+    assert len({each["measures"]["held_out/loss"]["count"] for each in results}) == 1
+    assert (out / "history" / "losses-2.sqlite").exists()
+
+
+def test_a_finished_comparison_is_not_had_again(compared):
+    out, _, arguments = compared
+    before = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/*/result.json")}
+    told = CliRunner().invoke(compare_command, arguments, catch_exceptions=False)
+    assert told.exit_code == 0
+    assert "6 of 6 runs have been had before, and are not had again." in told.output
+    assert {file: file.stat().st_mtime_ns for file in out.glob("runs/*/*/result.json")} == before
+    assert set(runs_trained(out).values()) == {1}
+
+
+def test_a_changed_configuration_is_told_and_not_mixed_in(compared, base, tmp_path):
+    out, _, arguments = compared
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({**base, "learning_rate": 0.01}))
+    told = CliRunner().invoke(compare_command, [str(file), *arguments[1:]])
+    assert told.exit_code == 1
+    assert "train.learning_rate was 0.02 and is 0.01" in told.output
+    assert "name another folder as `out:`" in told.output
+
+
+@pytest.fixture
+def settings(base, tmp_path, chats):
+    """An experiment of one arm that writes a checkpoint after each step, and every evaluation that needs no network."""
+
+    def make(out):
+        datasets = [{"path": str(chats), "type": "chat_template", "field_messages": "messages"}]
+        return parse(
+            {
+                "base": {**base, "max_steps": 8, "lora_dropout": 0.1},
+                "out": str(tmp_path / out),
+                "arms": {"sstoken": {"selector": "random"}, "all": None},
+                "seeds": [3],
+                "evaluations": {
+                    "held_out": {"kind": "loss"},
+                    "forgetting": {"kind": "forgetting", "datasets": datasets, "samples": 4},
+                    "answers": {"kind": "answers", "samples": 3, "max_new_tokens": 4},
+                },
+                "checkpoint_minutes": 0,
+                "keep_models": True,
+            }
+        )
+
+    return make
+
+
+def begin(experiment):
+    """Have an experiment in a process of its own, as a second terminal would."""
+    process = multiprocessing.get_context("fork").Process(target=have, args=(experiment,))
+    process.start()
+    return process
+
+
+def test_a_killed_run_goes_on_where_it_was_and_two_processes_share_the_rest(settings):
+    killed, whole = settings("killed"), settings("whole")
+    process = begin(killed)
+    first, second = runs_of(killed)
+    deadline = time.monotonic() + 300
+    while not list((first.folder / "out").glob("checkpoint-[3-6]/trainer_state.json")):
+        assert time.monotonic() < deadline
+        assert process.is_alive()
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert first.result() is None
+    # What it had started ended with it, so that the run is free.
+    with FileLock(first.folder / "lock", timeout=10):
+        pass
+
+    both = [begin(killed), begin(killed)]
+    for each in both:
+        each.join(300)
+        assert each.exitcode == 0
+    assert runs_trained(killed.out) == {"sstoken/seed-3": 1, "all/seed-3": 1}
+    assert [RESUMED in (run.folder / "log.txt").read_text() for run in (first, second)] == [True, False]
+
+    assert have(whole) == []
+    for run, other in zip(runs_of(killed), runs_of(whole), strict=True):
+        assert run.result().measures == other.result().measures
+        assert run.result().steps == 8
+        weights, others = (load_file(each.folder / "out" / "adapter_model.safetensors") for each in (run, other))
+        assert all(weights[name].equal(others[name]) for name in weights)
+    names = set(first.result().measures)
+    assert {"held_out/loss", "forgetting/loss", "answers/exact_match", "answers/answer_tokens"} <= names
+    # Its samples are those of the training, which the reader is told.
+    assert set(read_json(whole.out / "prepared.json")["shared"]) == {"sstoken/forgetting", "all/forgetting"}
+
+
+def test_a_checkpoint_whose_writing_was_cut_is_not_resumed_from(tmp_path):
+    whole, cut = tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"
+    for folder in (whole, cut):
+        folder.mkdir()
+    (whole / "trainer_state.json").write_text("{}")
+    (cut / "trainer_state.json").write_text("{")
+    remove_cut_checkpoints(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint-1"]

@@ -1,0 +1,179 @@
+"""Settings of experiments: every fault is one sentence that names key and fix, before anything is trained."""
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from sstoken_plugin.experiments.command import command
+from sstoken_plugin.experiments.compare import arms_of, compare_command
+from sstoken_plugin.experiments.config import parse
+from sstoken_plugin.experiments.runs import differences, part_of, runs_of, train_yaml
+
+BASE = {
+    "base_model": "model",
+    "plugins": ["sstoken", "axolotl.integrations.liger.LigerPlugin"],
+    "sstoken": {"ratio": 0.3},
+    "datasets": [{"path": "nowhere", "type": "alpaca"}],
+    "val_set_size": 0.1,
+    "eval_steps": 10,
+    "hub_model_id": "mine",
+    "save_steps": 3,
+    "seed": 7,
+    "adapter": "lora",
+}
+WHOLE = {"base": BASE, "out": "out", "arms": {"all": None, "random": {"selector": "random"}}}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"arm": {}}, "arm is not a key; the nearest one is arms."),
+        ({"base": None}, "base is missing; add it."),
+        ({"base": {"datasets": []}}, "has no `base_model:`"),
+        ({"base": "none.yaml"}, "base: none.yaml cannot be read"),
+        ({"arms": {}}, "arms: {} is not allowed"),
+        ({"arms": {"a/b": None}}, "arms: 'a/b' is no name"),
+        ({"arms": {"a": None, "A": {}}}, "arms: a and A differ in capitals alone"),
+        ({"arms": {"a": 3}}, "arms.a: 3 is not a block of settings"),
+        ({"arms": {"a": {"ratoi": 0.5}}}, "arms.a: sstoken.ratoi is not a key; the nearest one is sstoken.ratio."),
+        ({"arms": {"a": {"ratio": 2}}}, "arms.a: sstoken.ratio: 2 is not allowed"),
+        ({"arms": {"a": {"sstoken": {}, "change": {}}}}, "arms.a.change is not a key; the nearest one is arms.a.changes."),
+        ({"arms": {"a": {"changes": {"seed": 1}}}}, "arms.a.changes.seed is set by the experiment itself"),
+        ({"seeds": 0}, "seeds: 0 is not allowed"),
+        ({"seeds": [1, 1]}, "seeds: [1, 1] names a seed twice"),
+        ({"evaluations": {"e": {}}}, "evaluations.e: give it a `kind:`, one of loss, forgetting, answers, lm_eval."),
+        ({"evaluations": {"e": {"kind": "los"}}}, "did you mean loss?"),
+        ({"evaluations": {"e": {"kind": "loss", "sample": 3}}}, "evaluations.e.sample is not a key; the nearest one is "
+         "evaluations.e.samples."),
+        ({"evaluations": {"e": {"kind": "forgetting"}}}, "evaluations.e.datasets is missing"),
+        ({"evaluations": {"e": {"kind": "answers", "extract": "("}}}, "evaluations.e.extract: '(' is not allowed: it is "
+         "no regular expression"),
+        ({"against": ["rondom"]}, "against: rondom is no arm; the nearest one is random."),
+    ],
+)  # fmt: skip
+def test_a_fault_is_a_sentence_with_its_key(change, words, tmp_path):
+    changed = {key: value for key, value in {**WHOLE, **change}.items() if value is not None}
+    with pytest.raises(ValueError, match=".") as error:
+        parse(changed)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    file = tmp_path / "experiment.yaml"
+    file.write_text(yaml.safe_dump(changed))
+    told = CliRunner().invoke(command, [str(file)])
+    assert told.exit_code == 1
+    assert words in told.output
+    assert "Traceback" not in told.output
+
+
+def test_an_arm_that_stands_twice_is_not_lost_unseen(tmp_path):
+    file = tmp_path / "experiment.yaml"
+    file.write_text("base: {base_model: m}\nout: o\narms:\n  a: null\n  a: {selector: random}\n")
+    told = CliRunner().invoke(command, [str(file)])
+    assert told.exit_code == 1
+    assert "a stands twice, in line 5 again" in told.output
+
+
+def test_a_run_has_all_of_the_base_but_what_tells_arms_apart_or_speaks_to_others(tmp_path):
+    experiment = parse({**WHOLE, "out": str(tmp_path), "seeds": 2, "arms": {**WHOLE["arms"], "mine": {"changes": {"lr": 1}}}})
+    runs = runs_of(experiment)
+    assert [run.name for run in runs][:4] == ["all, seed 1", "random, seed 1", "mine, seed 1", "all, seed 2"]
+    plain, random, mine = (train_yaml(run, experiment.out) for run in runs[:3])
+    assert plain["plugins"] == ["axolotl.integrations.liger.LigerPlugin"]
+    assert "sstoken" not in plain
+    assert random["sstoken"] == {"report": False, "selector": "random"}
+    assert mine == {**plain, "lr": 1, "output_dir": mine["output_dir"]}
+    assert not {"eval_steps", "hub_model_id", "save_steps"} & plain.keys()
+    # The seed of the split, which no seed of a training changes.
+    assert {train_yaml(run, experiment.out)["seed"] for run in runs} == {7}
+    assert len({run.fingerprint for run in runs}) == len(runs)
+
+
+def test_losses_of_the_history_are_shared_where_there_are_any(tmp_path):
+    arms = {"plain": None, "rel": {"selector": "rel"}, "ema": {"history": "ema"}, "own": {"history_cache": False}}
+    runs = runs_of(parse({**WHOLE, "out": str(tmp_path), "arms": arms, "seeds": 1}))
+    caches = [train_yaml(run, tmp_path).get("sstoken", {}).get("history_cache") for run in runs]
+    assert caches == [None, str(tmp_path / "history"), None, False]
+
+
+def test_parts_are_all_runs_each_once():
+    for count in (1, 5, 12):
+        runs = list(range(count))
+        for parts in (1, 2, 5, 20):
+            assert [run for part in range(1, parts + 1) for run in part_of(runs, f"{part}/{parts}")] == runs
+    for wrong in ("0/2", "3/2", "1", "a/b", "1/"):
+        with pytest.raises(ValueError, match="--part"):
+            part_of([1], wrong)
+
+
+def test_a_change_of_a_data_file_is_a_change(tmp_path):
+    file = tmp_path / "data.jsonl"
+    file.write_text("one")
+    whole = {**WHOLE, "base": {**BASE, "datasets": [{"path": str(file)}]}}
+    before = runs_of(parse(whole))[0]
+    file.write_text("two")
+    after = runs_of(parse(whole))[0]
+    assert before.fingerprint != after.fingerprint
+    (told,) = differences(before.settings, after.settings)
+    assert told.startswith(f"data.{file} was ")
+
+
+@pytest.mark.parametrize(
+    ("text", "arms"),
+    [
+        ("sstoken,all", {"sstoken": {"ratio": 0.3, "selector": "sstoken"}, "all": None}),
+        (
+            "mine:ratio=0.8,selector=rel, all",
+            {"mine": {"ratio": 0.8, "selector": "rel"}, "all": None},
+        ),
+        (
+            "rel:keep_eos=false,random,other:gamma=0",
+            {
+                "rel": {"ratio": 0.3, "selector": "rel", "keep_eos": False},
+                "random": {"ratio": 0.3, "selector": "random"},
+                "other": {"ratio": 0.3, "gamma": 0},
+            },
+        ),
+        ("mine:history=snapshot,all", {"mine": {"ratio": 0.3, "history": "snapshot"}, "all": None}),
+    ],
+)
+def test_arms_of_the_option(text, arms):
+    assert arms_of(text, {"ratio": 0.3}) == arms
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("all", "names fewer than two arms"),
+        ("rondom,all", "rondom is no selector; the nearest one is random"),
+        ("sstoken:ratio=0.4,sstoken:ratio=0.8", "sstoken is there twice"),
+        ("all:ratio=0.4,random", "all is plain training, which has no settings"),
+        ("ratio=0.4,random", "ratio=0.4 is a setting of no arm"),
+        (":ratio=0.4,random", ":ratio=0.4 is a setting of no arm"),
+        ("mine:,random", "mine: has no setting"),
+        ("mine:ratio=,random", "mine:ratio= has no value"),
+        ("mine:ratoi=0.4,random", "mine: sstoken.ratoi is not a key; the nearest one is sstoken.ratio"),
+        ("mine:ratio=2,random", "mine: sstoken.ratio: 2 is not allowed"),
+    ],
+)
+def test_what_is_no_arm_is_told(text, words):
+    with pytest.raises(ValueError, match="--arms: ") as error:
+        arms_of(text, {})
+    assert words in str(error.value)
+
+
+def test_a_yaml_without_evaluation_data_is_told_which_key_to_set(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({**BASE, "val_set_size": 0}))
+    told = CliRunner().invoke(compare_command, [str(file)])
+    assert told.exit_code == 1
+    assert "has no evaluation data" in told.output
+    assert "val_set_size: 0.1" in told.output
+    assert not (tmp_path / "model-out").exists()
+
+
+def test_what_does_not_go_with_the_selection_is_told_before_anything_is_loaded(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({**BASE, "rl": "dpo"}))
+    told = CliRunner().invoke(compare_command, [str(file), "--out", str(tmp_path / "out")])
+    assert told.exit_code == 1
+    assert "arms.sstoken: rl: dpo trains on preferences" in told.output

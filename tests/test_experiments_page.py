@@ -1,0 +1,192 @@
+"""From results to the page: what is damaged, what is missing, what is hostile, and what the sentences say."""
+
+import dataclasses
+import json
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from sstoken_plugin.experiments.command import command
+from sstoken_plugin.experiments.comparison import sentence, tables_of
+from sstoken_plugin.experiments.config import parse
+from sstoken_plugin.experiments.main import as_json, collect
+from sstoken_plugin.experiments.measures import Measure
+from sstoken_plugin.experiments.page import Page, render
+from sstoken_plugin.experiments.plot import ticks
+from sstoken_plugin.experiments.results import NAME, Result, read_result, write_json, write_result
+from sstoken_plugin.experiments.runs import runs_of
+
+HOSTILE = "</style><script>alert(1)</script><img src=x onerror=alert(1)>&\u202e\x1b[2J"
+LOSSES = {
+    "all": [1.50, 1.52, 1.48], "random": [1.60, 1.63, 1.58], "sstoken": [1.30, 1.33, 1.28], "rel": [1.55, 1.40, 1.47],
+}  # fmt: skip
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    arms = {"all": None, "random": {"selector": "random"}, "sstoken": {}, "rel": {"selector": "rel"}}
+    return parse({"base": {"base_model": "model"}, "out": str(tmp_path / "out"), "arms": arms, "seeds": 3})
+
+
+def result_of(run, value, **changes):
+    measures = {
+        "held_out/loss": Measure(value, "lower", "loss", 10),
+        "held_out/ended": Measure(0.5, None, "ended", 3),
+    }
+    found = Result(
+        run.arm.name, run.seed, run.fingerprint, run.settings, measures, {"selected_ratio": 0.6}, 4, 1.0, 2.0,
+        {"torch": "2.14", "device": "CPU"},
+    )  # fmt: skip
+    return dataclasses.replace(found, **changes)
+
+
+@pytest.fixture
+def results(experiment):
+    found = [result_of(run, LOSSES[run.arm.name][run.seed - 1]) for run in runs_of(experiment)]
+    for run, result in zip(runs_of(experiment), found, strict=True):
+        write_result(result, run.folder)
+    return found
+
+
+def test_arms_are_compared_with_both_baselines_and_each_pair_once(experiment, results):
+    table = tables_of(experiment, results)[0]
+    pairs = [(each.arm, each.against, each.family) for each in table.comparisons]
+    assert pairs == [
+        ("random", "all", 3), ("sstoken", "all", 3), ("rel", "all", 3), ("sstoken", "random", 2), ("rel", "random", 2),
+    ]  # fmt: skip
+    told = {(each.arm, each.against): each for each in table.comparisons}
+    assert told["sstoken", "all"].verdict == "helps"
+    assert told["random", "all"].verdict == "hurts"
+    assert told["rel", "all"].verdict == "cannot be told from chance with 3 seeds"
+    for each in table.comparisons:
+        low, high = each.difference.low, each.difference.high
+        assert low <= each.difference.mean <= high
+        assert each.verdict == ("helps" if high < 0 else "hurts" if low > 0 else told["rel", "all"].verdict)
+    words = sentence(told["rel", "all"], table, 0.01)
+    assert "cannot be told from chance with 3 seeds" in words
+    assert f"about {told['rel', 'all'].to_tell} seeds would tell" in words
+
+
+def test_a_value_that_is_not_finite_makes_no_number_and_no_verdict(experiment, results):
+    broken = [
+        result_of(runs_of(experiment)[0], None) if (each.arm, each.seed) == ("all", 1) else each for each in results
+    ]
+    table = tables_of(experiment, broken)[0]
+    assert table.means["all"].mean is None
+    assert {each.verdict for each in table.comparisons if each.against == "all"} == {
+        "cannot be told from chance with 3 seeds: a value is not finite"
+    }
+    json.dumps(as_json(experiment, [table]), allow_nan=False)
+
+
+def test_seeds_that_only_one_arm_has_are_left_out_of_pairs(experiment, results):
+    some = [each for each in results if (each.arm, each.seed) != ("rel", 2)]
+    (rel,) = [each for each in tables_of(experiment, some)[0].comparisons if (each.arm, each.against) == ("rel", "all")]
+    assert rel.difference.count == 2
+    assert rel.difference.mean == pytest.approx((0.05 - 0.01) / 2)
+
+
+def test_one_seed_has_no_interval(experiment, results):
+    one = [each for each in results if each.seed == 1]
+    for each in tables_of(experiment, one)[0].comparisons:
+        assert each.difference.low is None
+        assert each.verdict == "cannot be told from chance with 1 seed"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: text.replace('"value": 1.5', '"value": "</script>"'),
+        lambda text: text.replace('"format": 1', '"format": 99'),
+        lambda text: text.replace('"kept": {', '"kept": {"x": NaN, '),
+        lambda text: json.dumps({**json.loads(text), "measures": []}),
+        lambda text: "[" * 100_000,
+    ],
+)
+def test_a_damaged_result_is_put_aside_and_counts_as_missing(experiment, results, damage, tmp_path, caplog):
+    run = runs_of(experiment)[0]
+    file = run.folder / NAME
+    file.write_text(damage(file.read_text()))
+    assert run.result() is None
+    assert (run.folder / f"{NAME}.damaged").exists()
+    assert not file.exists()
+    assert "is damaged" in caplog.text
+    collect(experiment, tmp_path / "page.html", "title")
+    assert "1 of 12 runs have no result of these settings yet: all, seed 1." in (tmp_path / "page.html").read_text()
+
+
+def test_a_result_comes_back_as_it_was(experiment, results):
+    for run, result in zip(runs_of(experiment), results, strict=True):
+        assert read_result(run.folder) == result
+
+
+def test_a_result_of_other_settings_is_none_of_this_experiments(experiment, results):
+    run = runs_of(experiment)[0]
+    write_result(result_of(run, 1.0, fingerprint="other"), run.folder)
+    assert run.result() is None
+    settings = {**run.settings, "train": {**run.settings["train"], "learning_rate": 3}}
+    write_json({"fingerprint": "other", "settings": settings}, run.folder / "run.json")
+    with pytest.raises(ValueError, match=r"train\.learning_rate was 3 and is not there"):
+        run.refuse_other_settings()
+
+
+def test_nothing_of_the_data_acts_on_the_page(experiment, results, browser, tmp_path):
+    hostile = [
+        dataclasses.replace(
+            each,
+            measures={f"{HOSTILE}/loss": Measure(each.seed, "lower", HOSTILE, 1), **each.measures},
+            versions={HOSTILE: HOSTILE},
+        )
+        for each in results
+    ]
+    page = Page(
+        HOSTILE, tables_of(experiment, hostile), 0.01, hostile, 12, [HOSTILE], [HOSTILE], {HOSTILE: [HOSTILE]}, HOSTILE
+    )
+    text = render(page)
+    assert "<script" not in text
+    assert "<img" not in text
+    assert "\u202e" not in text
+    assert "\x1b" not in text
+    file = tmp_path / "page.html"
+    file.write_text(text)
+    browser.errors()
+    browser.driver.get(file.as_uri())
+    assert browser.run("return document.scripts.length + document.images.length") == 0
+    assert browser.text("h1").startswith("</style><script>alert(1)")
+    assert browser.errors() == []
+
+
+def test_the_page_reads_without_a_log(experiment, results, tmp_path):
+    collect(experiment, tmp_path / "page.html", "Does it help?")
+    text = (tmp_path / "page.html").read_text()
+    assert "sstoken helps against all (" in text
+    assert "12 of 12 runs, with 3 seeds." in text
+    assert "sstoken helps against random" in text
+    assert "0.6000" in text
+    assert "2.14" in text
+
+
+def test_runs_that_are_there_are_collected(experiment, results, tmp_path):
+    arms = {"all": None, "random": {"selector": "random"}, "sstoken": {}, "rel": {"selector": "rel"}}
+    settings = {"base": {"base_model": "model"}, "out": str(tmp_path / "out"), "arms": arms, "seeds": 4}
+    file = tmp_path / "experiment.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    told = CliRunner().invoke(command, [str(file), "--collect"], catch_exceptions=False)
+    assert told.exit_code == 0
+    assert "sstoken helps against all (" in told.output
+    assert "4 of 16 runs have no result of these settings yet" in (tmp_path / "out" / "page.html").read_text()
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    table = found["tables"][0]
+    assert (table["measure"], table["arms"]["rel"]["values"]) == ("held_out/loss", LOSSES["rel"])
+    assert {each["verdict"] for each in table["comparisons"]} >= {"helps", "hurts"}
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.013, 0.02), (1.4999, 1.5001), (-1e6, 1e6)])
+def test_ticks_are_round_numbers_inside(low, high):
+    found = ticks(low, high)
+    assert 2 <= len(found) <= 8
+    assert all(low <= tick <= high for tick in found)
