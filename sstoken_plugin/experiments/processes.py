@@ -55,7 +55,9 @@ class Server:
         if self._process is not None and self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            # Closes its pipes, too.
+            with self._process:
+                pass
         self._process = None
 
     @staticmethod
@@ -90,8 +92,11 @@ class Work:
         assert self._server.stdout is not None
         if not select.select([self._server.stdout], [], [], seconds)[0]:
             return None
-        answer = self._server.stdout.readline()
-        return int(json.loads(answer)) if answer else -signal.SIGKILL
+        if answer := self._server.stdout.readline():
+            return int(json.loads(answer))
+        # Gone for good, so that the next job begins another.
+        self._server.wait()
+        return -signal.SIGKILL
 
     def wait(self) -> int:
         """Return the exit code of the process when it has ended."""
