@@ -42,9 +42,8 @@ def compared(base, tmp_path_factory):
 
 def runs_trained(out):
     """How often each run was trained to its end."""
-    return {
-        str(log.parent.relative_to(out / "runs")): log.read_text().count(TRAINED) for log in out.glob("runs/*/*/log.txt")
-    }
+    logs = out.glob("runs/*/*/log.txt")
+    return {str(log.parent.relative_to(out / "runs")): log.read_text().count(TRAINED) for log in logs}
 
 
 def test_a_comparison_says_how_long_it_takes_and_what_came_out(compared):
@@ -58,7 +57,8 @@ def test_a_comparison_says_how_long_it_takes_and_what_came_out(compared):
         assert arm["seeds"] == [1, 2]
         assert len(arm["eval_loss"]) == 2
         assert all(isinstance(value, float) for value in arm["eval_loss"])
-        assert arm["kept"] == pytest.approx([1, 1]) if name != "sstoken" else all(0.5 < kept < 0.8 for kept in arm["kept"])
+        low, high = (0.5, 0.8) if name == "sstoken" else (1, 1)
+        assert all(low <= kept <= high for kept in arm["kept"])
     pairs = {(each["arm"], each["against"]): each for each in found["comparisons"]}
     assert set(pairs) == {("sstoken", "all"), ("same", "all")}
     values, others = (found["arms"][name]["eval_loss"] for name in ("sstoken", "all"))

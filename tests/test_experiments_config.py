@@ -37,7 +37,8 @@ WHOLE = {"base": BASE, "out": "out", "arms": {"all": None, "random": {"selector"
         ({"arms": {"a": 3}}, "arms.a: 3 is not a block of settings"),
         ({"arms": {"a": {"ratoi": 0.5}}}, "arms.a: sstoken.ratoi is not a key; the nearest one is sstoken.ratio."),
         ({"arms": {"a": {"ratio": 2}}}, "arms.a: sstoken.ratio: 2 is not allowed"),
-        ({"arms": {"a": {"sstoken": {}, "change": {}}}}, "arms.a.change is not a key; the nearest one is arms.a.changes."),
+        ({"arms": {"a": {"sstoken": {}, "change": {}}}}, "arms.a.change is not a key; the nearest one is "
+         "arms.a.changes."),
         ({"arms": {"a": {"changes": {"seed": 1}}}}, "arms.a.changes.seed is set by the experiment itself"),
         ({"seeds": 0}, "seeds: 0 is not allowed"),
         ({"seeds": [1, 1]}, "seeds: [1, 1] names a seed twice"),
@@ -74,7 +75,8 @@ def test_an_arm_that_stands_twice_is_not_lost_unseen(tmp_path):
 
 
 def test_a_run_has_all_of_the_base_but_what_tells_arms_apart_or_speaks_to_others(tmp_path):
-    experiment = parse({**WHOLE, "out": str(tmp_path), "seeds": 2, "arms": {**WHOLE["arms"], "mine": {"changes": {"lr": 1}}}})
+    arms = {**WHOLE["arms"], "mine": {"changes": {"lr": 1}}}
+    experiment = parse({**WHOLE, "out": str(tmp_path), "seeds": 2, "arms": arms})
     runs = runs_of(experiment)
     assert [run.name for run in runs][:4] == ["all, seed 1", "random, seed 1", "mine, seed 1", "all, seed 2"]
     plain, random, mine = (train_yaml(run, experiment.out) for run in runs[:3])

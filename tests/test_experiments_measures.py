@@ -112,8 +112,8 @@ def test_reasoning_is_what_stands_inside_of_its_marks(pieces, response, marked):
 
 
 def test_answers_in_batches_are_those_of_each_prompt_alone(trained, tokenizer):
-    questions = [Question(tokenizer.encode(text), []) for text in ("a", "what is it that you see there?", "one two", "x")]
-    # Of a random model, sharp enough that rounding decides nothing.
+    prompts = ("a", "what is it that you see there?", "one two", "x")
+    questions = [Question(tokenizer.encode(text), []) for text in prompts]
     together = greedy(trained, questions, AnswersEvaluation(batch_size=4, max_new_tokens=12))
     alone = greedy(trained, questions, AnswersEvaluation(batch_size=1, max_new_tokens=12))
     assert together == alone
@@ -142,7 +142,12 @@ def test_an_exact_match_is_one_of_the_text(trained, tokenizer, rows, monkeypatch
 
 @pytest.mark.parametrize(
     ("text", "extract", "part"),
-    [(" a b ", None, "a b"), ("#### 3\n#### 42", r"#### (\S+)", "42"), ("none", r"#### (\S+)", "none"), ("a1b22", r"\d+", "22")],
+    [
+        (" a b ", None, "a b"),
+        ("#### 3\n#### 42", r"#### (\S+)", "42"),
+        ("none", r"#### (\S+)", "none"),
+        ("a1b22", r"\d+", "22"),
+    ],
 )
 def test_the_answer_proper(text, extract, part):
     assert proper(text, extract) == part
