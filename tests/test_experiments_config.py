@@ -47,8 +47,8 @@ WHOLE = {"base": BASE, "out": "out", "arms": {"all": None, "random": {"selector"
         ({"evaluations": {"e": {"kind": "loss", "sample": 3}}}, "evaluations.e.sample is not a key; the nearest one is "
          "evaluations.e.samples."),
         ({"evaluations": {"e": {"kind": "forgetting"}}}, "evaluations.e.datasets is missing"),
-        ({"evaluations": {"e": {"kind": "answers", "extract": "("}}}, "evaluations.e.extract: '(' is not allowed: it is "
-         "no regular expression"),
+        ({"evaluations": {"e": {"kind": "answers", "extract": "("}}}, "evaluations.e.extract: '(' is not allowed: it "
+         "is no regular expression"),
         ({"against": ["rondom"]}, "against: rondom is no arm; the nearest one is random."),
     ],
 )  # fmt: skip
