@@ -36,7 +36,7 @@ def test_a_known_interval():
 def test_an_interval_leaves_out_zero_where_the_corrected_paired_test_says_so(family):
     random = np.random.default_rng(family)
     for _ in range(200):
-        values, others = random.normal(0, 1, (2, 4)) + [[random.normal()], [0.0]]
+        values, others = np.add(random.normal(0, 1, (2, 4)), [[random.normal()], [0.0]])
         found = paired(list(values), list(others), family=family)
         p = min(1.0, family * stats.ttest_rel(values, others).pvalue)
         assert (found.low > 0 or found.high < 0) == (p < 0.05)
