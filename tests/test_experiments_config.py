@@ -18,6 +18,11 @@ BASE = {
     "eval_steps": 10,
     "hub_model_id": "mine",
     "save_steps": 3,
+    "wandb_project": "mine",
+    "mlflow_experiment_name": "mine",
+    "comet_project_name": "mine",
+    "trackio_project_name": "mine",
+    "use_tensorboard": True,
     "seed": 7,
     "adapter": "lora",
 }
@@ -30,7 +35,7 @@ WHOLE = {"base": BASE, "out": "out", "arms": {"all": None, "random": {"selector"
         ({"arm": {}}, "arm is not a key; the nearest one is arms."),
         ({"base": None}, "base is missing; add it."),
         ({"base": {"datasets": []}}, "has no `base_model:`"),
-        ({"base": "none.yaml"}, "base: none.yaml cannot be read"),
+        ({"base": "none.yaml"}, "base: none.yaml is no file; write the path of one"),
         ({"arms": {}}, "arms: {} is not allowed"),
         ({"arms": {"a/b": None}}, "arms: 'a/b' is no name"),
         ({"arms": {"a": None, "A": {}}}, "arms: a and A differ in capitals alone"),
@@ -54,12 +59,12 @@ WHOLE = {"base": BASE, "out": "out", "arms": {"all": None, "random": {"selector"
 )  # fmt: skip
 def test_a_fault_is_a_sentence_with_its_key(change, words, tmp_path):
     changed = {key: value for key, value in {**WHOLE, **change}.items() if value is not None}
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=r"\.") as error:
         parse(changed)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
     file = tmp_path / "experiment.yaml"
-    file.write_text(yaml.safe_dump(changed))
+    file.write_text(yaml.safe_dump(changed, sort_keys=False))
     told = CliRunner().invoke(command, [str(file)])
     assert told.exit_code == 1
     assert words in told.output
@@ -84,10 +89,16 @@ def test_a_run_has_all_of_the_base_but_what_tells_arms_apart_or_speaks_to_others
     assert "sstoken" not in plain
     assert random["sstoken"] == {"report": False, "selector": "random"}
     assert mine == {**plain, "lr": 1, "output_dir": mine["output_dir"]}
-    assert not {"eval_steps", "hub_model_id", "save_steps"} & plain.keys()
+    spoken = ("eval_steps", "hub_model_id", "save_steps", "use_tensorboard", "project", "experiment_name")
+    assert not [key for key in plain if key.endswith(spoken)]
     # The seed of the split, which no seed of a training changes.
     assert {train_yaml(run, experiment.out)["seed"] for run in runs} == {7}
     assert len({run.fingerprint for run in runs}) == len(runs)
+
+
+def test_a_seed_without_a_value_does_not_draw_another_split_in_each_run(tmp_path):
+    (run,) = runs_of(parse({**WHOLE, "base": {**BASE, "seed": None}, "arms": {"all": None}, "seeds": 1}))
+    assert run.settings["train"]["seed"] == 42
 
 
 def test_losses_of_the_history_are_shared_where_there_are_any(tmp_path):

@@ -15,14 +15,15 @@ from sstoken_plugin.axolotl import compatibility, refusals
 if TYPE_CHECKING:
     from sstoken_plugin.selection.turns import EndTokens
 
-# What a run of many must not do on its own: choose by the data that arms are compared on, or speak to others.
+# What a run of many must not do on its own: choose by the data that arms are compared on, or upload.
 SWITCHED_OFF = (
     "eval_steps", "evals_per_epoch", "evaluation_strategy", "eval_on_start", "do_bench_eval", "do_causal_lm_eval",
     "eval_table_size", "load_best_model_at_end", "early_stopping_patience", "metric_for_best_model",
     "greater_is_better", "save_steps", "saves_per_epoch", "save_first_step", "save_only_model",
-    "resume_from_checkpoint", "hub_model_id", "hub_strategy", "push_dataset_to_hub", "use_wandb", "wandb_project",
-    "use_mlflow", "use_comet", "use_trackio", "use_tensorboard",
+    "resume_from_checkpoint", "hub_model_id", "hub_strategy", "push_dataset_to_hub",
 )  # fmt: skip
+# All of their keys: for most of them Axolotl takes the name of a project as a wish to track.
+_TRACKERS = ("wandb", "mlflow", "comet", "trackio", "tensorboard", "swanlab", "otel")
 # Axolotl's own default.
 DEFAULT_SEED = 42
 
@@ -37,23 +38,33 @@ def yaml_of_arm(
         sstoken: the arm's `sstoken:` block; None is plain training.
         changes: other keys.
     """
-    found = {key: value for key, value in {**base, **changes}.items() if key not in (*SWITCHED_OFF, "sstoken")}
+    found = {
+        key: value
+        for key, value in {**base, **changes}.items()
+        if key not in (*SWITCHED_OFF, "sstoken") and not _is_of_tracker(key)
+    }
     found["plugins"] = [name for name in found.get("plugins") or () if not compatibility.names_us({"plugins": [name]})]
     if sstoken is not None:
         found["plugins"].append("sstoken_plugin.SSTokenPlugin")
         found["sstoken"] = dict(sstoken)
     # The split into training and evaluation data follows from it, so that it is the same in every run.
-    found["seed"] = base.get("seed", DEFAULT_SEED)
+    found["seed"] = DEFAULT_SEED if base.get("seed") is None else base["seed"]
     if found.get("sample_packing"):
         # The evaluation set of a packed training may be too small to be packed, which nobody asks for.
         found["eval_sample_packing"] = False
     found |= {
+        # What a run kept is read from its log, which must have all of its steps.
+        "logging_steps": 1,
         "eval_strategy": "no",
         "save_strategy": "no",
         "save_total_limit": 1,
         "auto_resume_from_checkpoints": True,
     }
     return found
+
+
+def _is_of_tracker(key: str) -> bool:
+    return key.removeprefix("use_").removeprefix("hf_").startswith(_TRACKERS)
 
 
 def yaml_of_trained(trained: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from sstoken_plugin.base.files import expand
 from sstoken_plugin.experiments.yaml_file import read_mapping
 from sstoken_plugin.selection.config import SSTokenConfig, nearest
 
@@ -180,7 +181,7 @@ def parse(block: Mapping[str, Any], place: str = "the experiment") -> Experiment
     base = raw.base
     if isinstance(base, str):
         base = read_mapping(
-            Path(base), "base names an Axolotl YAML, which has lines such as `base_model: FOLDER`", "base: "
+            expand(base), "base names an Axolotl YAML, which has lines such as `base_model: FOLDER`", "base: "
         )
     base = {**base, **raw.changes}
     if not base.get("base_model"):
@@ -199,7 +200,7 @@ def parse(block: Mapping[str, Any], place: str = "the experiment") -> Experiment
     against = raw.against if raw.against is not None else [name for name in BASELINES if name in names]
     return Experiment(
         base=base,
-        out=Path(raw.out),
+        out=expand(raw.out),
         arms=arms,
         seeds=seeds,
         evaluations=evaluations,

@@ -45,6 +45,8 @@ def read_mapping(file: Path, example: str, place: str = "") -> dict[str, Any]:
     Raises:
         ValueError: it cannot be read, has no keys, or one of them twice.
     """
+    if not file.is_file():
+        raise ValueError(f"{place}{file} is no file; write the path of one, from where the command is run.")
     try:
         found = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # a subclass of SafeLoader
     except (OSError, UnicodeError, ValueError, yaml.YAMLError) as error:
