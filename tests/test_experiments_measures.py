@@ -1,5 +1,6 @@
 """What is measured of a trained model: losses by kind of token, greedy answers, numbers of lm-evaluation-harness."""
 
+import dataclasses
 import sys
 
 import pytest
@@ -118,6 +119,24 @@ def test_answers_in_batches_are_those_of_each_prompt_alone(trained, tokenizer):
     alone = greedy(trained, questions, AnswersEvaluation(batch_size=1, max_new_tokens=12))
     assert together == alone
     assert all(len(answer.ids) == 12 or answer.ended for answer in together)
+
+
+def test_answers_leave_the_models_own_settings_of_generation(trained, tokenizer):
+    before = trained.model.generation_config
+    greedy(trained, [Question(tokenizer.encode("a"), [])], AnswersEvaluation(max_new_tokens=1))
+    assert trained.model.generation_config is before
+
+
+def test_an_end_that_is_no_special_token_is_no_part_of_the_reference(trained, tokenizer, rows, monkeypatch):
+    from sstoken_plugin.experiments import answers
+
+    end = tokenizer.encode("!")
+    ends = dataclasses.replace(trained.ends, ids=frozenset(end))
+    asked = {**rows[2], "input_ids": [*rows[2]["input_ids"][:-1], *end], "labels": [*rows[2]["labels"][:-1], *end]}
+    said = answers.Answer(tokenizer.encode("green, and nothing but green"), ended=True)
+    monkeypatch.setattr(answers, "greedy", lambda *arguments: [said])
+    found = measure_answers(dataclasses.replace(trained, ends=ends), [asked], AnswersEvaluation())
+    assert found["exact_match"].value == 1
 
 
 def test_questions_are_the_last_turns_with_all_before_them(tokenizer, rows):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from sstoken_plugin.axolotl.experiment import Trained
+from sstoken_plugin.engine.modes import replaced, under_adapter
 from sstoken_plugin.experiments.config import AnswersEvaluation
 from sstoken_plugin.experiments.measures import Measure
 from sstoken_plugin.selection.samples import BatchLayout, samples_in
@@ -54,12 +55,13 @@ def measure_answers(
         raise ValueError("datasets: no sample has a prompt and a response, so that there is nothing to answer.")
     answers = greedy(trained, questions, asked)
 
-    def text(ids: Sequence[int]) -> str:
-        return proper(trained.tokenizer.decode(ids, skip_special_tokens=True), asked.extract)
+    # As an answer is cut: not every tokenizer takes the end of a turn for a special token.
+    references = [_until_end(question.reference, trained.ends.ids) for question in questions]
 
-    matches = sum(
-        text(answer.ids) == text(question.reference) for question, answer in zip(questions, answers, strict=True)
-    )
+    def text(answer: Answer) -> str:
+        return proper(trained.tokenizer.decode(answer.ids, skip_special_tokens=True), asked.extract)
+
+    matches = sum(text(answer) == text(reference) for answer, reference in zip(answers, references, strict=True))
     count = len(answers)
     return {
         "exact_match": Measure.of("exact_match", matches, count, "higher"),
@@ -91,8 +93,7 @@ def greedy(trained: Trained, questions: Sequence[Question], asked: AnswersEvalua
     model, tokenizer = trained.model, trained.tokenizer
     ends = sorted(trained.ends.ids)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
-    # Its own may sample, or punish repetition.
-    model.generation_config = GenerationConfig(
+    config = GenerationConfig(
         do_sample=False, max_new_tokens=asked.max_new_tokens, eos_token_id=ends or None, pad_token_id=pad
     )
     order = sorted(range(len(questions)), key=lambda index: len(questions[index].prompt))
@@ -105,13 +106,14 @@ def greedy(trained: Trained, questions: Sequence[Question], asked: AnswersEvalua
         mask = torch.tensor(
             [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device
         )
-        with torch.inference_mode(), trained.precision():
+        # In place of its own, which may sample or punish repetition and fills what an argument leaves out.
+        with replaced(under_adapter(model), "generation_config", config), torch.inference_mode(), trained.precision():
             made = model.generate(input_ids=ids, attention_mask=mask)[:, width:].tolist()
         answers |= {index: _until_end(tokens, ends) for index, tokens in zip(chosen, made, strict=True)}
     return [answers[index] for index in range(len(questions))]
 
 
-def _until_end(tokens: list[int], ends: Sequence[int]) -> Answer:
+def _until_end(tokens: list[int], ends: Collection[int]) -> Answer:
     place = next((place for place, token in enumerate(tokens) if token in ends), None)
     return Answer(tokens, ended=False) if place is None else Answer(tokens[:place], ended=True)
 
