@@ -7,17 +7,24 @@ import signal
 import time
 
 import pytest
+import torch
 import yaml
+from axolotl.common.datasets import load_datasets
+from axolotl.train import train as axolotl_train
 from click.testing import CliRunner
+from conftest import load, skip_what_is_refused
 from filelock import FileLock
 from safetensors.torch import load_file
 from scipy import stats
+from transformers import Trainer, set_seed
 
+from sstoken_plugin.axolotl.experiment import train, trained_model, write, yaml_of_arm, yaml_of_trained
 from sstoken_plugin.experiments.compare import compare_command
 from sstoken_plugin.experiments.config import parse
+from sstoken_plugin.experiments.losses import measure_losses
 from sstoken_plugin.experiments.main import have
 from sstoken_plugin.experiments.results import read_json
-from sstoken_plugin.experiments.runs import runs_of
+from sstoken_plugin.experiments.runs import runs_of, train_yaml
 from sstoken_plugin.experiments.worker import remove_cut_checkpoints
 
 TRAINED, RESUMED = "Training completed!", "auto-resume functionality"
@@ -92,10 +99,18 @@ def test_a_finished_comparison_is_not_had_again(compared):
     assert "6 of 6 runs have been had before, and are not had again." in told.output
     assert {file: file.stat().st_mtime_ns for file in out.glob("runs/*/*/result.json")} == before
     assert set(runs_trained(out).values()) == {1}
+    # Weights are gone, so that a result that is damaged needs all of its run, and comes out as it was.
+    lost = out / "runs" / "all" / "seed-2" / "result.json"
+    measures = json.loads(lost.read_text())["measures"]
+    lost.write_text("{")
+    told = CliRunner().invoke(compare_command, arguments, catch_exceptions=False)
+    assert told.exit_code == 0, told.output
+    assert json.loads(lost.read_text())["measures"] == measures
+    assert sorted(runs_trained(out).values()) == [1] * 5 + [2]
 
 
 def test_a_changed_configuration_is_told_and_not_mixed_in(compared, base, tmp_path):
-    out, _, arguments = compared
+    _, _, arguments = compared
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({**base, "learning_rate": 0.01}))
     told = CliRunner().invoke(compare_command, [str(file), *arguments[1:]])
@@ -104,18 +119,22 @@ def test_a_changed_configuration_is_told_and_not_mixed_in(compared, base, tmp_pa
     assert "name another folder as `out:`" in told.output
 
 
+OF_SETTINGS = {"max_steps": 8, "lora_dropout": 0.1}
+
+
 @pytest.fixture
 def settings(base, tmp_path, chats):
-    """An experiment of one arm that writes a checkpoint after each step, and every evaluation that needs no network."""
+    """An experiment that writes a checkpoint after each step, and has every evaluation that needs no network."""
 
     def make(out):
         datasets = [{"path": str(chats), "type": "chat_template", "field_messages": "messages"}]
         return parse(
             {
-                "base": {**base, "max_steps": 8, "lora_dropout": 0.1},
+                "base": {**base, **OF_SETTINGS},
                 "out": str(tmp_path / out),
-                "arms": {"sstoken": {"selector": "random"}, "all": None},
-                "seeds": [3],
+                "arms": {"random": {"selector": "random"}, "all": None},
+                # The base's own, so that plain Axolotl trains as the arm without selection.
+                "seeds": [base["seed"]],
                 "evaluations": {
                     "held_out": {"kind": "loss"},
                     "forgetting": {"kind": "forgetting", "datasets": datasets, "samples": 4},
@@ -136,8 +155,8 @@ def begin(experiment):
     return process
 
 
-def test_a_killed_run_goes_on_where_it_was_and_two_processes_share_the_rest(settings):
-    killed, whole = settings("killed"), settings("whole")
+def test_a_killed_run_goes_on_where_it_was_and_two_processes_share_the_rest(settings, base, tmp_path):
+    killed = settings("killed")
     process = begin(killed)
     first, second = runs_of(killed)
     deadline = time.monotonic() + 300
@@ -156,19 +175,64 @@ def test_a_killed_run_goes_on_where_it_was_and_two_processes_share_the_rest(sett
     for each in both:
         each.join(300)
         assert each.exitcode == 0
-    assert runs_trained(killed.out) == {"sstoken/seed-3": 1, "all/seed-3": 1}
+    assert runs_trained(killed.out) == {"random/seed-42": 1, "all/seed-42": 1}
     assert [RESUMED in (run.folder / "log.txt").read_text() for run in (first, second)] == [True, False]
 
-    assert have(whole) == []
-    for run, other in zip(runs_of(killed), runs_of(whole), strict=True):
-        assert run.result().measures == other.result().measures
+    for run in (first, second):
         assert run.result().steps == 8
-        weights, others = (load_file(each.folder / "out" / "adapter_model.safetensors") for each in (run, other))
-        assert all(weights[name].equal(others[name]) for name in weights)
+        never_stopped = {**train_yaml(run, killed.out), "output_dir": str(tmp_path / run.arm.name)}
+        train(write(never_stopped, tmp_path / f"{run.arm.name}.yaml"), run.seed)
+        same_weights(run.folder / "out", tmp_path / run.arm.name)
+    plain = load({**base, **OF_SETTINGS, "plugins": [], "output_dir": str(tmp_path / "plain")}, tmp_path)
+    set_seed(plain.seed)
+    axolotl_train(cfg=plain, dataset_meta=load_datasets(cfg=plain))
+    same_weights(second.folder / "out", tmp_path / "plain")
     names = set(first.result().measures)
     assert {"held_out/loss", "forgetting/loss", "answers/exact_match", "answers/answer_tokens"} <= names
     # Its samples are those of the training, which the reader is told.
-    assert set(read_json(whole.out / "prepared.json")["shared"]) == {"sstoken/forgetting", "all/forgetting"}
+    assert set(read_json(killed.out / "prepared.json")["shared"]) == {"random/forgetting", "all/forgetting"}
+
+
+def same_weights(folder, other):
+    weights, others = (load_file(each / "adapter_model.safetensors") for each in (folder, other))
+    assert weights.keys() == others.keys()
+    assert all(weights[name].equal(others[name]) for name in weights)
+
+
+@pytest.mark.parametrize("packed", [{}, {"sample_packing": True, "micro_batch_size": 1}])
+def test_every_arm_sees_the_same_batches_from_the_same_weights_with_the_same_dropout(
+    base, tmp_path, monkeypatch, packed
+):
+    skip_what_is_refused(packed)
+    base = {**base, **packed, "max_steps": 2, "lora_dropout": 0.1}
+    seen, step = [], Trainer.training_step
+
+    def watched(self, model, inputs, *arguments):
+        weights = [p.detach().clone() for p in model.parameters() if p.requires_grad]
+        # Those of later steps follow from what an arm kept.
+        seen[-1].append([inputs["input_ids"], torch.get_rng_state(), *([] if seen[-1] else weights)])
+        return step(self, model, inputs, *arguments)
+
+    monkeypatch.setattr(Trainer, "training_step", watched)
+    for place, block in enumerate([None, {}, {"selector": "random", "history": "ema"}]):
+        found = {**yaml_of_arm(base, block, {}), "output_dir": str(tmp_path / str(place))}
+        seen.append([])
+        train(write(found, tmp_path / "arm.yaml"), 7)
+    assert len(seen[0]) == 4
+    for arm in seen[1:]:
+        for own, plain in zip(arm, seen[0], strict=True):
+            assert all(a.equal(b) for a, b in zip(own, plain, strict=True))
+
+
+def test_the_loss_is_the_trainers_own_where_one_batch_holds_all(base, tmp_path):
+    plain = {**base, "plugins": [], "eval_batch_size": 100, "eval_strategy": "epoch", "learning_rate": 1e-12}
+    cfg = load({**plain, "output_dir": str(tmp_path / "out"), "max_steps": 1}, tmp_path)
+    data = load_datasets(cfg=cfg)
+    _, _, trainer = axolotl_train(cfg=cfg, dataset_meta=data)
+    trained = trained_model(write(yaml_of_trained({**plain, "output_dir": str(tmp_path)}, tmp_path / "out"),
+                                  tmp_path / "trained.yaml"))  # fmt: skip
+    measured = measure_losses(trained, data.eval_dataset)["loss"]
+    assert measured.value == pytest.approx(trainer.evaluate()["eval_loss"], rel=1e-6)
 
 
 def test_a_checkpoint_whose_writing_was_cut_is_not_resumed_from(tmp_path):

@@ -14,12 +14,13 @@ from sstoken_plugin.experiments.main import as_json, collect
 from sstoken_plugin.experiments.measures import Measure
 from sstoken_plugin.experiments.page import Page, render
 from sstoken_plugin.experiments.plot import ticks
-from sstoken_plugin.experiments.results import NAME, Result, read_result, write_json, write_result
+from sstoken_plugin.experiments.processes import environment, fault_of
+from sstoken_plugin.experiments.results import NAME, PREPARED, Result, read_result, write_json, write_result
 from sstoken_plugin.experiments.runs import runs_of
 
 HOSTILE = "</style><script>alert(1)</script><img src=x onerror=alert(1)>&\u202e\x1b[2J"
 LOSSES = {
-    "all": [1.50, 1.52, 1.48], "random": [1.60, 1.63, 1.58], "sstoken": [1.30, 1.33, 1.28], "rel": [1.55, 1.40, 1.47],
+    "all": [1.50, 1.52, 1.48], "random": [1.60, 1.63, 1.58], "sstoken": [1.30, 1.33, 1.29], "rel": [1.55, 1.40, 1.47],
 }  # fmt: skip
 
 
@@ -119,6 +120,57 @@ def test_a_damaged_result_is_put_aside_and_counts_as_missing(experiment, results
     assert "1 of 12 runs have no result of these settings yet: all, seed 1." in (tmp_path / "page.html").read_text()
 
 
+def test_a_log_without_shares_is_not_taken_for_all_tokens(experiment, results, tmp_path):
+    for run in runs_of(experiment):
+        write_result(result_of(run, 1.0, kept={}), run.folder)
+    collect(experiment, tmp_path / "page.html", "title")
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("all tokens") == 0  # no arm has a share, so that there is no such column
+    run = runs_of(experiment)[2]
+    write_result(result_of(run, 1.0), run.folder)
+    collect(experiment, tmp_path / "page.html", "title")
+    assert (tmp_path / "page.html").read_text().count("all tokens") == 1
+
+
+def test_held_out_data_that_an_arm_trains_on_are_not_called_new(experiment, results, tmp_path):
+    told = "which no arm trains on"
+    found = {"samples": {"all": 9}, "held_out": {"held_out": 5}, "shared": {}}
+    for shared, is_told in (({}, True), ({"all/held_out": 2}, False)):
+        write_json({**found, "shared": shared}, experiment.out / PREPARED)
+        collect(experiment, tmp_path / "page.html", "title")
+        assert (told in (tmp_path / "page.html").read_text()) == is_told
+
+
+def test_results_are_collected_where_the_data_are_not(tmp_path):
+    file = tmp_path / "data.jsonl"
+    file.write_text("one")
+    whole = {"base": {"base_model": "m", "datasets": [{"path": str(file)}]}, "out": str(tmp_path), "arms": {"all": {}}}
+    for run in runs_of(parse(whole)):
+        digest = "another" if run.seed == 3 else run.settings["data"][str(file)]
+        settings = {**run.settings, "data": {str(file): digest}}
+        write_result(result_of(run, 1.0, settings=settings), run.folder)
+    assert [run.result() is not None for run in runs_of(parse(whole))] == [True, True, False]
+    file.unlink()
+    assert all(run.result() for run in runs_of(parse(whole)))
+    collect(parse(whole), tmp_path / "page.html", "title")
+    assert f"different versions of: {file}." in (tmp_path / "page.html").read_text()
+
+
+def test_a_run_that_was_killed_says_so_and_not_the_last_line_of_its_log(experiment):
+    run = runs_of(experiment)[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "log.txt").write_text("harmless")
+    assert "all, seed 1 failed: its process was killed by signal 9" in fault_of(run, -9)
+    assert "harmless" in fault_of(run, 1)
+
+
+def test_a_run_sees_one_gpu():
+    seen = [
+        environment(own)["CUDA_VISIBLE_DEVICES"] for own in ({}, *({"CUDA_VISIBLE_DEVICES": v} for v in ("2,3", "")))
+    ]
+    assert seen == ["0", "2", ""]
+
+
 def test_a_result_comes_back_as_it_was(experiment, results):
     for run, result in zip(runs_of(experiment), results, strict=True):
         assert read_result(run.folder) == result
@@ -126,9 +178,9 @@ def test_a_result_comes_back_as_it_was(experiment, results):
 
 def test_a_result_of_other_settings_is_none_of_this_experiments(experiment, results):
     run = runs_of(experiment)[0]
-    write_result(result_of(run, 1.0, fingerprint="other"), run.folder)
-    assert run.result() is None
     settings = {**run.settings, "train": {**run.settings["train"], "learning_rate": 3}}
+    write_result(result_of(run, 1.0, settings=settings), run.folder)
+    assert run.result() is None
     write_json({"fingerprint": "other", "settings": settings}, run.folder / "run.json")
     with pytest.raises(ValueError, match=r"train\.learning_rate was 3 and is not there"):
         run.refuse_other_settings()

@@ -174,8 +174,9 @@ def as_json(experiment: Experiment, tables: Sequence[Table]) -> dict[str, Any]:
 
     `arms` has, by name: `seeds`, and for each of them `eval_loss`, in nats a response token (null where it is not
     finite), and the same by kind of token; `mean`, `low` and `high` of eval_loss with its 95 % interval over seeds;
-    `kept`, the share of response tokens that was trained on. `comparisons` are paired by seed, arm minus the other:
-    their intervals hold together with 95 % for each `against`, and the verdict is that of the interval.
+    `kept`, the share of response tokens that was trained on, null where a log has none. `comparisons` are paired by
+    seed, arm minus the other: their intervals hold together with 95 % for each `against`, and the verdict is that of
+    the interval.
     """
     from sstoken_plugin.experiments.main import comparisons_json
     from sstoken_plugin.experiments.runs import runs_of
@@ -183,16 +184,17 @@ def as_json(experiment: Experiment, tables: Sequence[Table]) -> dict[str, Any]:
     by_name = {table.name: table for table in tables}
     deciding = by_name.get(f"{_EVALUATION}/loss")
     arms: dict[str, dict[str, Any]] = {arm.name: {"seeds": [], "eval_loss": []} for arm in experiment.arms}
+    if deciding is not None:
+        for arm, mean in deciding.means.items():
+            arms[arm] |= {"seeds": list(deciding.seeds[arm]), "mean": mean.mean, "low": mean.low, "high": mean.high}
     for name, table in by_name.items():
         key = name.partition("/")[2].replace("loss", "eval_loss", 1)
         for arm, values in table.values.items():
-            arms[arm] |= {"seeds": list(table.seeds[arm]), key: list(values)}
-    if deciding is not None:
-        for arm, mean in deciding.means.items():
-            arms[arm] |= {"mean": mean.mean, "low": mean.low, "high": mean.high}
+            arms[arm][key] = list(values)
     for run in runs_of(experiment):
         if (result := run.result()) is not None:
-            arms[result.arm].setdefault("kept", []).append(result.kept.get("selected_ratio", 1.0))
+            share = 1.0 if run.arm.sstoken is None else result.kept.get("selected_ratio")
+            arms[result.arm].setdefault("kept", []).append(share)
     return {
         "arms": arms,
         "comparisons": [] if deciding is None else comparisons_json(deciding),

@@ -113,7 +113,7 @@ def collect(experiment: Experiment, page: Path, title: str, *, faults: Sequence[
         notes=[note for note in notes if not note.startswith("Warning: ")],
         warnings=warnings,
         settings=settings_of(experiment),
-        what=_what(experiment),
+        what=_what(experiment, found),
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(render(shown).encode("utf-8", "replace"), page)
@@ -169,7 +169,7 @@ def comparisons_json(table: Table) -> list[dict[str, Any]]:
     ]
 
 
-def _what(experiment: Experiment) -> str:
+def _what(experiment: Experiment, prepared: Mapping[str, Any] | None) -> str:
     name = (deciding_measure(experiment) or "").partition("/")[0]
     asked = experiment.evaluations.get(name)
     if asked is None:
@@ -177,7 +177,9 @@ def _what(experiment: Experiment) -> str:
     own = getattr(asked, "datasets", None) is None
     data = "the evaluation set of the base's own" if own else f"the data sets of evaluation {name}"
     start = "Every arm was trained from the same start on the same samples"
-    return f"{start}, and measured on {data}, which no arm trains on."
+    # Not said where nobody has looked, as of runs that were copied here.
+    is_new = prepared is not None and not any(key.partition("/")[2] == name for key in prepared.get("shared", ()))
+    return f"{start}, and measured on {data}{', which no arm trains on' if is_new else ''}."
 
 
 def _missing(runs: Sequence[Run]) -> list[str]:
@@ -192,4 +194,9 @@ def _mixed(results: Sequence[Result]) -> list[str]:
     """Say where runs are compared that something else than arm and seed tells apart."""
     names = sorted({name for result in results for name in result.versions})
     mixed = [name for name in names if len({result.versions.get(name) for result in results}) > 1]
+    data: dict[str, set[str]] = {}
+    for result in results:
+        for file, digest in result.settings["data"].items():
+            data.setdefault(file, set()).add(str(digest))
+    mixed += sorted(file for file, digests in data.items() if len(digests) > 1)
     return [f"Runs were had with different versions of: {', '.join(mixed)}."] if mixed else []

@@ -177,7 +177,7 @@ def _kept(results: Sequence[Result]) -> str:
     for arm in arms:
         own = [result for result in results if result.arm == arm]
         means = [_mean(result.kept.get(name) for result in own) for name in names]
-        if not any(result.kept for result in own):
+        if not any("sstoken" in result.settings.get("train", ()) for result in own):
             means = ["all tokens" if name == "selected_ratio" else "–" for name in names]  # noqa: RUF001
         steps = sorted({result.steps for result in own})
         rows.append([arm, *means, ", ".join(map(str, steps)), _mean(result.train_seconds / 60 for result in own)])

@@ -62,8 +62,6 @@ class Server:
 
     @staticmethod
     def _begin(log: Path) -> subprocess.Popen[str]:
-        # One GPU: with several, a trainer that nobody launched would spread its batches over all of them.
-        environment = {"CUDA_VISIBLE_DEVICES": "0", **os.environ, "TOKENIZERS_PARALLELISM": "false"}
         with log.open("a", encoding="utf-8") as opened:
             return subprocess.Popen(
                 [sys.executable, "-m", "sstoken_plugin.experiments.server"],
@@ -71,10 +69,19 @@ class Server:
                 stdout=subprocess.PIPE,
                 stderr=opened,
                 text=True,
-                env=environment,
+                env=environment(os.environ),
                 # Of a session of its own, so that Ctrl-C reaches this process alone, which ends the other.
                 start_new_session=True,
             )
+
+
+def environment(own: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a run's process: it sees one GPU, the first of those that this process is given.
+
+    With several, a trainer that nobody launched would spread its batches over all of them.
+    """
+    device = own.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+    return {**own, "CUDA_VISIBLE_DEVICES": device, "TOKENIZERS_PARALLELISM": "false"}
 
 
 class Work:
@@ -140,8 +147,8 @@ def prepared(server: Server, experiment: Experiment, runs: Sequence[Run], *, mea
     found = read_json(out / PREPARED)
     if found is not None and found.get("fingerprint") == of_all and (out / "prepared" / "complete.json").exists():
         return found
-    (out / PREPARED).unlink(missing_ok=True)
-    ranking = [name for name, run in first.items() if run.arm.sstoken is not None]
+    # Plain training takes less time than the others.
+    ranking = [arm.name for arm in experiment.arms if arm.sstoken is not None]
     log = out / "prepare.log"
     job = {
         "kind": "prepare",
@@ -152,12 +159,11 @@ def prepared(server: Server, experiment: Experiment, runs: Sequence[Run], *, mea
         "evaluations": runs[0].settings["evaluations"],
         "held_out": {**runs[0].settings["held_out"], "dataset_prepared_path": str(out / "prepared")},
         "arms": {arm.name: train_yaml(first[arm.name], out) for arm in experiment.arms},
-        # The costliest that is there, as far as can be told.
         "measured": (ranking or [experiment.arms[0].name])[0] if measure else None,
     }
     code = server.start(job).wait()
     found = read_json(out / PREPARED)
-    if code == 0 and found is not None:
+    if found is not None and found.get("fingerprint") == of_all:
         return found
     raise ValueError(f"{_fault(out / 'fault.txt', log, code)} (All that was printed is in {log}.)")
 
@@ -185,6 +191,8 @@ def is_taken(run: Run) -> bool:
 
 
 def _fault(file: Path, log: Path, code: int) -> str:
+    if code < 0:
+        return f"its process was killed by signal {-code}, as the system does where memory runs out."
     for place in (file, log):
         try:
             told = place.read_text(encoding="utf-8", errors="replace").strip()
@@ -192,4 +200,4 @@ def _fault(file: Path, log: Path, code: int) -> str:
             continue
         if told:
             return f"{(told if place == file else told.splitlines()[-1])[-_TAIL:].rstrip('.')}."
-    return f"its process was killed by signal {-code}." if code < 0 else f"its process ended with {code}."
+    return f"its process ended with {code}."

@@ -44,7 +44,6 @@ class Result:
         train_seconds: of all parts of a training that was stopped.
         seconds: of the whole run, start and evaluation included.
         versions: package name to version, and `device`.
-        warnings: sentences about the selection.
     """
 
     arm: str
@@ -57,7 +56,6 @@ class Result:
     train_seconds: float
     seconds: float
     versions: Mapping[str, str]
-    warnings: tuple[str, ...] = ()
 
 
 def write_result(result: Result, folder: Path) -> None:
@@ -94,14 +92,13 @@ def _result(found: Any) -> Result:
         arm=_text(found["arm"]),
         seed=int(found["seed"]),
         fingerprint=_text(found["fingerprint"]),
-        settings=dict(found["settings"]),
+        settings={**found["settings"], "data": dict(found["settings"]["data"])},
         measures=measures,
         kept={str(name): _number(value) for name, value in found["kept"].items()},
         steps=int(found["steps"]),
         train_seconds=_number(found["train_seconds"]),
         seconds=_number(found["seconds"]),
         versions={str(name): _text(value) for name, value in found["versions"].items()},
-        warnings=tuple(map(_text, found["warnings"])),
     )
 
 

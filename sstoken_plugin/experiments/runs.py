@@ -51,7 +51,13 @@ class Run:
     def result(self) -> Result | None:
         """Return its result, None where there is none of these settings; see `read_result`."""
         found = read_result(self.folder)
-        return found if found is not None and found.fingerprint == self.fingerprint else None
+        return found if found is not None and self._is_of(found) else None
+
+    def _is_of(self, found: Result) -> bool:
+        """Tell whether a result is of these settings; of data files that are not here, its own word counts."""
+        here = self.settings["data"]
+        data = {file: digest for file, digest in found.settings["data"].items() if file in here}
+        return fingerprint({**found.settings, "data": data}) == self.fingerprint
 
     def refuse_other_settings(self) -> None:
         """Refuse a folder in which a run of other settings was begun or finished.

@@ -129,6 +129,8 @@ def _do(job: Mapping[str, Any], folder: Path) -> None:
         folder,
     )
     if not job["keep_model"]:
+        # Before the weights: what says that they are there must not outlive them, should the result ever be lost.
+        (folder / "trained.json").unlink(missing_ok=True)
         _remove_weights(out)
 
 
