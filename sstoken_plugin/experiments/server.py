@@ -9,13 +9,15 @@ small model may not take more. A GPU does not survive a fork; there each process
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -66,6 +68,8 @@ def preload() -> None:
 
 def work(job: Mapping[str, Any]) -> int:
     """Do a job in this process, and return its exit code."""
+    # The pools of `datasets` outlive a process that is killed, and wait for work forever.
+    os.register_at_fork(after_in_child=die_with_parent)
     from sstoken_plugin.experiments import prepare, worker
 
     return prepare.work(job) if job["kind"] == "prepare" else worker.work(job)
@@ -73,16 +77,24 @@ def work(job: Mapping[str, Any]) -> int:
 
 def die_with_parent() -> None:
     """Let the end of the process that started this one, even by SIGKILL, be its own: what it locked is free again."""
-    import ctypes
-
     parent = os.getppid()
-    try:
-        # PR_SET_PDEATHSIG, which Linux has.
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    except (OSError, AttributeError):
+    if (prctl := _prctl()) is None:
         return
+    # PR_SET_PDEATHSIG.
+    prctl(1, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
+
+
+# Looked up once: a fork of a process with threads must not open libraries.
+@cache
+def _prctl() -> Callable[..., int] | None:
+    """Return a function that Linux has and others have not."""
+    try:
+        found: Callable[..., int] = ctypes.CDLL(None).prctl
+    except (OSError, AttributeError):
+        return None
+    return found
 
 
 def _forked(job: Mapping[str, Any]) -> int:
