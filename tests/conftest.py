@@ -190,9 +190,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
     taken, batches = [], []
     begin, count = TokenSelection.begin, session.counts
 
-    def remember(self, model, batch, phase, **options):
+    def remember(self, model, batch, phase, *args, **options):
         batches.append({key: value.clone() for key, value in batch.items()})
-        return begin(self, model, batch, phase, **options)
+        return begin(self, model, batch, phase, *args, **options)
 
     def record(step):
         taken.append((step, batches[-1]))

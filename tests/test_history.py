@@ -303,16 +303,18 @@ def test_losses_of_the_history_are_those_of_the_model_without_adapter(base, trai
 
 @pytest.mark.parametrize("positions", [False, True], ids=["", "positions that count on"])
 def test_a_batch_of_which_a_part_is_kept_has_the_losses_that_it_has_whole(trained, batch, positions, tmp_path):
-    """A token in the midst of the second sample is masked."""
+    """A token in the midst of the second sample is masked; a third one is as plain as the first."""
     batch["attention_mask"][1, 6] = 0
+    third = {name: column[:1] + (column[:1] >= 3) for name, column in batch.items()}
+    batch = {name: torch.cat([column, third[name]]) for name, column in batch.items()}
     if positions:
-        batch["position_ids"] = torch.arange(12).repeat(2, 1)
+        batch["position_ids"] = torch.arange(12).repeat(3, 1)
     layout = BatchLayout.of(batch)
     whole, _ = HistoryLosses(AdapterOff()).of(trained, batch, layout)
     losses = HistoryLosses(AdapterOff(), LossStore(tmp_path, b"history"))
     alone = {name: column[:1] for name, column in batch.items()}
     losses.of(trained, alone, BatchLayout.of(alone))
-    for kept in (1, 2):
+    for kept in (1, 3):
         found, hits = losses.of(trained, batch, layout)
         assert hits == kept
         torch.testing.assert_close(found, whole, atol=2e-3, rtol=0)

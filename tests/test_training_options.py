@@ -125,9 +125,9 @@ def weights(monkeypatch):
     found = []
     begin = TokenSelection.begin
 
-    def remember(self, model, batch, phase, **options):
+    def remember(self, model, batch, phase, *args, **options):
         found.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
-        return begin(self, model, batch, phase, **options)
+        return begin(self, model, batch, phase, *args, **options)
 
     monkeypatch.setattr(TokenSelection, "begin", remember)
     return found
