@@ -99,5 +99,6 @@ def score(losses: HistoryLosses, model: Any, samples: Any, work: Work, batch_tok
 
 
 def samples_to_score(row: Mapping[str, Any]) -> list[dict[str, Tensor]]:
-    """Return the samples of a row that have response tokens, each alone in a batch of one."""
-    return [sample for sample in samples_in(row) if sample_keys(sample, KEY_BYTES)[0]]
+    """Return the samples of a row that have response tokens, of which there is one at least, each in a batch of one."""
+    parts = samples_in(row)
+    return parts if len(parts) == 1 else [part for part in parts if sample_keys(part, KEY_BYTES)[0]]

@@ -160,6 +160,10 @@ def samples_in(sample: Mapping[str, Any], device: Any = None) -> list[dict[str, 
         device: of the tensors.
     """
     batch = as_batch(sample, device)
+    mask = batch.get("attention_mask")
+    # Told without a look at every token where it can be: data sets have millions of rows.
+    if not may_be_packed(batch) and (mask is None or not bool((mask > 1).any())):
+        return [batch]
     parts = samples_of(batch)
     return parts if len(parts) > 1 else [batch]
 
