@@ -10,8 +10,10 @@ from sstoken_plugin.engine.attention import PromptAttention
 from sstoken_plugin.selection.scores import normalise
 from sstoken_plugin.training.sampling import EVERY, is_sampled
 
-STEPS, MICRO_BATCHES = 20, 40
-SAMPLED = [9, 29]
+STEPS, MICRO_BATCHES = 10, 20
+SAMPLED = [9]
+# After a warm-up of half of the steps, with its sample.
+RANKED = [9, *range(10, 20)]
 
 
 @pytest.mark.parametrize("total", [1, 7, 19, 20, 39, 40, 399, 12345])
@@ -65,9 +67,8 @@ def test_a_control_pays_for_samples_alone(measured, selector):
     assert rel == attention == SAMPLED
     # Two micro-batches a step.
     logged = [number for number, line in enumerate(run.lines) if "sstoken/rel_mean" in line]
-    assert logged == [4, 14]
-    for line in (run.lines[4], run.lines[14]):
-        assert {"sstoken/attention_mean", "sstoken/signal_overlap"} <= line.keys()
+    assert logged == [4]
+    assert {"sstoken/attention_mean", "sstoken/signal_overlap"} <= run.lines[4].keys()
     assert run.lines[0].keys() >= {"sstoken/selected_ratio", "sstoken/loss_selected", "sstoken/position_overlap"}
 
 
@@ -82,13 +83,13 @@ def test_each_selector_measures_what_it_ranks_by(measured):
 
 @pytest.mark.parametrize(
     ("warmup_selector", "attention"),
-    [("attention", [*range(MICRO_BATCHES)]), ("all", [9, *range(20, 40)]), ("random", [9, *range(20, 40)])],
+    [("attention", [*range(MICRO_BATCHES)]), ("all", RANKED), ("random", RANKED)],
 )
 def test_a_warmup_runs_no_history(measured, warmup_selector, attention):
     run, rel, probed = measured(warmup_ratio=0.5, warmup_selector=warmup_selector)
-    assert rel == [9, *range(20, 40)]
+    assert rel == RANKED
     assert probed == attention
-    assert all("sstoken/rel_mean" in line for line in run.lines[10:])
+    assert all("sstoken/rel_mean" in line for line in run.lines[STEPS // 2 :])
 
 
 def test_where_attention_says_nothing_rel_ranks_as_ever(config, measured, steps, tmp_path):
