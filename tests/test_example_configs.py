@@ -46,7 +46,7 @@ def test_the_template_of_an_example_labels_answers_and_the_end_token_only(file, 
     )
     labelled = [token for token, label in zip(sample["input_ids"], sample["labels"], strict=True) if label != -100]
     assert tokenizer.decode(labelled) == f"Hello.{tokenizer.eos_token}See you.{tokenizer.eos_token}"
-    if file.stem.startswith("llama"):
+    if cfg.base_model.startswith("meta-llama"):
         assert sample["input_ids"][0] == tokenizer.bos_token_id
 
 
