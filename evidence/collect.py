@@ -1,0 +1,174 @@
+"""Put the results of known-truth experiments together: a small JSON file each, and a table for docs/evidence.md.
+
+    python -m evidence.collect .cache/evidence/known-truth/experiments/*.yaml > table.md
+
+Means, paired differences and intervals are those of the harness, see docs/experiments.md; of the noise, see
+`evidence.noise`, the mean over seeds is shown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from evidence.base import MADE
+from evidence.noise import NAME as NOISE
+from sstoken_plugin.experiments.comparison import Table, tables_of
+from sstoken_plugin.experiments.config import read
+from sstoken_plugin.experiments.main import comparisons_json, settings_of
+from sstoken_plugin.experiments.results import read_json
+from sstoken_plugin.experiments.runs import Run, runs_of
+
+RESULTS = Path("evidence/results")
+# Significant digits of a number in a file.
+_DIGITS = 5
+_NONE = "–"  # noqa: RUF001
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Collect what the command line names."""
+    parser = argparse.ArgumentParser(description="Put the results of known-truth experiments together.")
+    parser.add_argument("experiments", type=Path, nargs="+", help="their YAML files")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON files (%(default)s)")
+    asked = parser.parse_args(arguments)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    for file in asked.experiments:
+        found = collect(file)
+        if not found["runs"]:
+            continue
+        text = json.dumps(rounded(found), indent=1, ensure_ascii=False, allow_nan=False)
+        (asked.out / f"{file.stem}.json").write_text(text + "\n", encoding="utf-8")
+        print(f"{as_markdown(file.stem, found)}\n")
+
+
+def collect(file: Path) -> dict[str, Any]:
+    """Return everything that is known of an experiment.
+
+    Args:
+        file: its YAML.
+
+    Returns:
+        `settings`: see docs/experiments.md; `base`: see `base.make`; `runs`: how many have a result, of `runs_asked`;
+        `versions`, all that occur; `measures`: by measure, `better`, and by arm `seeds`, `values` and their mean with
+        its interval; `comparisons`: by measure; `arms`: by arm the mean over seeds of seconds, of the logged metrics of
+        the selection, and of what `evidence.noise` measures; None where there is no selection.
+    """
+    experiment = read(file)
+    runs = runs_of(experiment)
+    done = [(run, result) for run in runs if (result := run.result()) is not None]
+    tables = tables_of(experiment, [result for _, result in done])
+    versions: dict[str, set[str]] = {}
+    for _, result in done:
+        for name, version in result.versions.items():
+            versions.setdefault(name, set()).add(version)
+    arms = {}
+    for arm in experiment.arms:
+        own = [(run, result) for run, result in done if run.arm.name == arm.name]
+        arms[arm.name] = {
+            "seconds": mean([result.seconds for _, result in own]),
+            "train_seconds": mean([result.train_seconds for _, result in own]),
+            "kept": mean([dict(result.kept) for _, result in own]),
+            "noise": mean([noise for run, _ in own if (noise := noise_of(run)) is not None]),
+        }
+    return {
+        "settings": settings_of(experiment),
+        "base": read_json(Path(str(experiment.base["base_model"])) / MADE),
+        "runs": len(done),
+        "runs_asked": len(runs),
+        "versions": {name: sorted(found) for name, found in sorted(versions.items())},
+        "measures": {table.name: _measure(table) for table in tables},
+        "comparisons": {table.name: comparisons_json(table) for table in tables},
+        "arms": arms,
+    }
+
+
+def noise_of(run: Run) -> dict[str, Any] | None:
+    """Return what was measured of the noise in a run, None where nothing was."""
+    return read_json(run.folder / "out" / NOISE)
+
+
+def _measure(table: Table) -> dict[str, Any]:
+    arms = {
+        arm: {"seeds": list(table.seeds[arm]), "values": list(table.values[arm]), **asdict(interval)}
+        for arm, interval in table.means.items()
+    }
+    return {"words": table.words, "better": table.better, "arms": arms}
+
+
+def mean(found: Sequence[Any]) -> Any:
+    """Return the mean over seeds of numbers, or of each number in mappings and lists of the same form.
+
+    Values that are None count nowhere; where all are, or there is none, the mean is None. Of lists that differ in
+    length, as those of a run that was resumed, the ends are left out that not all have.
+    """
+    there = [one for one in found if one is not None]
+    if not there:
+        return None
+    first = there[0]
+    if isinstance(first, Mapping):
+        names = dict.fromkeys(name for one in there for name in one)
+        return {name: mean([one.get(name) for one in there]) for name in names}
+    if isinstance(first, list):
+        return [mean(ones) for ones in zip(*there, strict=False)]
+    return sum(there) / len(there)
+
+
+def rounded(value: Any) -> Any:
+    """Return JSON with numbers of a few significant digits; whole numbers stay."""
+    if isinstance(value, Mapping):
+        return {name: rounded(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(part) for part in value]
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < 1e9 else float(f"{value:.{_DIGITS}g}")
+    return value
+
+
+def as_markdown(name: str, found: Mapping[str, Any]) -> str:
+    """Return an experiment as a table: an arm a row."""
+    deciding = next(iter(found["measures"]))
+    against = found["settings"]["against"]
+    shown = {"answers/exact_match": "exact match", "untouched/loss": "untouched task, loss"}
+    head = ["arm", "held-out loss", *(f"minus {other}" for other in against), *shown.values()]
+    head += ["noise dropped", "noise among kept", "AUC of REL"]
+    lines = [f"### {name}: {found['runs']} of {found['runs_asked']} runs", ""]
+    lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
+    for arm, also in found["arms"].items():
+        whole = (also["noise"] or {}).get("whole", {})
+        cells = [arm, _mean(found, deciding, arm)]
+        cells += [_difference(found, deciding, arm, other) for other in against]
+        cells += [_mean(found, measure, arm) for measure in shown]
+        cells += [_percent(whole.get(key)) for key in ("recall", "noise_among_kept")]
+        cells.append(_number((whole.get("auc") or {}).get("rel"), 2))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean(found: Mapping[str, Any], measure: str, arm: str) -> str:
+    values = found["measures"].get(measure, {}).get("arms", {}).get(arm, {})
+    return _number(values.get("mean"), 3)
+
+
+def _difference(found: Mapping[str, Any], measure: str, arm: str, other: str) -> str:
+    for each in found["comparisons"][measure]:
+        if (each["arm"], each["against"]) == (arm, other) and each["difference"] is not None:
+            reach = f" ({each['low']:+.3f} to {each['high']:+.3f})" if each["low"] is not None else ""
+            told = f"**{each['verdict']}** " if each["verdict"] in ("helps", "hurts") else ""
+            return f"{told}{each['difference']:+.3f}{reach}"
+    return _NONE
+
+
+def _number(value: float | None, digits: int) -> str:
+    return _NONE if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.1%}"
+
+
+if __name__ == "__main__":
+    main()

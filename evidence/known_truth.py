@@ -1,0 +1,219 @@
+"""Make everything of the known-truth experiments: tokenizer, base model, data, and the YAML of each experiment.
+
+    python -m evidence.known_truth
+    python -m sstoken_plugin.experiments .cache/evidence/known-truth/experiments/new-noise20.yaml
+    python -m evidence.collect .cache/evidence/known-truth/experiments/new-noise20.yaml
+
+Three fine-tuning tasks differ in what the base knows of them: `new` it has never seen, `known` it has mastered, `half`
+it was about to learn; see `tasks.RULES` and `base.Recipe`. Of the response digits in the training data a share of 0 to
+40 % is replaced by another digit, uniformly drawn. What is evaluated is clean.
+
+Everything follows from seeds; the weights of the base, and how long its second phase is, also from how the machine
+rounds: `base/made.json` has a hash of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from evidence.base import RECIPE, Recipe, make
+from evidence.tasks import (
+    ANSWER_DIGITS,
+    ANSWER_PLACE,
+    END_PLACE,
+    RULES,
+    WIDTH,
+    Bools,
+    Ints,
+    Noise,
+    answers,
+    as_segments,
+    is_noise,
+    prompts,
+    response,
+    rows,
+)
+
+FOLDER = Path(".cache/evidence/known-truth")
+TASKS = ("new", "known", "half")
+LEVELS = (0, 10, 20, 40)
+# Mastered by the base, and in no training data of the experiments.
+UNTOUCHED = "shift"
+# Samples: one epoch is 245 steps of `BATCH`.
+TRAINED, HELD_OUT = 7840, 512
+BATCH = 32
+# Of the trainings, where the command line names none.
+SEEDS = (1, 2, 3, 4, 5)
+_DATA_SEED = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make what is asked for on the command line."""
+    parser = argparse.ArgumentParser(
+        description="Make the data, the model and the YAMLs of the known-truth experiments."
+    )
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of everything (%(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="of the trainings")
+    asked = parser.parse_args(arguments)
+    made = write(asked.out, asked.seeds)
+    for task, known in made["knows"].items():
+        print(f"{task}: the base has {known['digits']:.1%} of the digits right, {known['samples']:.1%} of the samples")
+    print(f"Written to {asked.out}; the experiments are {asked.out}/experiments/TASK-noiseLEVEL.yaml.")
+
+
+def write(
+    out: Path, seeds: Sequence[int], recipe: Recipe = RECIPE, *, trained: int = TRAINED, held_out: int = HELD_OUT
+) -> dict[str, Any]:
+    """Write everything into a folder; a base of this recipe that is there already stays.
+
+    Args:
+        out: the folder.
+        seeds: of the trainings.
+        recipe: of the base.
+        trained: samples of each training data set.
+        held_out: samples of each evaluation.
+
+    Returns:
+        See `base.make`.
+    """
+    made = make(out / "base", recipe)
+    write_data(out / "data", trained, held_out)
+    for task in TASKS:
+        for level in LEVELS:
+            found = experiment(out, task, level, seeds)
+            file = out / "experiments" / f"{name_of(task, level)}.yaml"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(yaml.safe_dump(found, sort_keys=False), encoding="utf-8")
+    return made
+
+
+def name_of(task: str, level: int) -> str:
+    """Return the name of an experiment, whose noise level is in percent."""
+    return f"{task}-noise{level:02d}"
+
+
+def write_data(folder: Path, trained: int, held_out: int) -> None:
+    """Write training data of each task and level, and clean evaluation data; as JSONL of `type: input_output`.
+
+    Where there is noise, a second file has the same samples with no label on digits that are noise: for the oracle.
+    """
+    for number, task in enumerate(RULES):
+        if task not in (*TASKS, UNTOUCHED):
+            continue
+        rng = np.random.default_rng([_DATA_SEED, number])
+        kept = prompts(held_out, rng, held_out=True)
+        _write(folder / f"{task}-held-out.jsonl", rows(task, kept, answers(RULES[task], kept)))
+        if task == UNTOUCHED:
+            continue
+        of = prompts(trained, rng, held_out=False)
+        clean, noise = answers(RULES[task], of), Noise.draw(trained, rng)
+        for level in LEVELS:
+            ids = rows(task, of, noise.on(clean, level / 100))
+            _write(folder / f"{name_of(task, level)}.jsonl", ids)
+            if level:
+                _write(folder / f"{name_of(task, level)}-masked.jsonl", ids, without_noise(ids))
+
+
+def without_noise(ids: Ints) -> Bools:
+    """Return the response tokens of samples that are no noise, bool [N, WIDTH]; `ids` are token ids [N, WIDTH]."""
+    found = response(len(ids)).copy()
+    found[:, ANSWER_PLACE:END_PLACE] &= ~is_noise(ids)
+    return found
+
+
+def _write(file: Path, ids: Ints, trained: Bools | None = None) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    samples = as_segments(ids, response(len(ids)) if trained is None else trained)
+    file.write_text("".join(f"{json.dumps(sample)}\n" for sample in samples), encoding="utf-8")
+
+
+def experiment(out: Path, task: str, level: int, seeds: Sequence[int]) -> dict[str, Any]:
+    """Return the YAML of an experiment, see docs/experiments.md.
+
+    Args:
+        out: folder of everything.
+        task: what is trained.
+        level: percent of the response digits that are noise.
+        seeds: of the trainings.
+    """
+    data, name = out / "data", name_of(task, level)
+
+    def named(file: str) -> list[dict[str, str]]:
+        # Axolotl takes a path without a slash for the name of a hub's data set; `ds_type` says what the file is.
+        return [{"path": str(data / f"{file}.jsonl"), "ds_type": "json", "type": "input_output"}]
+
+    clean = {"datasets": named(f"{task}-held-out"), "samples": HELD_OUT}
+    return {
+        "base": {**_training(out), "datasets": named(name)},
+        "out": str(out / "runs" / name),
+        "seeds": list(seeds),
+        "arms": {
+            **_arms(out),
+            # Without noise it would be the plain arm once more.
+            **({"oracle": {"changes": {"datasets": named(f"{name}-masked")}}} if level else {}),
+        },
+        # A claim that the selection helps must hold against each of them.
+        "against": ["all", "random", "position"],
+        "evaluations": {
+            "held_out": {"kind": "loss", **clean},
+            "answers": {"kind": "answers", **clean, "max_new_tokens": ANSWER_DIGITS + 2, "batch_size": 128},
+            "untouched": {"kind": "forgetting", "datasets": named(f"{UNTOUCHED}-held-out"), "samples": HELD_OUT},
+        },
+    }
+
+
+def _arms(out: Path) -> dict[str, Mapping[str, Any] | None]:
+    """Return the arms that every experiment has, but for the oracle: see docs/configuration.md."""
+    return {
+        "all": None,
+        "random": {"selector": "random"},
+        "position": {"selector": "position"},
+        "attention": {"selector": "attention"},
+        "rel": {"selector": "rel"},
+        "sstoken": {},
+        "paper": {"warmup_ratio": 0, "keep_eos": False},
+        # Their code ranks by attention alone for the first 10,000 of 50,000 samples, and has no rule for ends.
+        "authors": {"warmup_ratio": 0.2, "warmup_selector": "attention", "keep_eos": False},
+        "lowest_base_loss": {"selector": "lowest_base_loss"},
+        "probability": {"selector": "probability"},
+        # The loss now minus that of the base is REL with the opposite sign: what has improved most is dropped, as whole
+        # samples are in TailSFT.
+        "tailsft": {"selector": "reference", "history": str(out / "base")},
+    }
+
+
+def _training(out: Path) -> dict[str, Any]:
+    """Return the keys of Axolotl that all trainings have: full fine-tuning, 245 steps of 32 samples."""
+    return {
+        "base_model": str(out / "base"),
+        "plugins": ["evidence.noise.NoisePlugin"],
+        "sequence_len": WIDTH,
+        "pad_to_sequence_len": False,
+        "dataset_num_proc": 1,
+        "val_set_size": 0,
+        "micro_batch_size": BATCH,
+        "gradient_accumulation_steps": 1,
+        "num_epochs": 1,
+        "learning_rate": 5e-4,
+        "lr_scheduler": "cosine",
+        "warmup_steps": 10,
+        "weight_decay": 0.0,
+        "optimizer": "adamw_torch",
+        "logging_steps": 10,
+        "attn_implementation": "sdpa",
+        "bf16": False,
+        "fp16": False,
+        "tf32": False,
+        "seed": 42,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""The known-truth evidence: the truth of its data, what is measured of noise, and that measuring changes nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from evidence import collect, known_truth, noise, tasks  # noqa: E402
+from evidence.base import Recipe, tokenizer  # noqa: E402
+from sstoken_plugin.experiments.config import parse, read  # noqa: E402
+from sstoken_plugin.experiments.measures import Measure  # noqa: E402
+from sstoken_plugin.experiments.results import Result, write_json, write_result  # noqa: E402
+from sstoken_plugin.experiments.runs import runs_of  # noqa: E402
+from sstoken_plugin.selection.samples import IGNORE_INDEX, BatchLayout  # noqa: E402
+
+TRAINED, HELD_OUT = 1000, 100
+# Of a base that knows nothing.
+UNLEARNT = Recipe(steps=1, most_steps=0, probed=8)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    known_truth.write_data(folder, TRAINED, HELD_OUT)
+    return folder
+
+
+def samples(file):
+    """Read a file as Axolotl does: token ids and labels, each [samples, WIDTH]."""
+    words = tokenizer()
+    ids, labels = [], []
+    for line in file.read_text().splitlines():
+        parts = [(part["label"], words.encode(part["text"])) for part in json.loads(line)["segments"]]
+        ids.append([token for _, tokens in parts for token in tokens])
+        labels.append([token if label else IGNORE_INDEX for label, tokens in parts for token in tokens])
+    return np.array(ids), np.array(labels)
+
+
+def digits(text):
+    return [int(word) for word in text.split() if word.isdecimal()]
+
+
+@pytest.mark.parametrize(("task", "weights"), [("new", (1, 1, 0)), ("known", (1, -1, 0)), ("half", (3, 1, 0))])
+def test_clean_answers_follow_from_the_text_of_the_prompt(data, task, weights):
+    a, b, c = weights
+    for file in (f"{task}-held-out.jsonl", f"{task}-noise00.jsonl"):
+        for line in (data / file).read_text().splitlines():
+            prompt, answer = json.loads(line)["segments"]
+            assert prompt["text"].split()[:2] == ["<s>", task]
+            assert answer["text"].endswith(" </s>")
+            x = digits(prompt["text"])
+            expected = [(a * one + b * other + c) % 16 for one, other in pairwise(x)]
+            assert digits(answer["text"]) == expected
+
+
+@pytest.mark.parametrize("task", known_truth.TASKS)
+def test_noise_is_as_much_as_asked_for_and_always_another_digit(data, task):
+    clean, _ = samples(data / f"{task}-noise00.jsonl")
+    before = np.zeros((TRAINED, tasks.ANSWER_DIGITS), bool)
+    for level in known_truth.LEVELS:
+        ids, labels = samples(data / f"{task}-noise{level:02d}.jsonl")
+        found = tasks.is_noise(ids)
+        # Five standard deviations of a share of 10,000 digits.
+        assert found.mean() == pytest.approx(level / 100, abs=0.025)
+        # The same samples but for the noise, which is other than the truth, and all that a lower level has.
+        assert ((ids != clean)[:, tasks.ANSWER_PLACE : tasks.END_PLACE] == found).all()
+        assert ((ids != clean).sum(1) == found.sum(1)).all()
+        assert (found | ~before).all()
+        before = found
+        assert (labels[:, : tasks.ANSWER_PLACE] == IGNORE_INDEX).all()
+        assert (labels[:, tasks.ANSWER_PLACE :] == ids[:, tasks.ANSWER_PLACE :]).all()
+    off = (ids - clean)[:, tasks.ANSWER_PLACE : tasks.END_PLACE][found] % tasks.MODULUS
+    counts = np.bincount(off, minlength=tasks.MODULUS)
+    assert counts[0] == 0
+    # Uniform over the fifteen others: five standard deviations.
+    assert counts[1:] == pytest.approx(found.sum() / 15, abs=5 * (found.sum() / 15) ** 0.5)
+
+
+def test_the_oracle_learns_from_all_but_the_noise(data):
+    ids, labels = samples(data / "new-noise20-masked.jsonl")
+    assert (ids == samples(data / "new-noise20.jsonl")[0]).all()
+    learnt = labels != IGNORE_INDEX
+    assert (learnt[:, tasks.ANSWER_PLACE : tasks.END_PLACE] == ~tasks.is_noise(ids)).all()
+    assert learnt[:, tasks.END_PLACE].all()
+    assert not learnt[:, : tasks.ANSWER_PLACE].any()
+
+
+def test_no_prompt_is_both_trained_on_and_held_out(data):
+    prompts = {}
+    for file in data.glob("*.jsonl"):
+        lines = file.read_text().splitlines()
+        prompts[file.stem] = {tuple(digits(json.loads(line)["segments"][0]["text"])) for line in lines}
+        assert len(prompts[file.stem]) == len(lines)
+    held_out = set.union(*(found for name, found in prompts.items() if name.endswith("held-out")))
+    trained = set.union(*(found for name, found in prompts.items() if not name.endswith("held-out")))
+    assert len(held_out) == 4 * HELD_OUT
+    assert not held_out & trained
+    of_base = tasks.prompts(500, np.random.default_rng(0), held_out=False)
+    assert not set(map(tuple, of_base.tolist())) & held_out
+
+
+def test_what_is_no_sample_of_the_tasks_is_refused(data):
+    ids, labels = samples(data / "new-noise20-masked.jsonl")
+    with pytest.raises(ValueError, match="no samples of the tasks"):
+        tasks.is_noise(ids[:, 1:])
+    with pytest.raises(ValueError, match="has no label"):
+        noise.NoiseWatch(torch.from_numpy(ids), torch.from_numpy(labels), lambda: 0, 1)
+
+
+def watched(data, kept_by, steps=4):
+    """What is measured where the first 8 * `steps` samples are trained on, 8 a step in another order."""
+    ids, labels = (torch.from_numpy(array) for array in samples(data / "new-noise20.jsonl"))
+    now = SimpleNamespace(step=0)
+    watch = noise.NoiseWatch(ids, labels, lambda: now.step, steps)
+    generator = torch.Generator().manual_seed(0)
+    signals = []
+    for now.step in range(steps):
+        own = torch.arange(8 * now.step, 8 * now.step + 8).flip(0)
+        layout = BatchLayout.of({"input_ids": ids[own], "labels": labels[own]})
+        rel, current = (torch.randn(len(layout.position), generator=generator) for _ in range(2))
+        wrong = torch.from_numpy(tasks.is_noise(ids[own].numpy()))
+        kept = torch.nn.functional.pad(kept_by(wrong), (0, 1), value=True).flatten()
+        # As in a run: REL is not measured in every step.
+        scores = SimpleNamespace(rel=rel if now.step % 2 else None, attention=None, current=current)
+        watch(SimpleNamespace(layout=layout, scores=scores, kept=kept))
+        signals.append((wrong, rel.view(8, -1)[:, :-1], current.view(8, -1)[:, :-1]))
+    return watch.found(), signals
+
+
+def test_precision_and_recall_of_a_made_up_selection(data):
+    def first_five(wrong):
+        kept = torch.zeros_like(wrong)
+        kept[:, :5] = True
+        return kept
+
+    found, signals = watched(data, first_five)
+    wrong = torch.cat([marks for marks, _, _ in signals])
+    whole = found["whole"]
+    assert (whole["digits"], whole["noise"], whole["dropped"]) == (320, int(wrong.sum()), 160)
+    assert whole["dropped_noise"] == int(wrong[:, 5:].sum())
+    assert whole["precision"] == pytest.approx(wrong[:, 5:].float().mean().item())
+    assert whole["recall"] == pytest.approx((wrong[:, 5:].sum() / wrong.sum()).item())
+    assert whole["noise_among_kept"] == pytest.approx(wrong[:, :5].float().mean().item())
+    assert [(point["first_step"], point["last_step"]) for point in found["points"]] == [(1, 1), (2, 2), (3, 3), (4, 4)]
+    for point, (marks, _, _) in zip(found["points"], signals, strict=True):
+        assert point["noise"] == int(marks.sum())
+        assert point["dropped_noise"] == int(marks[:, 5:].sum())
+
+
+def test_a_selection_that_knows_the_truth_is_perfect_and_one_that_keeps_all_drops_nothing(data):
+    whole = watched(data, lambda wrong: ~wrong)[0]["whole"]
+    assert (whole["precision"], whole["recall"], whole["noise_among_kept"]) == (1, 1, 0)
+    whole = watched(data, torch.ones_like)[0]["whole"]
+    assert (whole["dropped"], whole["precision"], whole["recall"]) == (0, None, 0)
+
+
+def chance_above(pairs):
+    """The chance that the first of a pair is above the second, counted pair by pair."""
+    won = [1.0 if clean > noisy else 0.5 if clean == noisy else 0.0 for clean, noisy in pairs]
+    return sum(won) / len(won)
+
+
+def pairs_of(values, wrong):
+    return [(clean, noisy) for clean in values[~wrong].tolist() for noisy in values[wrong].tolist()]
+
+
+def test_auc_counts_pairs_of_all_samples_and_of_each(data):
+    found, signals = watched(data, lambda wrong: ~wrong)
+    marks, rels, currents = (torch.cat(parts) for parts in zip(*signals, strict=True))
+    odd = torch.cat([torch.full((8,), bool(step % 2)) for step in range(4)])
+    whole = found["whole"]
+    assert whole["auc"]["rel"] == pytest.approx(chance_above(pairs_of(rels[odd], marks[odd])))
+    assert whole["auc"]["current"] == pytest.approx(chance_above(pairs_of(-currents, marks)))
+    within = [pair for value, wrong in zip(rels[odd], marks[odd], strict=True) for pair in pairs_of(value, wrong)]
+    assert whole["auc_in_sample"]["rel"] == pytest.approx(chance_above(within))
+    assert whole["auc"]["attention"] is whole["auc_in_sample"]["attention"] is None
+    assert found["points"][0]["auc"]["rel"] is None
+
+
+def test_auc_counts_ties_by_half():
+    values, wrong = np.array([[1, 1, 2, 0]], np.float32), np.array([[False, True, False, False]])
+    assert noise.auc(values, wrong) == noise.auc_in_sample(values, wrong) == pytest.approx((0.5 + 1 + 0) / 3)
+    assert noise.auc(values, np.zeros((1, 4), bool)) is None
+
+
+@pytest.mark.parametrize(("steps", "points"), [(245, noise.POINTS), (3, 3), (61, noise.POINTS)])
+def test_points_cover_every_step_once(steps, points):
+    spans = {}
+    for step in range(steps):
+        spans.setdefault(step * noise.POINTS // steps, []).append(step + 1)
+    watch = noise.NoiseWatch.__new__(noise.NoiseWatch)
+    watch._max_steps = steps
+    empty = noise.Seen(*np.zeros((2, 1, tasks.ANSWER_DIGITS), bool), {})
+    watch._seen = {point: [empty] for point in spans}
+    told = [(point["first_step"], point["last_step"]) for point in watch.found()["points"]]
+    assert told == [(own[0], own[-1]) for own in spans.values()]
+    assert len(told) == points
+
+
+def test_every_experiment_is_one_that_the_harness_takes():
+    for task in known_truth.TASKS:
+        for level in known_truth.LEVELS:
+            found = parse(known_truth.experiment(Path("out"), task, level, [101]))
+            assert {arm.name for arm in found.arms} >= {"all", "random", "sstoken", "paper", "authors", "tailsft"}
+            assert ("oracle" in {arm.name for arm in found.arms}) == (level > 0)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Everything, but for a base that has learnt next to nothing, and few samples."""
+    folder = tmp_path_factory.mktemp("made")
+    known_truth.write(folder, [101, 102], UNLEARNT, trained=96, held_out=8)
+    return folder
+
+
+def test_a_base_is_made_once_and_again_for_another_recipe(made, tmp_path):
+    first = json.loads((made / "base/made.json").read_text())
+    assert known_truth.make(made / "base", UNLEARNT) == first
+    again = known_truth.make(tmp_path, UNLEARNT)
+    assert again["weights_sha256"] == first["weights_sha256"]
+    other = known_truth.make(tmp_path, replace(UNLEARNT, seed=1))
+    assert other["weights_sha256"] != first["weights_sha256"]
+
+
+def test_training_is_the_same_bit_for_bit_while_noise_is_measured(made, train, tmp_path):
+    base = known_truth.experiment(made, "new", 20, [101])["base"]
+    runs = {}
+    for name, plugins in {"watched": base["plugins"], "alone": []}.items():
+        runs[name] = train(
+            {
+                **base,
+                "plugins": [*plugins, "sstoken_plugin.SSTokenPlugin"],
+                "sstoken": {"report": False, "warmup_ratio": 0.4},
+                "output_dir": str(tmp_path / name),
+                "dataset_prepared_path": str(tmp_path / "prepared"),
+                "logging_steps": 1,
+                "save_strategy": "no",
+            }
+        )
+    assert runs["watched"].losses == runs["alone"].losses
+    for name, weight in runs["watched"].weights.items():
+        assert torch.equal(weight, runs["alone"].weights[name])
+    assert not (tmp_path / "alone" / noise.NAME).exists()
+    found = json.loads((tmp_path / "watched" / noise.NAME).read_text())
+    assert len(found["points"]) == 3
+    ids, _ = samples(made / "data/new-noise20.jsonl")
+    whole = found["whole"]
+    assert (whole["digits"], whole["noise"]) == (960, int(tasks.is_noise(ids).sum()))
+    # The end of the turn is always kept, of the seven tokens of a sample.
+    assert whole["dropped"] == 96 * 4
+    assert all(whole["auc"][signal] is not None for signal in noise.SIGNALS)
+
+
+def test_results_are_collected_with_the_intervals_of_the_harness(made, tmp_path, capsys):
+    file = made / "experiments/new-noise20.yaml"
+    runs = [run for run in runs_of(read(file)) if run.arm.name in ("all", "random", "sstoken")]
+    for place, run in enumerate(runs):
+        value = 0.5 + 0.001 * place**2 - (0.2 if run.arm.name == "sstoken" else 0)
+        write_result(
+            Result(
+                run.arm.name, run.seed, run.fingerprint, run.settings,
+                {"held_out/loss": Measure(value, "lower", "loss", 5632)}, {}, 3, 20.0, 30.0 + place, {"torch": "2"},
+            ),
+            run.folder,
+        )  # fmt: skip
+        if run.arm.name == "sstoken":
+            point = {"first_step": 1, "last_step": 3, "recall": 0.5 + 0.1 * place, "auc": {"rel": None}}
+            write_json({"points": [point], "whole": point}, run.folder / "out" / noise.NAME)
+    collect.main([str(file), "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "new-noise20.json").read_text())
+    assert (found["runs"], found["runs_asked"]) == (6, 24)
+    assert found["base"]["knows"].keys() == tasks.RULES.keys()
+    assert found["measures"]["held_out/loss"]["arms"]["all"] == {
+        "seeds": [101, 102], "values": [0.5, 0.509], "mean": 0.5045, "count": 2,
+        "low": pytest.approx(0.44732, abs=1e-5), "high": pytest.approx(0.56168, abs=1e-5),
+        "deviation": pytest.approx(0.006364, abs=1e-6),
+    }  # fmt: skip
+    # Place 2 and 5 of sstoken, 0 and 3 of plain training.
+    told = [(each["arm"], each["against"], each["difference"]) for each in found["comparisons"]["held_out/loss"]]
+    assert ("sstoken", "all", pytest.approx(-0.19)) in told
+    assert found["arms"]["sstoken"]["noise"]["points"] == [
+        {"first_step": 1, "last_step": 3, "recall": 0.85, "auc": {"rel": None}}
+    ]
+    assert found["arms"]["sstoken"]["seconds"] == pytest.approx(33.5)
+    assert found["arms"]["all"]["noise"] is None
+    table = capsys.readouterr().out
+    (line,) = [line for line in table.splitlines() if line.startswith("| sstoken |")]
+    assert "-0.190" in line
+    assert "85.0%" in line
+
+
+def test_means_over_seeds_leave_out_what_was_not_measured():
+    assert collect.mean([{"a": [1, None]}, {"a": [3, None], "b": 2}]) == {"a": [2, None], "b": 2}
+    assert collect.mean([]) is None
+    assert collect.rounded({"a": [0.123456789, 12.0, None, "b", 3]}) == {"a": [0.12346, 12, None, "b", 3]}
