@@ -114,8 +114,8 @@ def make(folder: Path, recipe: Recipe = RECIPE) -> dict[str, Any]:
         recipe: how it is trained.
 
     Returns:
-        What `made.json` has: the recipe, the steps of the second phase, seconds of one core, the number of parameters, a hash of
-        the weights, and by task the token accuracy and loss of digits, and the share of samples that are all right.
+        What `made.json` has: the recipe, the steps of the second phase, seconds of one core, the number of parameters,
+        a hash of the weights, and by task what it knows, see `knowledge`.
     """
     file = folder / MADE
     wanted = json.loads(json.dumps(asdict(recipe)))
