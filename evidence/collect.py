@@ -24,8 +24,12 @@ from sstoken_plugin.experiments.results import read_json
 from sstoken_plugin.experiments.runs import Run, runs_of
 
 RESULTS = Path("evidence/results")
+# Of all measures, those whose differences are kept, the one that decides first.
+COMPARED = ("held_out/loss", "answers/exact_match", "untouched/loss")
 # Significant digits of a number in a file.
 _DIGITS = 5
+# Of a point of the noise, what a mean over seeds says something of.
+_CURVES = ("last_step", "precision", "recall", "noise_among_kept", "auc", "auc_in_sample")
 _NONE = "–"  # noqa: RUF001
 
 
@@ -40,8 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = collect(file)
         if not found["runs"]:
             continue
-        text = json.dumps(rounded(found), indent=1, ensure_ascii=False, allow_nan=False)
-        (asked.out / f"{file.stem}.json").write_text(text + "\n", encoding="utf-8")
+        (asked.out / f"{file.stem}.json").write_text(as_json(rounded(found)) + "\n", encoding="utf-8")
         print(f"{as_markdown(file.stem, found)}\n")
 
 
@@ -54,8 +57,9 @@ def collect(file: Path) -> dict[str, Any]:
     Returns:
         `settings`: see docs/experiments.md; `base`: see `base.make`; `runs`: how many have a result, of `runs_asked`;
         `versions`, all that occur; `measures`: by measure, `better`, and by arm `seeds`, `values` and their mean with
-        its interval; `comparisons`: by measure; `arms`: by arm the mean over seeds of seconds, of the logged metrics of
-        the selection, and of what `evidence.noise` measures; None where there is no selection.
+        its interval; `comparisons`: by measure, of `COMPARED`; `arms`: by arm the mean over seeds of seconds, of the
+        logged metrics of the selection, and of what `evidence.noise` measures, with the points of each quantity as a
+        list; None where there is no selection.
     """
     experiment = read(file)
     runs = runs_of(experiment)
@@ -81,14 +85,27 @@ def collect(file: Path) -> dict[str, Any]:
         "runs_asked": len(runs),
         "versions": {name: sorted(found) for name, found in sorted(versions.items())},
         "measures": {table.name: _measure(table) for table in tables},
-        "comparisons": {table.name: comparisons_json(table) for table in tables},
+        "comparisons": {table.name: comparisons_json(table) for table in tables if table.name in COMPARED},
         "arms": arms,
     }
 
 
 def noise_of(run: Run) -> dict[str, Any] | None:
-    """Return what was measured of the noise in a run, None where nothing was."""
-    return read_json(run.folder / "out" / NOISE)
+    """Return what was measured of the noise in a run, with its points as `curves`; None where nothing was."""
+    found = read_json(run.folder / "out" / NOISE)
+    return None if found is None else {**found, "points": curves(found["points"])}
+
+
+def curves(points: Sequence[Mapping[str, Any]], names: Sequence[str] = _CURVES) -> dict[str, Any]:
+    """Turn points with numbers into numbers by point: a list each, None where it was measured at no point."""
+    found: dict[str, Any] = {}
+    for name in names:
+        values = [point.get(name) for point in points]
+        if isinstance(values[0], Mapping):
+            found[name] = curves([dict(value or {}) for value in values], list(values[0]))
+        else:
+            found[name] = None if all(value is None for value in values) else values
+    return found
 
 
 def _measure(table: Table) -> dict[str, Any]:
@@ -128,12 +145,27 @@ def rounded(value: Any) -> Any:
     return value
 
 
+def as_json(value: Any, indent: int = 0) -> str:
+    """Return JSON with a line for each innermost list or mapping.
+
+    Raises:
+        ValueError: a number in it is not finite.
+    """
+    parts = list(value.values()) if isinstance(value, Mapping) else value if isinstance(value, list) else []
+    if not any(isinstance(part, Mapping | list) for part in parts):
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    names = [f"{json.dumps(name)}: " for name in value] if isinstance(value, Mapping) else [""] * len(parts)
+    begin, end = "{}" if isinstance(value, Mapping) else "[]"
+    edge = f"\n{' ' * indent}"
+    lines = [f"{edge} {name}{as_json(part, indent + 1)}" for name, part in zip(names, parts, strict=True)]
+    return f"{begin}{','.join(lines)}{edge}{end}"
+
+
 def as_markdown(name: str, found: Mapping[str, Any]) -> str:
     """Return an experiment as a table: an arm a row."""
-    deciding = next(iter(found["measures"]))
+    deciding, *shown = COMPARED
     against = found["settings"]["against"]
-    shown = {"answers/exact_match": "exact match", "untouched/loss": "untouched task, loss"}
-    head = ["arm", "held-out loss", *(f"minus {other}" for other in against), *shown.values()]
+    head = ["arm", "held-out loss", *(f"minus {other}" for other in against), "exact match", "untouched task, loss"]
     head += ["noise dropped", "noise among kept", "AUC of REL"]
     lines = [f"### {name}: {found['runs']} of {found['runs_asked']} runs", ""]
     lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
@@ -154,7 +186,7 @@ def _mean(found: Mapping[str, Any], measure: str, arm: str) -> str:
 
 
 def _difference(found: Mapping[str, Any], measure: str, arm: str, other: str) -> str:
-    for each in found["comparisons"][measure]:
+    for each in found["comparisons"].get(measure, ()):
         if (each["arm"], each["against"]) == (arm, other) and each["difference"] is not None:
             reach = f" ({each['low']:+.3f} to {each['high']:+.3f})" if each["low"] is not None else ""
             told = f"**{each['verdict']}** " if each["verdict"] in ("helps", "hurts") else ""

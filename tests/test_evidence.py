@@ -289,15 +289,24 @@ def test_results_are_collected_with_the_intervals_of_the_harness(made, tmp_path,
     # Place 2 and 5 of sstoken, 0 and 3 of plain training.
     told = [(each["arm"], each["against"], each["difference"]) for each in found["comparisons"]["held_out/loss"]]
     assert ("sstoken", "all", pytest.approx(-0.19)) in told
-    assert found["arms"]["sstoken"]["noise"]["points"] == [
-        {"first_step": 1, "last_step": 3, "recall": 0.85, "auc": {"rel": None}}
-    ]
+    points = found["arms"]["sstoken"]["noise"]["points"]
+    assert (points["last_step"], points["recall"], points["precision"]) == ([3], [0.85], None)
+    assert points["auc"] == {"rel": None}
     assert found["arms"]["sstoken"]["seconds"] == pytest.approx(33.5)
     assert found["arms"]["all"]["noise"] is None
     table = capsys.readouterr().out
     (line,) = [line for line in table.splitlines() if line.startswith("| sstoken |")]
     assert "-0.190" in line
     assert "85.0%" in line
+
+
+def test_a_file_of_results_is_json_with_few_lines():
+    content = {"a": {"b": [1, 2.5, None], "c": {}}, "d": [{"e": "é\n"}, []], "f": True}
+    text = collect.as_json(content)
+    assert json.loads(text) == content
+    assert text.splitlines()[:3] == ["{", ' "a": {', '  "b": [1, 2.5, null],']
+    with pytest.raises(ValueError, match="JSON compliant"):
+        collect.as_json({"a": [float("nan")]})
 
 
 def test_means_over_seeds_leave_out_what_was_not_measured():
