@@ -173,6 +173,8 @@ def _arms(out: Path) -> dict[str, Mapping[str, Any] | None]:
     """Return the arms that every experiment has, but for the oracle: see docs/configuration.md."""
     return {
         "all": None,
+        # As many tokens as the others train on.
+        "shorter": {"changes": {"num_epochs": 0.6}},
         "random": {"selector": "random"},
         "position": {"selector": "position"},
         "attention": {"selector": "attention"},
@@ -181,6 +183,7 @@ def _arms(out: Path) -> dict[str, Mapping[str, Any] | None]:
         "paper": {"warmup_ratio": 0, "keep_eos": False},
         # Their code ranks by attention alone for the first 10,000 of 50,000 samples, and has no rule for ends.
         "authors": {"warmup_ratio": 0.2, "warmup_selector": "attention", "keep_eos": False},
+        "warmup-all": {"warmup_selector": "all"},
         "lowest_base_loss": {"selector": "lowest_base_loss"},
         "probability": {"selector": "probability"},
         # The loss now minus that of the base is REL with the opposite sign: what has improved most is dropped, as whole
