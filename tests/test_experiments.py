@@ -235,7 +235,7 @@ def test_the_loss_is_the_trainers_own_where_one_batch_holds_all(base, tmp_path):
 def test_what_a_run_has_forked_ends_with_it():
     forks = (
         "import os, sys, time; from types import SimpleNamespace; from sstoken_plugin.experiments import server\n"
-        "job = SimpleNamespace(work=lambda job: print(os.fork(), flush=True) or time.sleep(60))\n"
+        "job = SimpleNamespace(work=lambda job: os.write(1, b'%d\\n' % os.fork()) and time.sleep(60))\n"
         "sys.modules |= {f'sstoken_plugin.experiments.{name}': job for name in ('prepare', 'worker')}\n"
         "server.work({'kind': 'prepare'})"
     )
