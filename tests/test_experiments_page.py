@@ -156,6 +156,18 @@ def test_results_are_collected_where_the_data_are_not(tmp_path):
     assert f"different versions of: {file}." in (tmp_path / "page.html").read_text()
 
 
+def test_results_of_a_base_that_was_made_anew_do_not_count(tmp_path):
+    weights = tmp_path / "base" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"first")
+    experiment = parse({"base": {"base_model": str(weights.parent)}, "out": str(tmp_path), "arms": {"all": None}})
+    for run in runs_of(experiment):
+        write_result(result_of(run, 1.0), run.folder)
+    assert all(run.result() for run in runs_of(experiment))
+    weights.write_bytes(b"second")
+    assert not any(run.result() for run in runs_of(experiment))
+
+
 def test_a_run_that_was_killed_says_so_and_not_the_last_line_of_its_log(experiment):
     run = runs_of(experiment)[0]
     run.folder.mkdir(parents=True)

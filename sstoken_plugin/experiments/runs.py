@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sstoken_plugin.axolotl import experiment as axolotl
+from sstoken_plugin.base.files import expand
 from sstoken_plugin.base.visible_text import cut
 from sstoken_plugin.experiments.config import Arm, Experiment
 from sstoken_plugin.experiments.results import NAME as RESULT
 from sstoken_plugin.experiments.results import Result, read_json, read_result
 
-# Of data files whose content is hashed; of larger ones the size counts.
+# Of files whose content is hashed; of larger ones the size counts.
 _HASHED = 2**28
 # Where a run puts things, which says nothing about what it is.
 _FOLDERS = ("output_dir", "dataset_prepared_path")
@@ -98,7 +99,7 @@ def runs_of(experiment: Experiment) -> list[Run]:
                 "held_out": _without_folders(held_out),
                 "seed": seed,
                 "evaluations": evaluations,
-                "data": {str(file): digest(file) for file in sorted(_files(entries))},
+                "data": {str(file): digest(file) for file in sorted(_files(entries) | _weights(train))},
             }
             runs.append(Run(arm, seed, experiment.out / "runs" / arm.name / f"seed-{seed}", _plain(settings)))
     return runs
@@ -190,6 +191,18 @@ def _files(entries: Iterable[Mapping[str, Any]]) -> set[Path]:
         files = entry.get("data_files") or ()
         named |= {str(entry.get("path")), *([files] if isinstance(files, str) else map(str, files))}
     return {Path(name) for name in named if Path(name).is_file()}
+
+
+def _weights(train: Mapping[str, Any]) -> set[Path]:
+    """Return the files of weights of this machine that a training begins from or is compared with."""
+    folders = (train.get("base_model"), train.get("lora_model_dir"), (train.get("sstoken") or {}).get("history"))
+    return {
+        file
+        for folder in folders
+        if folder
+        for kind in ("*.safetensors", "*.bin")
+        for file in expand(str(folder)).glob(kind)
+    }
 
 
 def _digest(file: Path) -> str:
