@@ -29,8 +29,7 @@ collect_ignore = [f"trainers/test_{name}.py" for name in ("trl", "llamafactory",
 
 # Where a release of Axolotl, transformers or torch can break something: .ci/run runs these files on a second one too.
 CORE = (
-    "attention", "axolotl_keys", "data_formats", "history", "output_head", "packaging", "plugin_name", "refusals",
-    "training",
+    "attention", "axolotl_keys", "data_formats", "history", "output_head", "packaging", "refusals", "training",
 )  # fmt: skip
 # Without a training, in under two minutes on two cores: CONTRIBUTING.md.
 FAST = (
