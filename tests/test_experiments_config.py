@@ -184,6 +184,17 @@ def test_a_yaml_without_evaluation_data_is_told_which_key_to_set(tmp_path):
     assert not (tmp_path / "model-out").exists()
 
 
+@pytest.mark.parametrize(("out", "words"), [("", "--out: it names no folder"), ("file/below", "cannot be made")])
+def test_a_folder_that_cannot_be_is_told(out, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(BASE))
+    told = CliRunner().invoke(compare_command, ["config.yaml", "--out", out])
+    assert told.exit_code
+    assert words in told.output
+    assert "damaged" not in told.output
+
+
 def test_what_does_not_go_with_the_selection_is_told_before_anything_is_loaded(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({**BASE, "rl": "dpo"}))

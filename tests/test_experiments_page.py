@@ -78,6 +78,8 @@ def test_a_value_that_is_not_finite_makes_no_number_and_no_verdict(experiment, r
     assert {each.verdict for each in table.comparisons if each.against == "all"} == {
         "cannot be told from chance with 3 seeds: a value is not finite"
     }
+    (rel,) = [each for each in table.comparisons if (each.arm, each.against) == ("rel", "all")]
+    assert sentence(rel, table, 0.01) == f"rel against all {rel.verdict}."
     json.dumps(as_json(experiment, [table]), allow_nan=False)
 
 

@@ -83,6 +83,12 @@ def test_seeds_to_tell_keep_their_promise():
     assert np.mean(told) == pytest.approx(0.8, abs=0.03)
 
 
+@pytest.mark.parametrize("ratio", [5.31, 5.68, 6.05, 6.42, 6.99, 7.9])
+def test_two_seeds_tell_nothing_short_of_a_difference_of_many_deviations(ratio):
+    """Their critical value is 12.7 standard errors. SciPy's noncentral t is nan at these ratios."""
+    assert seeds_to_tell(ratio, 1.0) == 3
+
+
 def test_what_no_number_of_seeds_tells():
     assert seeds_to_tell(0.0, 1.0) is None
     assert seeds_to_tell(1e-6, 1.0) is None

@@ -66,6 +66,8 @@ def compare(config: str, arms: str, seeds: int, out: str | None, part: str | Non
     from sstoken_plugin.experiments.results import write_json
 
     base = read_mapping(Path(config), "a YAML of Axolotl has lines such as `base_model: FOLDER`")
+    if out is not None and not out.strip():
+        raise ValueError("--out: it names no folder; name one, or leave it out.")
     folder = expand(out) if out else expand(str(base.get("output_dir") or _OUTPUT)) / "sstoken-compare"
     experiment = experiment_of(base, config, arms, seeds, folder)
     faults = have(experiment, part)
@@ -137,7 +139,7 @@ def arms_of(text: str, block: Mapping[str, Any]) -> dict[str, dict[str, Any] | N
             raise ValueError(f"--arms: {name}: {error}") from None
     if len(found) < 2:
         raise ValueError(
-            f"--arms: {text} names fewer than two arms, so that there is nothing to compare; add `{PLAIN}`."
+            f"--arms: {text!r} names fewer than two arms, so that there is nothing to compare; add `{PLAIN}`."
         )
     return found
 

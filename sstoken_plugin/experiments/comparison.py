@@ -151,6 +151,9 @@ def sentence(comparison: Comparison, table: Table, smallest: float) -> str:
         smallest: the smallest difference of interest.
     """
     difference = comparison.difference
+    if difference.count and difference.mean is None:
+        # A number or a plan of it would be of the others.
+        return f"{comparison.arm} against {comparison.against} {comparison.verdict or 'cannot be compared'}."
     shown = number(difference.mean, signed=True)
     reach = ""
     if difference.low is not None:

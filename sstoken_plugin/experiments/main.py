@@ -38,6 +38,10 @@ def have(experiment: Experiment, part: str | None = None) -> list[str]:
     Raises:
         ValueError: it cannot be run as it is; one sentence with key and fix.
     """
+    try:
+        experiment.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out: {experiment.out} cannot be made ({error.strerror}); name another folder.") from error
     runs = runs_of(experiment)
     own = part_of(runs, part)
     for run in runs:
@@ -80,7 +84,7 @@ def notes_of(found: Mapping[str, Any] | None) -> list[str]:
         worst[evaluation] = max(count, worst.get(evaluation, 0))
     return told + [
         f"Warning: {count} of the {held_out.get(name)} samples of evaluation {name} are, token for token, in the "
-        "training data too: its numbers say less of new data; take them out, or set dataset_exact_deduplication: true."
+        "training data too: its numbers say less of new data; take them out of one of the two."
         for name, count in worst.items()
     ]
 

@@ -73,7 +73,8 @@ class Run:
         told = differences(before, self.settings) if isinstance(before, Mapping) else []
         raise ValueError(
             f"{self.folder} holds a run of other settings ({cut('; '.join(told) or 'they cannot be read', 600)}); "
-            "name another folder as `out:`, undo the change, or remove that folder to have the run anew."
+            "name another folder (`out:`, or --out of sstoken-compare), undo the change, or remove "
+            f"{self.folder.parent.parent} to have all runs anew."
         )
 
 
