@@ -113,7 +113,7 @@ def test_a_changed_configuration_is_told_and_not_mixed_in(compared, base, tmp_pa
     told = CliRunner().invoke(compare_command, [str(file), *arguments[1:]])
     assert told.exit_code == 1
     assert "train.learning_rate was 0.02 and is 0.01" in told.output
-    assert "name another folder as `out:`" in told.output
+    assert "name another folder (`out:`, or --out of sstoken-compare)" in told.output
 
 
 OF_SETTINGS = {"max_steps": 8, "lora_dropout": 0.1}
