@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -82,6 +82,7 @@ def inspect(
         ValueError: the configuration does not fit; one sentence with key and fix.
     """
     # Here, so that `axolotl --help` stays quick.
+    from sstoken_plugin.axolotl.experiment import data_of
     from sstoken_plugin.report import terminal
     from sstoken_plugin.report.assembly import write_page
 
@@ -97,7 +98,7 @@ def inspect(
         raise ValueError(f"--adapter needs `adapter: lora` or `adapter: qlora` in {config}.")
     if len(adapters) > 2:
         raise ValueError(f"--adapter is given {len(adapters)} times; at most two can be compared.")
-    data = _samples(cfg)
+    data = data_of(cfg).train_dataset
     reports = [
         _inspect(cfg, settings, adapter, data, samples, file, key) for adapter, file in zip(asked, files, strict=True)
     ]
@@ -175,6 +176,7 @@ def _inspect(
     from axolotl.cli.utils import load_model_and_tokenizer
     from axolotl.utils.dict import DictDefault
 
+    from sstoken_plugin.axolotl.experiment import precision_of
     from sstoken_plugin.axolotl.run import run_of
     from sstoken_plugin.engine.step import Phase
     from sstoken_plugin.history.build import build_history
@@ -189,7 +191,7 @@ def _inspect(
     )
     run = run_of(cfg)
     ends = look_at_data(data, run, model, tokenizer)
-    precision = _precision(cfg, model)
+    precision = precision_of(cfg, model)
     history = build_history(
         settings,
         run,
@@ -265,6 +267,7 @@ def score(config: str, overrides: dict[str, str], batch_tokens: int) -> None:
     from tqdm import tqdm
 
     from sstoken_plugin.axolotl import compatibility
+    from sstoken_plugin.axolotl.experiment import data_of, precision_of
     from sstoken_plugin.axolotl.run import run_of
     from sstoken_plugin.history import scoring
     from sstoken_plugin.history.build import build_history
@@ -284,11 +287,11 @@ def score(config: str, overrides: dict[str, str], batch_tokens: int) -> None:
                 "ahead of it; leave sstoken-score out."
             )
         compatibility.refuse_unfit_cache(cfg, str(cache))
-    data = _samples(cfg)
+    data = data_of(cfg).train_dataset
     model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg)
     run = run_of(cfg)
     look_at_data(data, run, model, tokenizer)
-    precision = _precision(cfg, model)
+    precision = precision_of(cfg, model)
     losses = build_history(settings, run, model, tokenizer, trains=False, cache=cache, precision=precision)
     if losses is None or losses.store is None or not settings.needs_history:
         raise ValueError(f"sstoken.selector: {settings.selector} ranks by no history; there is nothing to score.")
@@ -360,15 +363,6 @@ def _processes_without_a_gpu() -> Iterator[None]:
         yield
 
 
-def _samples(cfg: Any) -> Any:
-    """Return the prepared data set, as Axolotl's own training gets it."""
-    from axolotl.common.datasets import load_datasets
-    from axolotl.integrations.base import PluginManager
-
-    found = PluginManager.get_instance().load_datasets(cfg, preprocess=False) or load_datasets(cfg=cfg)
-    return found.train_dataset
-
-
 def _read(config: str) -> dict[str, Any]:
     try:
         found = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
@@ -377,14 +371,6 @@ def _read(config: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{config} holds no keys; a YAML of Axolotl has lines such as `base_model: FOLDER`.")
     return found
-
-
-def _precision(cfg: Any, model: Any) -> Callable[[], Any]:
-    """Return what makes the context in which training would run the model."""
-    import torch
-
-    enabled = bool(cfg.bf16 or cfg.fp16)
-    return lambda: torch.autocast(model.device.type, dtype=cfg.torch_dtype, enabled=enabled)
 
 
 @contextmanager

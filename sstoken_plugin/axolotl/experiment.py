@@ -1,4 +1,4 @@
-"""What an experiment needs of Axolotl: its data, its training and its models, without the commands around them."""
+"""What experiments and commands need of Axolotl: its data, its training and its models."""
 
 from __future__ import annotations
 
@@ -125,6 +125,14 @@ def data_of(cfg: Any) -> Any:
     return PluginManager.get_instance().load_datasets(cfg, preprocess=False) or load_datasets(cfg=cfg)
 
 
+def precision_of(cfg: Any, model: Any) -> Callable[[], Any]:
+    """Return what makes the context in which training would run the model."""
+    import torch
+
+    enabled = bool(cfg.bf16 or cfg.fp16)
+    return lambda: torch.autocast(model.device.type, dtype=cfg.torch_dtype, enabled=enabled)
+
+
 def rows_of(base: Mapping[str, Any], datasets: Sequence[Mapping[str, Any]], folder: Path) -> Any:
     """Return samples of other data sets, prepared as those of a YAML are.
 
@@ -212,7 +220,6 @@ class Trained:
 
 def trained_model(file: Path) -> Trained:
     """Return the model of a YAML."""
-    import torch
     from axolotl.cli.utils import load_model_and_tokenizer
 
     from sstoken_plugin.axolotl.run import run_of
@@ -220,10 +227,4 @@ def trained_model(file: Path) -> Trained:
 
     cfg = load(file)
     model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg, inference=True)
-    enabled = bool(cfg.bf16 or cfg.fp16)
-    return Trained(
-        model.eval(),
-        tokenizer,
-        end_tokens(run_of(cfg), model, tokenizer),
-        lambda: torch.autocast(model.device.type, dtype=cfg.torch_dtype, enabled=enabled),
-    )
+    return Trained(model.eval(), tokenizer, end_tokens(run_of(cfg), model, tokenizer), precision_of(cfg, model))

@@ -22,17 +22,13 @@ def command(config: str, part: str | None, only_collect: bool) -> None:
     Can be stopped at any time: the same command goes on where it was. See docs/experiments.md.
     """
     # Here, so that `--help` stays quick.
-    from sstoken_plugin.experiments.comparison import sentence
-    from sstoken_plugin.experiments.main import as_json, collect, have, tell
+    from sstoken_plugin.experiments.main import as_json, collect, conclude, have
     from sstoken_plugin.experiments.results import write_json
 
     with told_in_a_sentence():
         experiment = read(Path(config))
         faults = [] if only_collect else have(experiment, part)
-        tables = collect(experiment, experiment.out / "page.html", "Does token selection help?", faults=faults)
-        write_json(as_json(experiment, tables), experiment.out / "results.json")
-        for comparison in tables[0].comparisons if tables else ():
-            tell(sentence(comparison, tables[0], experiment.smallest_difference))
-        tell(f"Written: {experiment.out / 'page.html'}, {experiment.out / 'results.json'}")
-        if faults:
-            raise ValueError(f"{len(faults)} runs failed, the first: {faults[0]}")
+        page, numbers = experiment.out / "page.html", experiment.out / "results.json"
+        tables = collect(experiment, page, "Does token selection help?", faults=faults)
+        write_json(as_json(experiment, tables), numbers)
+        conclude(experiment, tables, (page, numbers), faults)

@@ -61,8 +61,7 @@ def compare(config: str, arms: str, seeds: int, out: str | None, part: str | Non
         ValueError: the configuration does not fit, or runs failed; one sentence with key and fix.
     """
     # Here, so that `axolotl --help` stays quick.
-    from sstoken_plugin.experiments.comparison import sentence
-    from sstoken_plugin.experiments.main import collect, have, tell
+    from sstoken_plugin.experiments.main import collect, conclude, have
     from sstoken_plugin.experiments.results import write_json
 
     base = read_mapping(Path(config), "a YAML of Axolotl has lines such as `base_model: FOLDER`")
@@ -74,11 +73,7 @@ def compare(config: str, arms: str, seeds: int, out: str | None, part: str | Non
     page, numbers = folder / "compare.html", folder / "compare.json"
     tables = collect(experiment, page, f"Does ssToken help? {Path(config).name}", faults=faults)
     write_json(as_json(experiment, tables), numbers)
-    for comparison in tables[0].comparisons if tables else ():
-        tell(sentence(comparison, tables[0], experiment.smallest_difference))
-    tell(f"Written: {page}, {numbers}")
-    if faults:
-        raise ValueError(f"{len(faults)} runs failed, the first: {faults[0]}")
+    conclude(experiment, tables, (page, numbers), faults)
 
 
 def experiment_of(base: Mapping[str, Any], config: str, arms: str, seeds: int, folder: Path) -> Experiment:

@@ -12,7 +12,7 @@ import click
 from sstoken_plugin.axolotl import experiment as axolotl
 from sstoken_plugin.base.files import write_bytes
 from sstoken_plugin.base.visible_text import one_line
-from sstoken_plugin.experiments.comparison import Table, deciding_measure, tables_of
+from sstoken_plugin.experiments.comparison import Table, deciding_measure, sentence, tables_of
 from sstoken_plugin.experiments.config import Experiment
 from sstoken_plugin.experiments.processes import Server, prepared
 from sstoken_plugin.experiments.results import PREPARED, Result, read_json
@@ -122,6 +122,19 @@ def collect(experiment: Experiment, page: Path, title: str, *, faults: Sequence[
     page.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(render(shown).encode("utf-8", "replace"), page)
     return tables
+
+
+def conclude(experiment: Experiment, tables: Sequence[Table], files: Sequence[Path], faults: Sequence[str]) -> None:
+    """Tell what the comparisons of the deciding measure say, and where all is written.
+
+    Raises:
+        ValueError: runs failed.
+    """
+    for comparison in tables[0].comparisons if tables else ():
+        tell(sentence(comparison, tables[0], experiment.smallest_difference))
+    tell(f"Written: {', '.join(map(str, files))}")
+    if faults:
+        raise ValueError(f"{len(faults)} runs failed, the first: {faults[0]}")
 
 
 def settings_of(experiment: Experiment) -> dict[str, Any]:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from sstoken_plugin.experiments.statistics import Better
 
-Kind = Literal["loss", "forgetting", "answers", "lm_eval"]
-# Of a loss that decides: over all response tokens, whatever an arm was trained on.
-LOSS = "loss"
 WORDS = {
     "loss": "loss, mean over all response tokens",
     "loss_answer": "loss of the answers' tokens",

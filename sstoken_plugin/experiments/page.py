@@ -18,7 +18,7 @@ from sstoken_plugin.base.visible_text import cut, one_line, visible
 from sstoken_plugin.experiments.comparison import Table, number, sentence
 from sstoken_plugin.experiments.plot import Row, draw
 from sstoken_plugin.experiments.results import Result
-from sstoken_plugin.experiments.statistics import HELPS, HURTS, Interval, paired
+from sstoken_plugin.experiments.statistics import HELPS, HURTS, Interval
 from sstoken_plugin.report.render import csp_hash, page_file
 from sstoken_plugin.training.metrics import MEANINGS
 
@@ -154,13 +154,9 @@ def _by_seed(table: Table, arm: str) -> str:
     return ", ".join(f"{seed}: {number(value)}" for seed, value in pairs)
 
 
-def _differences(table: Table, arm: str, other: str) -> list[float | None]:
+def _differences(table: Table, arm: str, other: str) -> list[float]:
     own, others = (dict(zip(table.seeds[name], table.values[name], strict=True)) for name in (arm, other))
-    return [
-        paired([value], [base]).mean
-        for seed, value in own.items()
-        if value is not None and (base := others.get(seed)) is not None
-    ]
+    return [value - base for seed, value in own.items() if value is not None and (base := others.get(seed)) is not None]
 
 
 def _reach(interval: Interval, *, signed: bool = False) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,6 @@ class Run:
 
 def runs_of(experiment: Experiment) -> list[Run]:
     """Return every run, seed by seed, so that what is there early compares all arms."""
-    digests = {}
-
-    def digest(file: Path) -> str:
-        if file not in digests:
-            digests[file] = _digest(file)
-        return digests[file]
-
     held_out = axolotl.yaml_of_arm(experiment.base, None, {})
     evaluations = {name: asked.model_dump() for name, asked in experiment.evaluations.items()}
     runs = []
@@ -100,7 +94,7 @@ def runs_of(experiment: Experiment) -> list[Run]:
                 "held_out": _without_folders(held_out),
                 "seed": seed,
                 "evaluations": evaluations,
-                "data": {str(file): digest(file) for file in sorted(_files(entries) | _weights(train))},
+                "data": {str(file): _digest(file) for file in sorted(_files(entries) | _weights(train))},
             }
             runs.append(Run(arm, seed, experiment.out / "runs" / arm.name / f"seed-{seed}", _plain(settings)))
     return runs
@@ -207,7 +201,14 @@ def _weights(train: Mapping[str, Any]) -> set[Path]:
 
 
 def _digest(file: Path) -> str:
-    size = file.stat().st_size
+    found = file.stat()
+    return _digest_of(file, found.st_size, found.st_mtime_ns)
+
+
+# A command asks for the runs of an experiment several times, and each of them for the same files.
+@cache
+def _digest_of(file: Path, size: int, changed: int) -> str:
+    """Return the digest of a file that had this size, in bytes, and this time of its last change, in nanoseconds."""
     if size > _HASHED:
         return f"{size} bytes"
     return hashlib.sha256(file.read_bytes()).hexdigest()
