@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from evidence.arms import AGAINST, arms
 from evidence.base import RECIPE, Recipe, make
 from evidence.tasks import (
     ANSWER_DIGITS,
@@ -155,40 +156,16 @@ def experiment(out: Path, task: str, level: int, seeds: Sequence[int]) -> dict[s
         "out": str(out / "runs" / name),
         "seeds": list(seeds),
         "arms": {
-            **_arms(out),
+            **arms(str(out / "base")),
             # Without noise it would be the plain arm once more.
             **({"oracle": {"changes": {"datasets": named(f"{name}-masked")}}} if level else {}),
         },
-        # A claim that the selection helps must hold against each of them.
-        "against": ["all", "random", "position"],
+        "against": list(AGAINST),
         "evaluations": {
             "held_out": {"kind": "loss", **clean},
             "answers": {"kind": "answers", **clean, "max_new_tokens": ANSWER_DIGITS + 2, "batch_size": 128},
             "untouched": {"kind": "forgetting", "datasets": named(f"{UNTOUCHED}-held-out"), "samples": HELD_OUT},
         },
-    }
-
-
-def _arms(out: Path) -> dict[str, Mapping[str, Any] | None]:
-    """Return the arms that every experiment has, but for the oracle: see docs/configuration.md."""
-    return {
-        "all": None,
-        # As many tokens as the others train on.
-        "shorter": {"changes": {"num_epochs": 0.6}},
-        "random": {"selector": "random"},
-        "position": {"selector": "position"},
-        "attention": {"selector": "attention"},
-        "rel": {"selector": "rel"},
-        "sstoken": {},
-        "paper": {"warmup_ratio": 0, "keep_eos": False},
-        # Their code ranks by attention alone for the first 10,000 of 50,000 samples, and has no rule for ends.
-        "authors": {"warmup_ratio": 0.2, "warmup_selector": "attention", "keep_eos": False},
-        "warmup-all": {"warmup_selector": "all"},
-        "lowest_base_loss": {"selector": "lowest_base_loss"},
-        "probability": {"selector": "probability"},
-        # The loss now minus that of the base is REL with the opposite sign: what has improved most is dropped, as whole
-        # samples are in TailSFT.
-        "tailsft": {"selector": "reference", "history": str(out / "base")},
     }
 
 

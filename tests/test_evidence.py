@@ -16,7 +16,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from evidence import collect, known_truth, noise, tasks  # noqa: E402
+from evidence import collect, corrupt, known_truth, noise, real, tasks  # noqa: E402
 from evidence.base import Recipe, tokenizer  # noqa: E402
 from sstoken_plugin.experiments.config import parse, read  # noqa: E402
 from sstoken_plugin.experiments.measures import Measure  # noqa: E402
@@ -313,3 +313,75 @@ def test_means_over_seeds_leave_out_what_was_not_measured():
     assert collect.mean([{"a": [1, None]}, {"a": [3, None], "b": 2}]) == {"a": [2, None], "b": 2}
     assert collect.mean([]) is None
     assert collect.rounded({"a": [0.123456789, 12.0, None, "b", 3]}) == {"a": [0.12346, 12, None, "b", 3]}
+
+
+SAMPLES = [
+    {
+        "messages": [
+            {"role": "user", "content": f"Question {number}?"},
+            {"role": "assistant", "content": f"First of {number}. Then {number} more words of it.\nAnd an end."},
+        ]
+    }
+    for number in range(60)
+]
+
+
+def responses(samples):
+    return [sample["messages"][1]["content"] for sample in samples]
+
+
+def test_a_third_of_what_is_corrupted_is_shuffled_another_answer_or_padded():
+    made, places = corrupt.corrupted(SAMPLES, 0.5, [1])
+    before, after = responses(SAMPLES), responses(made)
+    assert len(places) == 30
+    assert [place for place in range(60) if before[place] != after[place]] == places
+    shuffled = [place for place in places if sorted(after[place].split()) == sorted(before[place].split())]
+    swapped = [place for place in places if after[place] in before]
+    padded = [place for place in places if sum(one in after[place] for one in corrupt.BOILERPLATE) == 2]
+    assert len(shuffled) == len(swapped) == len(padded) == 10
+    for place in padded:
+        without = after[place]
+        for sentence in corrupt.BOILERPLATE:
+            without = without.replace(sentence, "")
+        assert without.split() == before[place].split()
+    assert [sample["messages"][0] for sample in made] == [sample["messages"][0] for sample in SAMPLES]
+
+
+def test_what_is_corrupted_at_a_low_level_is_so_at_a_high_one_too():
+    few, some = corrupt.corrupted(SAMPLES, 0.2, [1])
+    most, more = corrupt.corrupted(SAMPLES, 0.4, [1])
+    assert set(some) < set(more)
+    assert [few[place] for place in some] == [most[place] for place in some]
+
+
+def test_held_out_samples_are_clean_and_in_no_training_data(tmp_path):
+    for source in real.SOURCES.values():
+        lines = [
+            json.dumps(
+                {"messages": [{**turn, "content": f"{source.file} {turn['content']}"} for turn in one["messages"]]}
+            )
+            for one in SAMPLES
+        ]
+        (tmp_path / source.file).write_text("\n".join(lines))
+    real.main(["--data", str(tmp_path), "--out", str(tmp_path / "made"), "--seeds", "1"])
+    for name in real.SOURCES:
+        data = {
+            file.stem.removeprefix(f"{name}-"): [json.loads(line) for line in file.read_text().splitlines()]
+            for file in (tmp_path / "made" / "data").glob(f"{name}-*")
+        }
+        prompts = {key: {sample["messages"][0]["content"] for sample in found} for key, found in data.items()}
+        assert len(prompts["held-out"]) == 9
+        assert len(prompts["corrupt00"]) == 51
+        assert prompts["corrupt00"] == prompts["corrupt20"] == prompts["corrupt40"]
+        assert not prompts["held-out"] & prompts["corrupt00"]
+        clean = set(responses(data["corrupt00"])) | set(responses(data["held-out"]))
+        assert all("boilerplate" not in text and text.startswith(f"{real.SOURCES[name].file} First") for text in clean)
+        assert len(data["corrupt40-without"]) == 31
+        assert set(responses(data["corrupt40-without"])) < clean
+    for file in (tmp_path / "made" / "experiments").iterdir():
+        assert len(read(file).arms) in (13, 14)
+
+
+def test_a_missing_data_set_is_named(tmp_path):
+    with pytest.raises(SystemExit, match=r"--data: .*instruct_free.jsonl cannot be read"):
+        real.main(["--data", str(tmp_path)])
