@@ -6,7 +6,8 @@ import copy
 import functools
 import gc
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -200,6 +201,61 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, dict[str, Any]]]:
     monkeypatch.setattr(TokenSelection, "begin", remember)
     monkeypatch.setattr(session, "counts", record)
     return taken
+
+
+@pytest.fixture
+def weights(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The trained weights at the beginning of every micro-batch."""
+    from sstoken_plugin.engine.step import TokenSelection
+
+    found = []
+    begin = TokenSelection.begin
+
+    def remember(self, model, batch, phase, *args, **options):
+        found.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
+        return begin(self, model, batch, phase, *args, **options)
+
+    monkeypatch.setattr(TokenSelection, "begin", remember)
+    return found
+
+
+@pytest.fixture
+def process_as_before() -> Iterator[Callable[[], None]]:
+    """Undo what a run patches into Llama and its loss and switches on in torch, for what follows in this process.
+
+    It is a function, which undoes it at once: a model made after that is the plain one.
+    """
+    import torch
+    from transformers import modeling_utils
+    from transformers.loss import loss_utils
+    from transformers.models.llama import modeling_llama
+
+    classes = [each for each in vars(modeling_llama).values() if isinstance(each, type)]
+    llama = [each for each in classes if each.__module__ == modeling_llama.__name__]
+    # `dict` of a class is a copy, with its own attributes only.
+    saved = [(place, dict(vars(place))) for place in (modeling_llama, loss_utils, *llama)]
+    mapping = dict(loss_utils.LOSS_MAPPING)
+    checkpoint, cross_entropy = getattr(modeling_utils, "checkpoint", None), torch.nn.functional.cross_entropy
+
+    def undo() -> None:
+        for place, before in saved:
+            for name, value in list(vars(place).items()):
+                if name not in before:
+                    delattr(place, name)
+                elif value is not before[name] and name not in ("__dict__", "__weakref__"):
+                    setattr(place, name, before[name])
+        loss_utils.LOSS_MAPPING.update(mapping)
+        if checkpoint is not None:
+            modeling_utils.checkpoint = checkpoint
+        torch.nn.functional.cross_entropy = cross_entropy
+        varlen = sys.modules.get("axolotl.monkeypatch.attention.sdpa_varlen")
+        if varlen is not None and hasattr(varlen, "unpatch_sdpa_varlen"):
+            varlen.unpatch_sdpa_varlen()
+        torch.use_deterministic_algorithms(False)
+
+    yield undo
+    undo()
+    torch._dynamo.reset()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import torch
 from chosen_families import LLAMA, build
 from material import STEADY
 from peft import LoraConfig, PeftModel, get_peft_model
+from reference import past_weights
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaAttention
@@ -59,18 +60,6 @@ def losses_of(model, batch):
     return functional.cross_entropy(logits[labels != -100], labels[labels != -100], reduction="none")
 
 
-def expected_weights(kind, seen, accumulation):
-    """Weights of the history at each micro-batch, from the weights that the run had."""
-    steps = [weights for weights, _, _ in seen[::accumulation]]
-    history = steps[0]
-    for index, weights in enumerate(steps):
-        if kind == "ema":
-            history = {name: 0.7 * history[name] + 0.3 * weights[name] for name in weights} if index else weights
-        elif kind == "snapshot" and index % 2 == 0:
-            history = weights
-        yield from [history] * accumulation
-
-
 LORA: dict = {}
 VARIANT = {"peft_use_dora": True, "peft_use_rslora": True}
 EMBEDDINGS = {
@@ -109,7 +98,7 @@ def test_the_past_is_the_weights_that_were(config, train, seen, changes, kind):
     assert len(seen) == 5 * accumulation
     model = copy.deepcopy(run.model)
     differs = False
-    past = expected_weights(kind.split(",")[0], seen, accumulation)
+    past = past_weights(kind.split(",")[0], [weights for weights, _, _ in seen], accumulation)
     for (current, batch, losses), weights in zip(seen, past, strict=True):
         model.load_state_dict(current, strict=False)
         now = losses_of(model, batch)

@@ -7,12 +7,11 @@ from itertools import chain
 import pytest
 import torch
 from conftest import AXOLOTL
-from reference import assert_kept_by_the_rule, scored_samples, signals
+from reference import assert_every_step_by_the_method, assert_kept_by_the_rule, scored_samples, signals
 from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
-from transformers.models.llama.modeling_llama import LlamaAttention
 
-from sstoken_plugin.engine.step import TokenSelection
+pytestmark = pytest.mark.usefixtures("process_as_before")
 
 FULL = {"adapter": None, "learning_rate": 0.005}
 WEIGHTS = {
@@ -108,31 +107,6 @@ WAYS = dict(chain.from_iterable(group.items() for group in GROUPS))
 TOLERANCE = {"LoRA over 8 bits": 1e-2, "bfloat16": 0.15}
 
 
-@pytest.fixture(autouse=True)
-def process_as_before():
-    """Undo what Axolotl patches into classes and switches on in torch, for the runs that follow in this process."""
-    saved = dict(vars(LlamaAttention))
-    yield
-    torch.use_deterministic_algorithms(False)
-    for name in set(vars(LlamaAttention)) - set(saved):
-        delattr(LlamaAttention, name)
-    LlamaAttention.forward = saved["forward"]
-
-
-@pytest.fixture
-def weights(monkeypatch):
-    """The trained weights at the beginning of every micro-batch."""
-    found = []
-    begin = TokenSelection.begin
-
-    def remember(self, model, batch, phase, *args, **options):
-        found.append({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
-        return begin(self, model, batch, phase, *args, **options)
-
-    monkeypatch.setattr(TokenSelection, "begin", remember)
-    return found
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_every_step_selects_by_the_method(config, train, steps, weights, way):
     # Kept losses are rounded.
@@ -140,22 +114,7 @@ def test_every_step_selects_by_the_method(config, train, steps, weights, way):
     run = train({**config, "max_steps": 3, **WAYS[way], "sstoken": block})
     model = copy.deepcopy(run.model)
     model.set_attn_implementation("eager")
-    tolerance = {"atol": TOLERANCE.get(way, 1e-4), "rtol": 0}
-    gain = 0.0
-    for number, ids, response, prompt, rows in scored_samples(steps):
-        step = steps[number][0]
-        model.load_state_dict(weights[number], strict=False)
-        current, attention = signals(model, ids)
-        model.load_state_dict(weights[0], strict=False)
-        history, _ = signals(model, ids)
-        where = torch.tensor(response)
-        assert_close(step.scores.current[rows], current[where - 1], **tolerance)
-        assert_close(step.scores.history[rows], history[where - 1], **tolerance)
-        assert_close(step.scores.attention[rows], attention[where][:, prompt].sum(1), **tolerance)
-        assert_kept_by_the_rule(step, rows, run.trainer.sstoken.selection.config)
-        gain = max(gain, (history - current).abs().max().item())
-    assert len(steps) == len(weights) > 2
-    assert gain > 0.01, "the weights hardly changed, the history would say nothing"
+    assert_every_step_by_the_method(run, steps, weights, model, TOLERANCE.get(way, 1e-4))
 
 
 @pytest.mark.skipif(AXOLOTL < (0, 20), reason="data sets have no weight in this release")
