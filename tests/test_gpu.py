@@ -126,6 +126,8 @@ GROUPS = [
         "history snapshot": {"sstoken": {"history": "snapshot", "history_update_steps": 2}},
         "history snapshot, bfloat16, packed": {
             "sstoken": {"history": "snapshot", "history_update_steps": 2}, **BF16, **PACKED, **FULL,
+            # Else the last step of an epoch has fewer micro-batches.
+            "gradient_accumulation_steps": 1,
         },
         "history on the CPU": {"sstoken": {"history_device": "cpu"}, **FULL},
     },
@@ -143,7 +145,7 @@ def tolerance(config):
     if config.get("fp8") or config["attn_implementation"] in ("fp8", "sage"):
         return 0.5, 0.05
     if config["bf16"]:
-        return 0.15, 0.03
+        return 0.05, 0.01
     # 8-bit layers round activations, and outliers of a row of the batch, together, to float16.
     return (5e-2, 1e-2) if config.get("load_in_8bit") else (1e-4, 1e-4)
 
@@ -196,6 +198,8 @@ def test_every_step_selects_by_the_method(config, train, steps, weights, process
     assert all(step.scores.current.is_cuda for step, _ in steps)
     assert run.model.config._attn_implementation == config["attn_implementation"]
     process_as_before()
+    # Offloading wraps the layers of a model that trains in full, which shows in the names.
+    weights = [{name.replace("_checkpoint_wrapped_module.", ""): p for name, p in now.items()} for now in weights]
     past = list(past_weights(block.get("history", "initial"), weights, config["gradient_accumulation_steps"]))
     assert_every_step_by_the_method(run, steps, weights, plain_model(run, config), *tolerance(config), past)
 
