@@ -2,9 +2,9 @@
 
     python -m sstoken_plugin.experiments.server
 
-reads a job a line from stdin and answers with a line that has the exit code of its process. Each process is a fork of
-this one, which has imported what all of them need and done nothing else: half a minute a run, of which a small model
-may not take more. Where an import has already woken the GPU, which does not survive a fork, each begins from nothing.
+reads a job a line from stdin and answers with a line that has the exit code of its process. Without a GPU each process
+is a fork of this one, which has imported what all of them need and done nothing else: half a minute a run, of which a
+small model may not take more. A GPU does not survive a fork; there each process begins from nothing.
 """
 
 from __future__ import annotations
@@ -40,12 +40,9 @@ def main() -> int:
     # Only answers may stand on stdout.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    have = _spawned
-    if hasattr(os, "fork"):
-        # Else to ask whether there is a GPU would wake it.
-        os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    have = _forked if can_fork() else _spawned
+    if have is _forked:
         preload()
-        have = _forked if can_fork() else _spawned
     for line in sys.stdin:
         code = have(json.loads(line))
         answers.write(f"{json.dumps(code)}\n")
@@ -54,25 +51,10 @@ def main() -> int:
 
 
 def can_fork() -> bool:
-    """Tell whether a fork of this process can work on the GPU, if there is one: a child tries it."""
+    """Tell whether a process may be forked from one that has imported everything."""
     import torch
 
-    if not torch.accelerator.is_available():
-        return True
-    child = multiprocessing.get_context("fork").Process(target=_work_on_gpu)
-    child.start()
-    child.join()
-    return child.exitcode == 0
-
-
-def _work_on_gpu() -> None:
-    import torch
-
-    try:
-        torch.ones(2, device=torch.accelerator.current_accelerator()).sum().item()
-    except Exception as error:
-        # That it failed is the answer, and no fault of the experiment's.
-        raise SystemExit(1) from error
+    return hasattr(os, "fork") and not torch.accelerator.is_available()
 
 
 def preload() -> None:
