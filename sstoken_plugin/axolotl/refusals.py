@@ -73,7 +73,7 @@ ADAPTERS = ("lora", "qlora", "mora")
 REFUSED_WITH_CACHE = ("scaling_softmax", "qat", "fp8")
 # Ways of training that should work and have not been run on what they are made for: docs/support.md.
 UNTESTED = (
-    "fsdp_config", "deepspeed", "layer_offloading", "tiled_mlp", "fp8", "qat", "nvfp4_merge_aware", "llmcompressor",
+    "fsdp_config", "deepspeed", "tiled_mlp", "fp8", "qat", "nvfp4_merge_aware", "llmcompressor",
     "dense_mixer", "dp_shard_size", "fa_varlen_kwargs_in_collator", "cut_cross_entropy_accum_c_fp32", "optimizer: scao",
 )  # fmt: skip
 WITHOUT = "take sstoken out of `plugins:`"

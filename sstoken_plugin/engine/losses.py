@@ -26,7 +26,8 @@ def mean_kept(nll: Tensor, kept: Tensor, items: Tensor | int | None) -> Tensor:
         kept: bool [R].
         items: what to divide by; None divides by the number of kept tokens, as a mean over a micro-batch.
     """
-    total = nll[kept].sum()
+    # Not `nll[kept]`, for which the program would wait for the device before the backward pass.
+    total = torch.where(kept, nll, 0).sum()
     if items is None:
         return total / kept.sum().clamp(min=1)
     return total / torch.as_tensor(items, device=total.device)

@@ -39,10 +39,10 @@ def normalise(rel: Tensor, sample: Tensor, samples: int) -> Tensor:
     Returns:
         float [R]. All zero in a sample whose REL is constant. Not finite where REL is not.
     """
-    finite = torch.isfinite(rel)
-    where, values = sample[finite], rel[finite]
-    low = rel.new_zeros(samples).scatter_reduce(0, where, values, "amin", include_self=False)
-    high = rel.new_zeros(samples).scatter_reduce(0, where, values, "amax", include_self=False)
+    # A mask as an index would make the program wait for the device.
+    finite, none = torch.isfinite(rel), rel.new_zeros(samples)
+    low = none.scatter_reduce(0, sample, torch.where(finite, rel, torch.inf), "amin", include_self=False)
+    high = none.scatter_reduce(0, sample, torch.where(finite, rel, -torch.inf), "amax", include_self=False)
     return (rel - low[sample]) / (high - low + EPSILON)[sample]
 
 

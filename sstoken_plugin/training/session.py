@@ -245,7 +245,7 @@ class Session:
         places = self.selection.kept_per_sample(layout, turns, phase.ratio)
         counted = layout.index_in_sample < places[layout.sample]
         labels = torch.full(layout.shape, IGNORE_INDEX, device=layout.position.device)
-        labels.view(-1)[layout.position[counted]] = 0
+        labels.view(-1)[layout.position] = torch.where(counted, 0, IGNORE_INDEX)
         return labels
 
     def save(self, folder: Path) -> None:
