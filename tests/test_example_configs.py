@@ -6,8 +6,12 @@ import pytest
 import yaml
 from material import ROOT
 
+from sstoken_plugin.experiments.config import read
+from sstoken_plugin.experiments.runs import runs_of, train_yaml
+
 GPU = {"bf16": True, "fp8": False, "tf32": True, "n_gpu": 1, "n_node": 1, "compute_capability": "sm_89"}
 EXAMPLES = sorted((ROOT / "example_configs").glob("*.yaml"))
+EXPERIMENTS = sorted((ROOT / "example_configs" / "experiments").glob("*.yaml"))
 
 
 def validate(raw):
@@ -69,3 +73,17 @@ def test_the_demo_learns_from_none_of_its_questions(monkeypatch):
     questions = [question for question, _, _ in data.facts()]
     assert len(questions) == len(set(questions)) >= 150
     assert not set(questions) & set(data.HELD_OUT)
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_every_arm_of_an_example_validates_and_its_tasks_are_there(file, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    experiment = read(file)
+    for run in runs_of(experiment):
+        train = train_yaml(run, experiment.out)
+        cfg = validate(train)
+        assert set(train) - {"sstoken"} <= set(cfg)
+    asked = {task for each in experiment.evaluations.values() for task in getattr(each, "tasks", ())}
+    if asked:
+        tasks = pytest.importorskip("lm_eval.tasks")
+        assert asked <= set(tasks.TaskManager().all_tasks)
