@@ -374,7 +374,7 @@ def test_what_is_only_for_the_page_and_cannot_be_written_is_left_out(part, tmp_p
     mark = checkpoint.new_mark()
     (tmp_path / "trainer_state.json").write_text(json.dumps({"stateful_callbacks": {"sstoken": mark}}))
     # Nothing can be written where a folder stands.
-    (tmp_path / "sstoken" / f"{part}.new").mkdir(parents=True)
+    (tmp_path / "sstoken" / part).mkdir(parents=True)
     weights = {"w": torch.ones(3)}
     states = {
         "totals": Saved({"kept": 1.0}), "history": Saved({"kind": "ema"}, weights), "moments": Saved(document=[]),
@@ -397,7 +397,7 @@ def of_parts(states):
 
 @pytest.mark.parametrize("part", ["history.safetensors", "state.json"])
 def test_where_the_rest_cannot_be_written_the_run_stops_with_a_sentence(part, tmp_path):
-    (tmp_path / "sstoken" / f"{part}.new").mkdir(parents=True)
+    (tmp_path / "sstoken" / part).mkdir(parents=True)
     states = of_parts({"history": Saved({"kind": "ema"}, {"w": torch.ones(3)})})
     with pytest.raises(OSError, match=rf"^output_dir: {tmp_path / 'sstoken'} cannot be written .*; make room there"):
         checkpoint.write(tmp_path, states, checkpoint.new_mark())

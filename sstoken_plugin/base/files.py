@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,11 @@ from pathlib import Path
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """Give the name of a file to write beside another, whose place it takes after the block unless that fails."""
-    new = file.with_name(f"{file.name}.new")
+    """Give the name of a file to write beside another, whose place it takes after the block unless that fails.
+
+    The name is one that no other process has, so that of two who write a file the last one's stands, whole.
+    """
+    new = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
         yield new
         os.replace(new, file)

@@ -1,7 +1,7 @@
 """A look at everything before the first training: settings, data, evaluations, and how long it takes.
 
-Writes prepared.json into the folder of the experiment. Its process ends with `REFUSED`, and one sentence in fault.txt,
-where the experiment cannot be run as it is.
+Writes prepared.json into the folder of the experiment. Where the experiment cannot be run as it is, fault.txt
+has one sentence that says why.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from sstoken_plugin.experiments.tasks import refuse_missing
 from sstoken_plugin.experiments.watch import EnoughError, Stopwatch
 from sstoken_plugin.experiments.worker import evaluations_of, rows_for
 
-REFUSED = 2
 # What is measured of a run before the first one.
 _STEPS, _SECONDS = 5, 60.0
 _EVALUATED = 8
@@ -52,7 +51,7 @@ def work(job: Mapping[str, Any]) -> int:
         except Exception as error:
             fault.write_text(in_short(error), encoding="utf-8", errors="replace")
             if isinstance(error, ValueError):
-                return REFUSED
+                return 1
             raise
     return 0
 

@@ -6,13 +6,13 @@ import json
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from sstoken_plugin.base.files import replacing
 from sstoken_plugin.base.logs import logger
 from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.experiments.measures import Measure
@@ -132,16 +132,10 @@ def write_json(content: Any, file: Path) -> None:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=str)
-    handle, new = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogatepass") as opened:
-            opened.write(text + "\n")
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(new, file)
-    except BaseException:
-        Path(new).unlink(missing_ok=True)
-        raise
+    with replacing(file) as new, new.open("w", encoding="utf-8", errors="surrogatepass") as opened:
+        opened.write(text + "\n")
+        opened.flush()
+        os.fsync(opened.fileno())
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
