@@ -50,6 +50,11 @@ STEPS = {
     "full, warm, 2 x 512": Case(changes=FULL, warm=True),
     "warm, 2 x 512, memory kept": Case(warm=True, environment=NEVER_FREED),
     "history in the step, 2 x 512, memory kept": Case(environment=NEVER_FREED),
+    **{
+        f"{selector}, 2 x 512{heap}": Case(block={"selector": selector}, environment=environment)
+        for heap, environment in ((", memory kept", NEVER_FREED), ("", {}))
+        for selector in ("attention", "random", "position", "all")
+    },
 }
 
 
