@@ -9,11 +9,12 @@ from typing import Any
 AGAINST = ("all", "random", "position")
 
 
-def arms(base_model: str) -> dict[str, Mapping[str, Any] | None]:
+def arms(base_model: str, reference: str | None = None) -> dict[str, Mapping[str, Any] | None]:
     """Return the arms that every experiment has: see docs/configuration.md and docs/experiments.md.
 
     Args:
         base_model: folder of the model before training.
+        reference: folder of a model that was trained on clean data; None leaves the arm of that name out.
     """
     return {
         "all": None,
@@ -33,4 +34,30 @@ def arms(base_model: str) -> dict[str, Mapping[str, Any] | None]:
         # The loss now minus that of the base is REL with the opposite sign: what has improved most is dropped, as whole
         # samples are in TailSFT.
         "tailsft": {"selector": "reference", "history": base_model},
+        **({"reference": {"selector": "reference", "history": reference}} if reference else {}),
+    }
+
+
+def settings() -> dict[str, Mapping[str, Any] | None]:
+    """Return the controls, the defaults, and arms that differ from the defaults in one key, or two where it says so."""
+    one_key: dict[str, Mapping[str, Any]] = {
+        "warmup-all": {"warmup_selector": "all"},
+        "warmup-random": {"warmup_selector": "random"},
+        **{f"warmup-{share:.0%}".replace("%", ""): {"warmup_ratio": share} for share in (0.0, 0.1, 0.4)},
+        **{f"gamma-{gamma}": {"gamma": gamma} for gamma in (0.25, 0.75, 1.0)},
+        **{f"ratio-{ratio}": {"ratio": ratio} for ratio in (0.4, 0.5, 0.7, 0.8, 0.9)},
+        "no-keep-eos": {"keep_eos": False},
+        "layer-0": {"attention_layer": 0},
+        "ema": {"history": "ema"},
+        "snapshot": {"history": "snapshot"},
+    }
+    return {
+        "all": None,
+        "random": {"selector": "random"},
+        "position": {"selector": "position"},
+        "sstoken": {},
+        **one_key,
+        # Two keys: with what the warm-up has learnt, less may have to be dropped.
+        "warmup-all-40": {"warmup_selector": "all", "warmup_ratio": 0.4},
+        "warmup-all-ratio-0.8": {"warmup_selector": "all", "ratio": 0.8},
     }

@@ -154,13 +154,13 @@ def pretrain(model: LlamaForCausalLM, recipe: Recipe) -> int:
         fall = max(0.0, 3 * (step + 1) / recipe.steps - 2)
         rate = recipe.learning_rate + fall * (recipe.end_rate - recipe.learning_rate)
         rate *= min(1, (step + 1) / recipe.warmup)
-        _step(model, optimizer, rate, _mixed(recipe.mixture, recipe.batch, rng))
+        train_step(model, optimizer, rate, _mixed(recipe.mixture, recipe.batch, rng))
     own = round(recipe.half_share * recipe.batch)
     for step in range(recipe.most_steps):
         if step % recipe.look_every == 0 and knowledge(model, "half", recipe.probed)["digits"] >= recipe.half_until:
             return step
         others = _mixed(recipe.mixture, recipe.batch - own, rng)
-        _step(model, optimizer, recipe.end_rate, torch.cat([others, _mixed(("half",), own, rng)]))
+        train_step(model, optimizer, recipe.end_rate, torch.cat([others, _mixed(("half",), own, rng)]))
     return recipe.most_steps
 
 
@@ -193,7 +193,7 @@ def _mixed(tasks: tuple[str, ...], count: int, rng: np.random.Generator) -> Tens
     return torch.from_numpy(np.concatenate(parts))
 
 
-def _step(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, rate: float, ids: Tensor) -> None:
+def train_step(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, rate: float, ids: Tensor) -> None:
     """Take an optimizer step on the responses of samples, token ids [N, WIDTH]."""
     for group in optimizer.param_groups:
         group["lr"] = rate

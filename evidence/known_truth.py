@@ -16,15 +16,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from evidence.arms import AGAINST, arms
+from evidence.arms import AGAINST, arms, settings
 from evidence.base import RECIPE, Recipe, make
+from evidence.reference import STEPS, make_reference
 from evidence.tasks import (
     ANSWER_DIGITS,
     ANSWER_PLACE,
@@ -45,6 +46,8 @@ from evidence.tasks import (
 FOLDER = Path(".cache/evidence/known-truth")
 TASKS = ("new", "known", "half")
 LEVELS = (0, 10, 20, 40)
+# Of the experiments that change one setting at a time, which have fewer seeds.
+SETTINGS_LEVELS, SETTINGS_SEEDS = (0, 20), 3
 # Mastered by the base, and in no training data of the experiments.
 UNTOUCHED = "shift"
 # Samples: one epoch is 245 steps of `BATCH`.
@@ -66,11 +69,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made = write(asked.out, asked.seeds)
     for task, known in made["knows"].items():
         print(f"{task}: the base has {known['digits']:.1%} of the digits right, {known['samples']:.1%} of the samples")
-    print(f"Written to {asked.out}; the experiments are {asked.out}/experiments/TASK-noiseLEVEL.yaml.")
+    print(
+        f"Written to {asked.out}; the experiments are {asked.out}/experiments/TASK-noiseLEVEL.yaml, and "
+        f"those that change one setting at a time TASK-noiseLEVEL-settings.yaml."
+    )
 
 
 def write(
-    out: Path, seeds: Sequence[int], recipe: Recipe = RECIPE, *, trained: int = TRAINED, held_out: int = HELD_OUT
+    out: Path,
+    seeds: Sequence[int],
+    recipe: Recipe = RECIPE,
+    *,
+    trained: int = TRAINED,
+    held_out: int = HELD_OUT,
+    reference_steps: int = STEPS,
 ) -> dict[str, Any]:
     """Write everything into a folder; a base of this recipe that is there already stays.
 
@@ -80,19 +92,41 @@ def write(
         recipe: of the base.
         trained: samples of each training data set.
         held_out: samples of each evaluation.
+        reference_steps: of the training of each reference model.
 
     Returns:
         See `base.make`.
     """
     made = make(out / "base", recipe)
+    for task in TASKS:
+        make_reference(out / f"reference-{task}", out / "base", task, reference_steps)
     write_data(out / "data", trained, held_out)
+    for name, found in experiments(out, seeds).items():
+        file = out / "experiments" / f"{name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(yaml.safe_dump(found, sort_keys=False), encoding="utf-8")
+    return made
+
+
+def experiments(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """Return the YAML of each experiment by its name, see docs/experiments.md.
+
+    Args:
+        out: folder of everything.
+        seeds: of the trainings.
+    """
+    found = {}
     for task in TASKS:
         for level in LEVELS:
-            found = experiment(out, task, level, seeds)
-            file = out / "experiments" / f"{name_of(task, level)}.yaml"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(yaml.safe_dump(found, sort_keys=False), encoding="utf-8")
-    return made
+            name = name_of(task, level)
+            masked = {"oracle": {"changes": {"datasets": _named(out, f"{name}-masked")}}}
+            # Without noise the oracle would be the plain arm once more.
+            own = {**arms(str(out / "base"), str(out / f"reference-{task}")), **(masked if level else {})}
+            found[name] = _experiment(out, name, task, level, own, seeds)
+        for level in SETTINGS_LEVELS:
+            name = f"{name_of(task, level)}-settings"
+            found[name] = _experiment(out, name, task, level, settings(), seeds[:SETTINGS_SEEDS])
+    return found
 
 
 def name_of(task: str, level: int) -> str:
@@ -135,38 +169,27 @@ def _write(file: Path, ids: Ints, trained: Bools | None = None) -> None:
     file.write_text("".join(f"{json.dumps(sample)}\n" for sample in samples), encoding="utf-8")
 
 
-def experiment(out: Path, task: str, level: int, seeds: Sequence[int]) -> dict[str, Any]:
-    """Return the YAML of an experiment, see docs/experiments.md.
-
-    Args:
-        out: folder of everything.
-        task: what is trained.
-        level: percent of the response digits that are noise.
-        seeds: of the trainings.
-    """
-    data, name = out / "data", name_of(task, level)
-
-    def named(file: str) -> list[dict[str, str]]:
-        # Axolotl takes a path without a slash for the name of a hub's data set; `ds_type` says what the file is.
-        return [{"path": str(data / f"{file}.jsonl"), "ds_type": "json", "type": "input_output"}]
-
-    clean = {"datasets": named(f"{task}-held-out"), "samples": HELD_OUT}
+def _experiment(
+    out: Path, name: str, task: str, level: int, own: Mapping[str, Any], seeds: Sequence[int]
+) -> dict[str, Any]:
+    clean = {"datasets": _named(out, f"{task}-held-out"), "samples": HELD_OUT}
     return {
-        "base": {**_training(out), "datasets": named(name)},
+        "base": {**_training(out), "datasets": _named(out, name_of(task, level))},
         "out": str(out / "runs" / name),
         "seeds": list(seeds),
-        "arms": {
-            **arms(str(out / "base")),
-            # Without noise it would be the plain arm once more.
-            **({"oracle": {"changes": {"datasets": named(f"{name}-masked")}}} if level else {}),
-        },
+        "arms": dict(own),
         "against": list(AGAINST),
         "evaluations": {
             "held_out": {"kind": "loss", **clean},
             "answers": {"kind": "answers", **clean, "max_new_tokens": ANSWER_DIGITS + 2, "batch_size": 128},
-            "untouched": {"kind": "forgetting", "datasets": named(f"{UNTOUCHED}-held-out"), "samples": HELD_OUT},
+            "untouched": {"kind": "forgetting", "datasets": _named(out, f"{UNTOUCHED}-held-out"), "samples": HELD_OUT},
         },
     }
+
+
+def _named(out: Path, file: str) -> list[dict[str, str]]:
+    # Axolotl takes a path without a slash for the name of a hub's data set; `ds_type` says what the file is.
+    return [{"path": str(out / "data" / f"{file}.jsonl"), "ds_type": "json", "type": "input_output"}]
 
 
 def _training(out: Path) -> dict[str, Any]:

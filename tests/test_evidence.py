@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -16,7 +17,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from evidence import collect, corrupt, known_truth, noise, real, tasks  # noqa: E402
+from evidence import collect, corrupt, known_truth, noise, real, reference, tasks  # noqa: E402
 from evidence.base import Recipe, tokenizer  # noqa: E402
 from sstoken_plugin.experiments.config import parse, read  # noqa: E402
 from sstoken_plugin.experiments.measures import Measure  # noqa: E402
@@ -209,18 +210,24 @@ def test_points_cover_every_step_once(steps, points):
 
 
 def test_every_experiment_is_one_that_the_harness_takes():
+    found = {name: parse(block) for name, block in known_truth.experiments(Path("out"), [1, 2, 3, 4, 5]).items()}
     for task in known_truth.TASKS:
         for level in known_truth.LEVELS:
-            found = parse(known_truth.experiment(Path("out"), task, level, [101]))
-            assert {arm.name for arm in found.arms} >= {"all", "random", "sstoken", "paper", "authors", "tailsft"}
-            assert ("oracle" in {arm.name for arm in found.arms}) == (level > 0)
+            arms = {arm.name for arm in found[known_truth.name_of(task, level)].arms}
+            assert arms >= {"all", "random", "sstoken", "paper", "authors", "tailsft", "reference"}
+            assert ("oracle" in arms) == (level > 0)
+        for level in known_truth.SETTINGS_LEVELS:
+            settings = found[f"{known_truth.name_of(task, level)}-settings"]
+            assert settings.seeds == (1, 2, 3)
+            blocks = [json.dumps(arm.sstoken) for arm in settings.arms]
+            assert len(set(blocks)) == len(blocks)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Everything, but for a base that has learnt next to nothing, and few samples."""
     folder = tmp_path_factory.mktemp("made")
-    known_truth.write(folder, [101, 102], UNLEARNT, trained=96, held_out=8)
+    known_truth.write(folder, [101, 102], UNLEARNT, trained=96, held_out=8, reference_steps=2)
     return folder
 
 
@@ -233,8 +240,20 @@ def test_a_base_is_made_once_and_again_for_another_recipe(made, tmp_path):
     assert other["weights_sha256"] != first["weights_sha256"]
 
 
+def test_a_reference_is_trained_on_clean_samples_and_made_again_for_another_base(made, tmp_path):
+    shutil.copytree(made / "base", tmp_path / "base")
+    first = reference.make_reference(tmp_path / "new", tmp_path / "base", "new", 30)
+    before = json.loads((tmp_path / "base/made.json").read_text())["knows"]["new"]
+    assert first["loss"] < before["loss"]
+    written = (tmp_path / "new/model.safetensors").stat().st_mtime_ns
+    assert reference.make_reference(tmp_path / "new", tmp_path / "base", "new", 30) == first
+    assert (tmp_path / "new/model.safetensors").stat().st_mtime_ns == written
+    known_truth.make(tmp_path / "base", replace(UNLEARNT, seed=1))
+    assert reference.make_reference(tmp_path / "new", tmp_path / "base", "new", 30) != first
+
+
 def test_training_is_the_same_bit_for_bit_while_noise_is_measured(made, train, tmp_path):
-    base = known_truth.experiment(made, "new", 20, [101])["base"]
+    base = known_truth.experiments(made, [101])["new-noise20"]["base"]
     runs = {}
     for name, plugins in {"watched": base["plugins"], "alone": []}.items():
         runs[name] = train(
