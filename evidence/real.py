@@ -1,6 +1,7 @@
 """Make everything of the experiments with real models and data: corrupted data, and the YAML of each experiment.
 
     python demo/model.py .cache/models/smollm2-135m-instruct
+    python -m evidence.gemma .cache/models/gemma-3-270m
     python -m evidence.real --data FOLDER
     python -m sstoken_plugin.experiments .cache/evidence/real/experiments/smollm2-maths-corrupt20.yaml
     python -m evidence.collect .cache/evidence/real/experiments/smollm2-maths-corrupt20.yaml
@@ -26,14 +27,49 @@ from evidence.arms import AGAINST, arms
 from evidence.corrupt import Sample, corrupted
 
 FOLDER = Path(".cache/evidence/real")
-MODELS = {
-    "smollm2": Path(".cache/models/smollm2-135m-instruct"),
+MODELS: dict[str, dict[str, Any]] = {
+    "smollm2": {"base_model": ".cache/models/smollm2-135m-instruct", "chat_template": "tokenizer_default"},
+    # A pretrained model, which has no template of its own: its sibling's, and the token that ends a turn there.
+    "gemma3": {
+        "base_model": ".cache/models/gemma-3-270m",
+        "chat_template": "gemma3",
+        "eot_tokens": ["<end_of_turn>"],
+    },
 }
 LEVELS = (0, 20, 40)
 SEEDS = (1, 2, 3)
 # Of the clean samples; they are never corrupted.
 HELD_OUT_SHARE = 0.15
 _DATA_SEED = 3
+
+
+# In float32, so that a GPU and a CPU do the same.
+_TRAINING = {
+    "sequence_len": 2048,
+    "pad_to_sequence_len": False,
+    "dataset_num_proc": 1,
+    "val_set_size": 0,
+    "adapter": "lora",
+    "lora_r": 16,
+    "lora_alpha": 32,
+    "lora_target_linear": True,
+    # On a CPU these kernels are not there.
+    "lora_mlp_kernel": False,
+    "lora_qkv_kernel": False,
+    "lora_o_kernel": False,
+    "micro_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "num_epochs": 1,
+    "learning_rate": 5e-4,
+    "lr_scheduler": "cosine",
+    "warmup_steps": 5,
+    "optimizer": "adamw_torch",
+    "attn_implementation": "sdpa",
+    "bf16": False,
+    "fp16": False,
+    "tf32": False,
+    "seed": 42,
+}
 
 
 @dataclass(frozen=True)
@@ -144,45 +180,13 @@ def experiment(out: Path, model: str, source: str, level: int, seeds: Sequence[i
         }  # fmt: skip
     without = {"oracle": {"changes": {"datasets": named(f"{name}-without")}}} if level else {}
     return {
-        "base": {**_training(MODELS[model]), "datasets": named(name)},
+        "base": {**MODELS[model], **_TRAINING, "datasets": named(name)},
         "out": str(out / "runs" / f"{model}-{name}"),
         "seeds": list(seeds),
         # Without corruption the oracle would be the plain arm once more.
-        "arms": {**arms(str(MODELS[model])), **without},
+        "arms": {**arms(str(MODELS[model]["base_model"])), **without},
         "against": list(AGAINST),
         "evaluations": evaluations,
-    }
-
-
-def _training(model: Path) -> dict[str, Any]:
-    """Return the keys of Axolotl that all trainings have; float32, so that a GPU and a CPU do the same."""
-    return {
-        "base_model": str(model),
-        "chat_template": "tokenizer_default",
-        "sequence_len": 2048,
-        "pad_to_sequence_len": False,
-        "dataset_num_proc": 1,
-        "val_set_size": 0,
-        "adapter": "lora",
-        "lora_r": 16,
-        "lora_alpha": 32,
-        "lora_target_linear": True,
-        # On a CPU these kernels are not there.
-        "lora_mlp_kernel": False,
-        "lora_qkv_kernel": False,
-        "lora_o_kernel": False,
-        "micro_batch_size": 4,
-        "gradient_accumulation_steps": 1,
-        "num_epochs": 1,
-        "learning_rate": 5e-4,
-        "lr_scheduler": "cosine",
-        "warmup_steps": 5,
-        "optimizer": "adamw_torch",
-        "attn_implementation": "sdpa",
-        "bf16": False,
-        "fp16": False,
-        "tf32": False,
-        "seed": 42,
     }
 
 
