@@ -27,6 +27,15 @@ def test_a_dropped_loss_that_runs_away_is_told_once():
     assert "sstoken.ratio" in text
 
 
+def test_what_a_threshold_drops_is_no_matter_of_the_ratio():
+    (text,) = observe(dropping([1.0] * 10 + [1.0 + 0.2 * step for step in range(20)]), rule="threshold")
+    assert "sstoken.min_probability" in text
+    (text,) = observe([line(only_ends_samples=1)], rule="threshold")
+    assert "1 of 4 samples" in text
+    assert "sstoken.min_probability" in text
+    assert "ratio: " not in text
+
+
 @pytest.mark.parametrize("losses", [[2.0] * 40, [3 - 0.05 * i for i in range(40)], [1.0, 1.4, 0.8] * 15, [9.0] * 5])
 def test_an_ordinary_dropped_loss_is_not(losses):
     assert observe(dropping(losses)) == []
@@ -40,6 +49,7 @@ def test_the_first_tokens_being_kept_is_told_once():
 
 def test_it_is_no_warning_where_the_user_asked_for_it():
     assert observe([line(leading_kept=60)] * 20, rule="position") == []
+    assert observe([line(kept=99, dropped_finite=1, free_kept=99, leading_kept=98)] * 20, rule="threshold") == []
     assert observe([line(kept=100, dropped_finite=0, free_kept=100, leading_kept=100)] * 20) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from dataclasses import replace
@@ -63,6 +64,7 @@ PLAIN = {
     "reference": lambda one: scaled([-rel for rel in one["rel"]]),
     "lowest_base_loss": lambda one: [-h for h in one["h"]],
     "probability": lambda one: [-c for c in one["c"]],
+    "threshold": lambda one: [-c for c in one["c"]],
     "all": lambda one: [-place for place in one["place"]],
 }
 
@@ -114,7 +116,7 @@ def test_every_row_has_words_and_nothing_in_them_is_left_open():
         assert row.name == name
         assert row.docs
         assert f"`{name}` {row.docs}" in SSTokenConfig.model_fields["selector"].description
-        words = row.in_words(0.25, 7)
+        words = row.in_words(0.25, 7, 0.05)
         assert words
         assert not re.search("[{}]", words)
         # What the page fills in.
@@ -147,6 +149,9 @@ def test_an_unknown_selector_is_an_error_and_never_ranks():
         ({"selector": "reference", "history": "a/path"}, True, False, False, False),
         ({"selector": "lowest_base_loss"}, True, False, False, False),
         ({"selector": "probability"}, False, False, False, False),
+        ({"selector": "threshold", "warmup_selector": "all"}, False, False, False, True),
+        ({"selector": "threshold", "warmup_selector": "attention"}, False, False, True, True),
+        ({"selector": "threshold", "warmup_ratio": 0.0}, False, False, False, False),
         ({"selector": "all"}, False, False, False, False),
     ],
     ids=str,
@@ -169,6 +174,10 @@ def test_what_the_settings_need(block, history, rel, attention, warmup):
         ({"selector": "position", "attention_layer": 0}, ["attention_layer"]),
         ({"selector": "reference", "history": "a/path"}, []),
         ({"selector": "all", "ratio": 0.5, "keep_eos": False}, ["ratio", "keep_eos"]),
+        ({"min_probability": 0.1}, ["min_probability"]),
+        ({"selector": "threshold", "min_probability": 0.1, "warmup_ratio": 0.1, "keep_eos": False}, []),
+        ({"selector": "threshold", "warmup_selector": "random", "ratio": 0.5}, []),
+        ({"selector": "threshold", "warmup_ratio": 0.0, "ratio": 0.5}, ["ratio"]),
     ],
     ids=str,
 )
@@ -189,6 +198,15 @@ def test_the_phase_of_a_step_weighs_rel_as_the_selector_does():
     assert phase(selector="attention", in_warmup=True) == ("attention", 0.0, 0.4)
     assert phase(selector="random") == ("random", 0.0, 0.4)
     assert phase(selector="all") == ("all", 0.0, 1.0)
+    assert phase(selector="threshold") == ("threshold", 0.0, 1.0)
+
+
+def test_a_threshold_drops_tokens_and_plain_training_does_not():
+    config = SSTokenConfig(selector="threshold", min_probability=0.25, warmup_selector="all")
+    phase = Phase.of(config)
+    assert phase.least == pytest.approx(math.log(0.25))
+    assert not phase.keeps_everything
+    assert Phase.of(config, in_warmup=True).keeps_everything
 
 
 BEST = "60% of each sample's response tokens, the best by "
@@ -217,6 +235,11 @@ BEST = "60% of each sample's response tokens, the best by "
         ({"selector": "lowest_base_loss"}, BEST + "their loss under the history, lowest first"),
         ({"selector": "probability"}, BEST + "their probability, highest first"),
         ({"selector": "all"}, "every response token"),
+        (
+            {"selector": "threshold", "min_probability": 0.01, "warmup_selector": "all"},
+            "every response token with a probability of 0.01 or more (in the first 20% of the optimizer steps all of "
+            "them)",
+        ),
     ],
     ids=str,
 )

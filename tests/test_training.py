@@ -83,7 +83,10 @@ def test_where_nothing_is_dropped_the_trainers_own_count_is_taken(config, train,
     assert selected.losses == pytest.approx(plain.losses, abs=2e-5)
 
 
-@pytest.mark.parametrize("selector", [name for name, row in SELECTORS.items() if "path" not in row.needs])
+SHARING = [name for name, row in SELECTORS.items() if "path" not in row.needs and not row.is_threshold]
+
+
+@pytest.mark.parametrize("selector", SHARING)
 def test_every_selector_keeps_its_share_of_every_sample(config, train, steps, selector):
     run = train({**config, "sstoken": {"selector": selector, "ratio": 0.4, "warmup_ratio": 0.0}})
     assert len(steps) == 8
@@ -231,8 +234,9 @@ def test_another_selector_acts_during_the_warmup(config, train, steps, warmup_se
     assert all(line["sstoken/signal_overlap"] < 1 for line in run.lines[2:])
 
 
-@pytest.mark.parametrize("counted", [False, True], ids=["mean of micro-batches", "num_items_in_batch"])
-def test_the_loss_is_divided_by_the_kept_tokens(config, train, steps, monkeypatch, counted):
+@pytest.fixture(params=[False, True], ids=["mean of micro-batches", "num_items_in_batch"])
+def counted(request, monkeypatch):
+    """Whether Trainer counts the tokens of a step."""
     from sstoken_plugin.axolotl.trainer import SSTokenTrainer
 
     create = SSTokenTrainer.__init__
@@ -240,9 +244,30 @@ def test_the_loss_is_divided_by_the_kept_tokens(config, train, steps, monkeypatc
     def init(self, *args, **kwargs):
         create(self, *args, **kwargs)
         # Axolotl switches it off up to 0.19; since 0.20 the model's loss function decides.
-        self.model_accepts_loss_kwargs = counted
+        self.model_accepts_loss_kwargs = request.param
 
     monkeypatch.setattr(SSTokenTrainer, "__init__", init)
+    return request.param
+
+
+def test_a_threshold_keeps_what_is_likely_and_the_loss_is_divided_by_all_tokens(config, train, steps, counted):
+    # Some tokens are likelier than chance among those of the tokenizer, and some less.
+    least = 1 / 49152
+    settings = {"selector": "threshold", "min_probability": least, "warmup_selector": "all", "warmup_ratio": 0.25}
+    run = train({**config, "sstoken": settings})
+    likely = [step.scores.current <= -math.log(least) for step, _ in steps]
+    for number, (step, _) in enumerate(steps):
+        assert step.kept.tolist() == (likely[number] | step.turns.ends | (number < 2)).tolist()
+    assert 0 < sum(int((~step.kept).sum()) for step, _ in steps) < sum(len(step.kept) for step, _ in steps[2:])
+    (one, _), (other, _) = steps[2:4]
+    sums = [step.scores.current[step.kept].sum().item() for step in (one, other)]
+    counts = [len(step.kept) for step in (one, other)]
+    means = [total / count for total, count in zip(sums, counts, strict=True)]
+    expected = sum(sums) / sum(counts) if counted else sum(means) / len(means)
+    assert run.losses[1] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_loss_is_divided_by_the_kept_tokens(config, train, steps, counted):
     run = train({**config, "max_steps": 1, "sstoken": {"ratio": 0.5}})
     sums = [step.scores.current[step.kept].sum().item() for step, _ in steps]
     kept = [int(step.kept.sum()) for step, _ in steps]

@@ -10,6 +10,7 @@ The trainer, the inspector and the benchmarks run these same lines.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ class Phase:
     Attributes:
         rule: what ranks: the name of a selector.
         gamma: weight of REL in the score at this moment; 0 where REL does not count.
-        ratio: fraction of each sample's response tokens that is kept.
+        ratio: fraction of each sample's response tokens that is kept; 1 where a threshold decides.
+        least: least score of the tokens that are kept, where a threshold decides; else None.
         draw: number of the random draw (the epoch), for `rule: random`.
     """
 
@@ -58,11 +60,12 @@ class Phase:
     gamma: float
     ratio: float
     draw: int = 0
+    least: float | None = None
 
     @property
     def keeps_everything(self) -> bool:
         """Whether no token is dropped, so that training is plain training."""
-        return self.ratio == 1
+        return self.ratio == 1 and self.least is None
 
     @property
     def reads_history(self) -> bool:
@@ -85,7 +88,9 @@ class Phase:
         """
         in_warmup = in_warmup and config.has_warmup
         row = selector_of(config.warmup_selector if in_warmup else config.selector)
-        return cls(row.name, row.gamma(config.gamma), 1.0 if row.keeps_all else config.ratio, draw)
+        ratio = 1.0 if row.keeps_all or row.is_threshold else config.ratio
+        least = math.log(config.min_probability) if row.is_threshold else None
+        return cls(row.name, row.gamma(config.gamma), ratio, draw, least)
 
     def layout(self, batch: Mapping[str, Tensor]) -> BatchLayout:
         """Return the layout of a batch as this phase sees it."""
@@ -310,7 +315,7 @@ class ScoredStep:
         scores: the signals; set by `loss`.
         kept: bool [R], the tokens trained on; set by `loss`.
         turns: the turns of the response tokens.
-        places: int64 [N], how many tokens each sample keeps.
+        places: int64 [N], how many tokens each sample keeps; where a threshold decides, how many it may keep.
         cached_samples: samples whose history losses were found in the cache; None where nobody asked for any.
     """
 
@@ -367,21 +372,22 @@ class ScoredStep:
         Args:
             outputs: the model's output for the forward pass inside `observed`.
             labels: not read, `begin` has them.
-            num_items_in_batch: kept tokens of the whole optimizer step; None for the mean over this batch.
+            num_items_in_batch: kept tokens of the whole optimizer step, or where a threshold decides all response
+                tokens; None for the mean over this batch.
         """
         layout, phase, settings = self.layout, self.phase, self.settings
         # A batch without response tokens gives 0 here, with a graph: every rank must run its backward pass.
         nll = self._head.nll(outputs["logits"])
         self.scores = settings.score(phase, layout, nll.detach(), self._history_nll, self._attention())
+        ends = self.turns.ends if settings.config.keep_eos else None
         if phase.keeps_everything:
             self.kept = torch.ones_like(layout.position, dtype=torch.bool)
+        elif phase.least is not None:
+            self.kept = selection.keep_above(self.scores.score, phase.least, ends)
+            # How many those are is known too late to be counted over micro-batches and ranks: all response tokens are.
+            num_items_in_batch = len(layout.position) if num_items_in_batch is None else num_items_in_batch
         else:
-            self.kept = selection.keep_top(
-                self.scores.score,
-                layout.sample,
-                self.places,
-                self.turns.ends if settings.config.keep_eos else None,
-            )
+            self.kept = selection.keep_top(self.scores.score, layout.sample, self.places, ends)
         loss = mean_kept(nll, self.kept, num_items_in_batch)
         return loss + self._added(outputs) if self._own_loss.adds else loss
 

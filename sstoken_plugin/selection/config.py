@@ -60,12 +60,19 @@ class SSTokenConfig(BaseModel):
         le=1,
         description="Weight of REL against prompt attention in the score of `selector: sstoken`, 0 to 1.",
     )
+    min_probability: float = Field(
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="Least probability, under the model in training, of the tokens that `selector: threshold` keeps, "
+        "above 0 and below 1.",
+    )
     warmup_ratio: float = Field(
         default=0.2,
         ge=0,
         le=1,
-        description="Fraction of the optimizer steps before REL counts, 0 to 1. Early in a run the model and "
-        "its history are nearly the same and REL is noise.",
+        description="Fraction of the optimizer steps before REL or a threshold counts, 0 to 1. Early in a run the "
+        "model and its history are nearly the same and REL is noise.",
     )
     warmup_selector: WarmupName = Field(
         default="attention",
@@ -205,9 +212,19 @@ class SSTokenConfig(BaseModel):
         return "attention" in self._needs
 
     @property
+    def waits(self) -> bool:
+        """Whether the selector says nothing before the model has learnt something."""
+        return self.ranks_by_rel or SELECTORS[self.selector].waits
+
+    @property
     def has_warmup(self) -> bool:
-        """Whether another selector acts before this one: only where there is a REL to wait for."""
-        return self.ranks_by_rel and self.warmup_ratio > 0
+        """Whether another selector acts before this one."""
+        return self.waits and self.warmup_ratio > 0
+
+    @property
+    def reads_ratio(self) -> bool:
+        """Whether `ratio` says at any time how many tokens are kept."""
+        return any(not (row.keeps_all or row.is_threshold) for row in self._active)
 
     @property
     def _active(self) -> list[Selector]:
@@ -226,11 +243,12 @@ class SSTokenConfig(BaseModel):
         read = frozenset[str]().union(*(row.reads for row in self._active))
         idle = {
             "gamma": "gamma" not in read,
-            "warmup_ratio": not self.ranks_by_rel,
+            "min_probability": "min_probability" not in read,
+            "warmup_ratio": not self.waits,
             "warmup_selector": not self.has_warmup,
             "attention_layer": not self.ranks_by_attention,
             "seed": "seed" not in read,
-            "ratio": keeps_all,
+            "ratio": not self.reads_ratio,
             "history": not self.needs_history,
             "history_ema_decay": self.history != "ema",
             "history_update_steps": self.history != "snapshot",
@@ -238,12 +256,12 @@ class SSTokenConfig(BaseModel):
             "keep_eos": keeps_all,
         }
         sentences = []
-        if self.ratio == 1 and not keeps_all:
+        if self.ratio == 1 and self.reads_ratio:
             sentences.append("sstoken.ratio: 1 keeps every response token, whatever ranks them.")
         if self.has_warmup and self.warmup_ratio == 1:
             sentences.append(
-                f"sstoken.warmup_ratio: 1 leaves the whole run to warmup_selector: {self.warmup_selector}; REL is "
-                "measured and never ranks."
+                f"sstoken.warmup_ratio: 1 leaves the whole run to warmup_selector: {self.warmup_selector}; selector: "
+                f"{self.selector} never ranks."
             )
         return sentences + [
             f"sstoken.{key}: {getattr(self, key)} has no effect with selector: {self.selector}, "

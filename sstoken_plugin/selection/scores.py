@@ -81,6 +81,18 @@ def keep_top(score: Tensor, sample: Tensor, kept: Tensor, first: Tensor | None =
     return torch.zeros_like(sample, dtype=torch.bool).scatter_(0, order, rank < kept[sample[order]])
 
 
+def keep_above(score: Tensor, least: float, ends: Tensor | None = None) -> Tensor:
+    """Mark the tokens whose score is `least` or more, bool [R]; a score that is not finite is not.
+
+    Args:
+        score: float [R].
+        least: see there.
+        ends: bool [R], tokens that are kept whatever their score.
+    """
+    kept = torch.isfinite(score) & (score >= least)
+    return kept if ends is None else kept | ends
+
+
 def random_scores(fingerprint: Tensor, index_in_sample: Tensor, seed: int) -> Tensor:
     """Return uniform numbers in [0, 1), float64 [R], that depend on nothing but the arguments.
 

@@ -62,12 +62,13 @@ class Signals:
 class Selector:
     """One row of the table.
 
-    In the words, `{gamma}` and `{rest}` stand for the weights of REL and attention, and `{seed}` for the seed.
+    In the words, `{gamma}` and `{rest}` stand for the weights of REL and attention, `{seed}` for the seed and `{least}`
+    for `min_probability`.
 
     Attributes:
         name: value of `selector:`.
         docs: goes on from its name in docs/configuration.md: "`rel` uses REL alone".
-        words: ends the start-up sentence "the best by ..."; where everything is kept, "it trains on ...".
+        words: ends the start-up sentence "the best by ..."; where `ratio` is not read, "it trains on ...".
         page: ends the page's sentence "tokens were ranked by ..." (no `{seed}` here); "" for `words`.
         score: what ranks the tokens, float [R], the highest first; among equals the earlier token is kept, and a score
             that is not finite ranks last.
@@ -78,6 +79,9 @@ class Selector:
         warmup: ends the start-up sentence "in the first 20% of the optimizer steps ..."; "" if the selector may not
             stand as `warmup_selector`.
         keeps_all: whether no token is dropped, whatever `ratio` says.
+        waits: whether another selector acts in the warm-up though this one does not read REL.
+        is_threshold: whether every token is kept whose score is the logarithm of `min_probability` or more, however
+            many those are of a sample; `ratio` is not read.
         is_position: whether the score is the place of a token, so that nobody need be warned that it is.
     """
 
@@ -91,6 +95,8 @@ class Selector:
     reads: frozenset[str] = frozenset()
     warmup: str = ""
     keeps_all: bool = False
+    waits: bool = False
+    is_threshold: bool = False
     is_position: bool = False
 
     def gamma(self, gamma: float) -> float:
@@ -105,9 +111,9 @@ class Selector:
         unread: set[Need] = {"rel"} if weight == 0 else {"attention"} if weight == 1 else set()
         return self.needs - unread
 
-    def in_words(self, gamma: float, seed: int) -> str:
+    def in_words(self, gamma: float, seed: int, min_probability: float) -> str:
         """Return its words for the start-up sentence."""
-        return self.words.format(gamma=f"{gamma:g}", rest=f"{1 - gamma:g}", seed=seed)
+        return self.words.format(gamma=f"{gamma:g}", rest=f"{1 - gamma:g}", seed=seed, least=f"{min_probability:.3g}")
 
 
 def _blended(signals: Signals) -> Tensor:
@@ -209,6 +215,17 @@ _ROWS = (
         docs="keeps those with the highest probability under the model in training (ProFit, arXiv 2601.09195)",
         words="their probability, highest first",
         score=_lowest_current,
+    ),
+    Selector(
+        "threshold",
+        docs="keeps every token whose probability under the model in training is `min_probability` or more, however "
+        "many those are of a sample (ProFit, arXiv 2601.09195, here after a warm-up)",
+        words="every response token with a probability of {least} or more",
+        page="their probability: those with `min_probability` or more were kept",
+        score=_lowest_current,
+        reads=frozenset({"min_probability"}),
+        waits=True,
+        is_threshold=True,
     ),
     Selector(
         "all",

@@ -49,7 +49,7 @@ COUNTS = sorted({name for pair in (*METRICS.values(), *INTERNAL.values()) for na
 def counts(step: ScoredStep) -> dict[str, Tensor]:
     """Count one scored step; every value is a scalar tensor, read without waiting for the device."""
     layout, scores, kept = step.layout, step.scores, step.kept
-    first_k = layout.index_in_sample < step.places[layout.sample]
+    first_k = layout.index_in_sample < layout.count(kept)[layout.sample]
     others = ~step.turns.ends
     finite = torch.isfinite(scores.current)
     loss = torch.where(finite, scores.current, 0)

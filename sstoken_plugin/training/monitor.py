@@ -100,12 +100,14 @@ class SelectionMonitor:
                 )
             )
         if total["only_ends_samples"]:
+            fix = "set sstoken.keep_eos: true, which then keeps as many other tokens, or raise sstoken.ratio"
+            if selector_of(rule).is_threshold:
+                fix = "unless those samples are wrong, lower sstoken.min_probability or raise sstoken.warmup_ratio"
             found.append(
                 (
                     "only ends",
                     f"{total['only_ends_samples']:.0f} of {total['samples']:.0f} samples kept the end of a turn and no "
-                    "word of it; set sstoken.keep_eos: true, which then keeps as many other tokens, or "
-                    "raise sstoken.ratio.",
+                    f"word of it; {fix}.",
                 )
             )
         if total["non_finite"]:
@@ -129,14 +131,19 @@ class SelectionMonitor:
         if len(self._dropped) >= 2 * WINDOW:
             start, now = _mean(self._dropped[:WINDOW]), _mean(self._dropped[-WINDOW:])
             if now > start + RUNAWAY_NATS and now > start * RUNAWAY_FACTOR:
+                others = "raise sstoken.ratio or lower sstoken.gamma"
+                if selector_of(rule).is_threshold:
+                    others = "lower sstoken.min_probability"
                 found.append(
                     (
                         f"runaway under {rule}",
                         f"the loss on dropped tokens rose from {start:.2f} to {now:.2f}: the model unlearns what is "
-                        "not selected. Compare with sstoken.selector: all, raise sstoken.ratio or lower sstoken.gamma.",
+                        f"not selected. Compare with sstoken.selector: all, or {others}.",
                     )
                 )
-        if logged.get("sstoken/selected_ratio", 1) < 1 and not selector_of(rule).is_position:
+        row = selector_of(rule)
+        # Of a response that is kept nearly whole, nearly all of its first tokens are kept.
+        if logged.get("sstoken/selected_ratio", 1) < 1 and not (row.is_position or row.is_threshold):
             self._leading += ratios(total, INTERNAL).values()
         if len(self._leading) >= WINDOW and _mean(self._leading[-WINDOW:]) > LEADING_SHARE:
             found.append(

@@ -115,8 +115,8 @@ def describe(selection: TokenSelection, tokenizer: Any) -> str:
     """Return the start-up sentence: what is selected, by which signals, against which history."""
     config = selection.config
     row = selector_of(config.selector)
-    text = row.in_words(config.gamma, selection.seed)
-    if row.keeps_all:
+    text = row.in_words(config.gamma, selection.seed, config.min_probability)
+    if row.keeps_all or row.is_threshold:
         text = f"it trains on {text}"
     else:
         text = f"it trains on {config.ratio:.0%} of each sample's response tokens, the best by {text}"
