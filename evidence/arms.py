@@ -7,6 +7,8 @@ from typing import Any
 
 # A claim that the selection helps must hold against each of them.
 AGAINST = ("all", "random", "position")
+# The authors' code; named, so that an arm stays what it is whatever the defaults become.
+_ATTENTION_FIRST = {"warmup_selector": "attention"}
 
 
 def arms(base_model: str, reference: str | None = None) -> dict[str, Mapping[str, Any] | None]:
@@ -23,8 +25,8 @@ def arms(base_model: str, reference: str | None = None) -> dict[str, Mapping[str
         "random": {"selector": "random"},
         "position": {"selector": "position"},
         "attention": {"selector": "attention"},
-        "rel": {"selector": "rel"},
-        "sstoken": {},
+        "rel": {"selector": "rel", **_ATTENTION_FIRST},
+        "sstoken": _ATTENTION_FIRST,
         "paper": {"warmup_ratio": 0, "keep_eos": False},
         # Their code ranks by attention alone for the first 10,000 of 50,000 samples, and has no rule for ends.
         "authors": {"warmup_ratio": 0.2, "warmup_selector": "attention", "keep_eos": False},
@@ -38,8 +40,23 @@ def arms(base_model: str, reference: str | None = None) -> dict[str, Mapping[str
     }
 
 
+def rules() -> dict[str, Mapping[str, Any] | None]:
+    """Return the controls, the authors' warm-up, and what is meant to do better, after a warm-up that learns."""
+    learns = {"warmup_selector": "all"}
+    return {
+        "all": None,
+        "random": {"selector": "random"},
+        "position": {"selector": "position"},
+        "sstoken": _ATTENTION_FIRST,
+        "warmup-all": learns,
+        "probability": {"selector": "probability"},
+        "capped-rel": {"selector": "capped_rel", **learns},
+        "threshold": {"selector": "threshold", **learns},
+    }
+
+
 def settings() -> dict[str, Mapping[str, Any] | None]:
-    """Return the controls, the defaults, and arms that differ from the defaults in one key, or two where it says so."""
+    """Return the controls, the authors' warm-up, and arms that differ from it in one key, or two where it says so."""
     one_key: dict[str, Mapping[str, Any]] = {
         "warmup-all": {"warmup_selector": "all"},
         "warmup-random": {"warmup_selector": "random"},
@@ -51,12 +68,13 @@ def settings() -> dict[str, Mapping[str, Any] | None]:
         "ema": {"history": "ema"},
         "snapshot": {"history": "snapshot"},
     }
+    around = {name: {**_ATTENTION_FIRST, **changed} for name, changed in one_key.items()}
     return {
         "all": None,
         "random": {"selector": "random"},
         "position": {"selector": "position"},
-        "sstoken": {},
-        **one_key,
+        "sstoken": _ATTENTION_FIRST,
+        **around,
         # Two keys: with what the warm-up has learnt, less may have to be dropped.
         "warmup-all-40": {"warmup_selector": "all", "warmup_ratio": 0.4},
         "warmup-all-ratio-0.8": {"warmup_selector": "all", "ratio": 0.8},

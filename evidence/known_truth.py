@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from evidence.arms import AGAINST, arms, settings
+from evidence.arms import AGAINST, arms, rules, settings
 from evidence.base import RECIPE, Recipe, make
 from evidence.reference import STEPS, make_reference
 from evidence.tasks import (
@@ -48,6 +48,8 @@ TASKS = ("new", "known", "half")
 LEVELS = (0, 10, 20, 40)
 # Of the experiments that change one setting at a time, which have fewer seeds.
 SETTINGS_LEVELS, SETTINGS_SEEDS = (0, 20), 3
+# Of the experiments with rules of our own.
+RULES_LEVELS = (0, 20, 40)
 # Mastered by the base, and in no training data of the experiments.
 UNTOUCHED = "shift"
 # Samples: one epoch is 245 steps of `BATCH`.
@@ -69,10 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made = write(asked.out, asked.seeds)
     for task, known in made["knows"].items():
         print(f"{task}: the base has {known['digits']:.1%} of the digits right, {known['samples']:.1%} of the samples")
-    print(
-        f"Written to {asked.out}; the experiments are {asked.out}/experiments/TASK-noiseLEVEL.yaml, and "
-        f"those that change one setting at a time TASK-noiseLEVEL-settings.yaml."
-    )
+    print(f"Written to {asked.out}; the experiments are the files of {asked.out}/experiments.")
 
 
 def write(
@@ -126,6 +125,9 @@ def experiments(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
         for level in SETTINGS_LEVELS:
             name = f"{name_of(task, level)}-settings"
             found[name] = _experiment(out, name, task, level, settings(), seeds[:SETTINGS_SEEDS])
+        for level in RULES_LEVELS:
+            name = f"{name_of(task, level)}-rules"
+            found[name] = _experiment(out, name, task, level, rules(), seeds)
     return found
 
 
