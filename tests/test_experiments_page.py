@@ -13,10 +13,10 @@ from sstoken_plugin.experiments.config import parse
 from sstoken_plugin.experiments.main import as_json, collect
 from sstoken_plugin.experiments.measures import Measure
 from sstoken_plugin.experiments.page import Page, render
-from sstoken_plugin.experiments.plot import ticks
 from sstoken_plugin.experiments.processes import environment, fault_of
 from sstoken_plugin.experiments.results import NAME, PREPARED, Result, read_result, write_json, write_result
 from sstoken_plugin.experiments.runs import runs_of
+from sstoken_plugin.report.drawing.chart import ticks
 
 HOSTILE = "</style><script>alert(1)</script><img src=x onerror=alert(1)>&\u202e\x1b[2J"
 LOSSES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sstoken_plugin.base.numbers import number
 from sstoken_plugin.experiments.config import Experiment
 from sstoken_plugin.experiments.results import Result
 from sstoken_plugin.experiments.statistics import (
@@ -172,12 +173,3 @@ def sentence(comparison: Comparison, table: Table, smallest: float) -> str:
     if not comparison.verdict:
         return f"{comparison.arm} differs from {comparison.against} by {facts}."
     return f"{comparison.arm} against {comparison.against} {comparison.verdict} ({facts}){plan}."
-
-
-def number(value: float | None, *, signed: bool = False) -> str:
-    """Return a number for people; None is a dash."""
-    if value is None:
-        return "–"  # noqa: RUF001
-    size = abs(value)
-    digits = 1 if size >= 100 else 3 if size >= 1 else 4
-    return f"{value:{'+' if signed else ''}.{digits}f}"

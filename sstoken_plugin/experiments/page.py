@@ -1,7 +1,4 @@
-"""The page of an experiment: one HTML file without a script that asks the network for nothing.
-
-Every text that comes from a YAML, a result or a library is escaped, and what cannot be seen in it is shown.
-"""
+"""The page of an experiment."""
 
 from __future__ import annotations
 
@@ -14,12 +11,13 @@ from typing import Any
 
 import yaml
 
-from sstoken_plugin.base.visible_text import cut, one_line, visible
-from sstoken_plugin.experiments.comparison import Table, number, sentence
+from sstoken_plugin.base.numbers import number
+from sstoken_plugin.base.visible_text import cut, visible
+from sstoken_plugin.experiments.comparison import Table, sentence
 from sstoken_plugin.experiments.plot import Row, draw
 from sstoken_plugin.experiments.results import Result
 from sstoken_plugin.experiments.statistics import HELPS, HURTS, Interval
-from sstoken_plugin.report.render import csp_hash, page_file
+from sstoken_plugin.report.drawing.document import document, escaped, html_table
 from sstoken_plugin.training.metrics import MEANINGS
 
 _LONGEST = 20_000
@@ -55,31 +53,21 @@ class Page:
 
 def render(page: Page) -> str:
     """Return the HTML document."""
-    style = _style()
     sections = [
         _answer(page),
         *(["<h2>Other measures</h2>", *map(_other, page.tables[1:])] if len(page.tables) > 1 else []),
         _kept(page.results),
         _settings(page),
     ]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        f"style-src 'sha256-{csp_hash(style)}'; base-uri 'none'; form-action 'none'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{_text(page.title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
-        f'<header class="top"><h1>{_text(page.title)}</h1>{_head(page)}</header>\n<main>\n'
-        f"{''.join(sections)}\n</main>\n</body>\n</html>\n"
-    )
+    return document(page.title, _head(page), "".join(sections), _style())
 
 
 def _head(page: Page) -> str:
     seeds = sorted({result.seed for result in page.results})
     facts = f"{len(page.results)} of {page.runs} runs, with {len(seeds)} seed{'' if len(seeds) == 1 else 's'}."
-    warnings = "".join(f'<p class="warning">{_text(text)}</p>' for text in page.warnings)
-    return f"<p>{_text(page.what)} {facts}</p>{warnings}" + "".join(
-        f'<p class="note">{_text(note)}</p>' for note in page.notes
+    warnings = "".join(f'<p class="warning">{escaped(each)}</p>' for each in page.warnings)
+    return f"<p>{escaped(page.what)} {facts}</p>{warnings}" + "".join(
+        f'<p class="note">{escaped(note)}</p>' for note in page.notes
     )
 
 
@@ -90,10 +78,11 @@ def _answer(page: Page) -> str:
     if not table.comparisons:
         told = '<p class="note">No arm to compare with: add an arm "all", plain training, or "random".</p>'
     else:
-        items = "".join(f"<li>{_text(sentence(each, table, page.smallest))}</li>" for each in table.comparisons)
+        items = "".join(f"<li>{escaped(sentence(each, table, page.smallest))}</li>" for each in table.comparisons)
         told = f'<ul class="answers">{items}</ul>'
     return (
-        f"<h2>The answer</h2><p>By {_text(table.words)} ({_text(table.name)}){_way(table)}.</p>{told}{_drawn(table)}"
+        f"<h2>The answer</h2><p>By {escaped(table.words)} ({escaped(table.name)}){_way(table)}.</p>{told}"
+        f"{_drawn(table)}"
         '<p class="note">Dots are seeds, a stroke is their mean, a bar its 95 % interval. Differences are of the same '
         "seed: same first weights, same order of samples. Their intervals are by Student's t, and widened (Bonferroni) "
         "so that all comparisons with one arm hold together with 95 %; a verdict is given where the interval leaves "
@@ -106,9 +95,9 @@ def _way(table: Table) -> str:
 
 
 def _other(table: Table) -> str:
-    told = "".join(f"<li>{_text(sentence(each, table, 0))}</li>" for each in table.comparisons)
+    told = "".join(f"<li>{escaped(sentence(each, table, 0))}</li>" for each in table.comparisons)
     return (
-        f"<details><summary>{_text(table.name)}: {_text(table.words)}{_way(table)}</summary>"
+        f"<details><summary>{escaped(table.name)}: {escaped(table.words)}{_way(table)}</summary>"
         f'<ul class="answers">{told}</ul>{_drawn(table)}</details>'
     )
 
@@ -125,11 +114,11 @@ def _drawn(table: Table) -> str:
         )
         for each in table.comparisons
     ]
-    means = _html_table(
+    means = html_table(
         ["arm", "mean", "95 % interval", "by seed"],
         ([arm, number(mean.mean), _reach(mean), _by_seed(table, arm)] for arm, mean in table.means.items()),
     )
-    pairs = _html_table(
+    pairs = html_table(
         ["arm", "against", "difference", "95 % interval", "seeds", "verdict"],
         (
             [
@@ -177,10 +166,10 @@ def _kept(results: Sequence[Result]) -> str:
             means = ["all tokens" if name == "selected_ratio" else "–" for name in names]  # noqa: RUF001
         steps = sorted({result.steps for result in own})
         rows.append([arm, *means, ", ".join(map(str, steps)), _mean(result.train_seconds / 60 for result in own)])
-    notes = "".join(f"<li><b>{_text(name)}</b>: {_text(MEANINGS[f'sstoken/{name}'])}</li>" for name in names)
+    notes = "".join(f"<li><b>{escaped(name)}</b>: {escaped(MEANINGS[f'sstoken/{name}'])}</li>" for name in names)
     return (
         "<h2>What each arm kept</h2><p>Means over the log of each run and over seeds.</p>"
-        f"{_html_table(['arm', *names, 'steps', 'minutes of training'], rows)}"
+        f"{html_table(['arm', *names, 'steps', 'minutes of training'], rows)}"
         f'<details><summary>What the columns are</summary><ul class="answers">{notes}</ul></details>'
     )
 
@@ -199,23 +188,12 @@ def _settings(page: Page) -> str:
     versions = sorted({tuple(sorted(result.versions.items())) for result in page.results})
     shown = yaml.safe_dump(dict(page.settings), sort_keys=False, allow_unicode=True)
     shown = escape(visible(cut(shown, _LONGEST)))
-    tables = "".join(_html_table(["package", "version"], map(list, pairs)) for pairs in versions)
+    tables = "".join(html_table(["package", "version"], map(list, pairs)) for pairs in versions)
     return (
         f"<h2>Settings and versions</h2><details><summary>The experiment</summary><pre>{shown}</pre></details>{tables}"
     )
 
 
-def _html_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{_text(name)}</th>" for name in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
 @cache
 def _style() -> str:
-    own = (files("sstoken_plugin.experiments") / "page.css").read_text(encoding="utf-8")
-    return page_file("page.css") + own
-
-
-def _text(text: str) -> str:
-    return escape(one_line(cut(text)))
+    return (files("sstoken_plugin.experiments") / "page.css").read_text(encoding="utf-8")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
-from sstoken_plugin.base.visible_text import one_line
 from sstoken_plugin.experiments.statistics import Interval
+from sstoken_plugin.report.drawing.chart import ticks
+from sstoken_plugin.report.drawing.document import escaped
 
 _WIDTH, _LEFT, _RIGHT = 720, 210, 20
 _TOP, _ROW, _BOTTOM = 8, 30, 34
-_TICKS = 5
 _MOST_LETTERS = 30
 
 
@@ -63,7 +61,7 @@ def draw(rows: Sequence[Row], title: str, *, zero: bool = False) -> str:
     for place, row in enumerate(rows):
         parts.append(_row(row, _TOP + _ROW * (place + 0.5), x))
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" class="intervals"><title>{_text(title)}</title>'
+        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" class="intervals"><title>{escaped(title)}</title>'
         f"{''.join(parts)}</svg>"
     )
 
@@ -71,7 +69,7 @@ def draw(rows: Sequence[Row], title: str, *, zero: bool = False) -> str:
 def _row(row: Row, y: float, x: object) -> str:
     assert callable(x)
     shown = row.label if len(row.label) <= _MOST_LETTERS else f"{row.label[: _MOST_LETTERS - 1]}…"
-    parts = [f'<text class="label" x="{_LEFT - 12}" y="{y + 4}" text-anchor="end">{_text(shown)}</text>']
+    parts = [f'<text class="label" x="{_LEFT - 12}" y="{y + 4}" text-anchor="end">{escaped(shown)}</text>']
     if row.interval.low is not None and row.interval.high is not None:
         parts.append(f'<line class="reach" x1="{x(row.interval.low)}" x2="{x(row.interval.high)}" y1="{y}" y2="{y}"/>')
     parts += [f'<circle class="seed" cx="{x(value)}" cy="{y}" r="3"/>' for value in row.values if value is not None]
@@ -80,16 +78,3 @@ def _row(row: Row, y: float, x: object) -> str:
             f'<line class="mean" x1="{x(row.interval.mean)}" x2="{x(row.interval.mean)}" y1="{y - 8}" y2="{y + 8}"/>'
         )
     return f'<g class="row {row.tone}">{"".join(parts)}</g>'
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Return some round numbers between two others."""
-    step = 10 ** math.floor(math.log10((high - low) / _TICKS))
-    step *= next((factor for factor in (1, 2, 5) if (high - low) / (step * factor) <= _TICKS + 1), 10)
-    first = math.ceil(low / step)
-    # Rounded, so that 0.30000000000000004 is 0.3.
-    return [round(number * step, 12) for number in range(first, math.floor(high / step) + 1)]
-
-
-def _text(text: str) -> str:
-    return escape(one_line(text))
