@@ -37,6 +37,10 @@ class Browser:
         self._count += 1
         file = self._folder / f"report-{self._count}.html"
         file.write_text(render(report), encoding="utf-8")
+        self.show(file, width, height, dark=dark)
+
+    def show(self, file: Path, width: int = 1280, height: int = 900, *, dark: bool = False) -> None:
+        """Open a page in a window of this size, in CSS pixels."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})

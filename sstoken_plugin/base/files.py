@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,25 @@ def write_bytes(content: bytes, file: Path) -> None:
     """Write a file that is there as before, or whole."""
     with replacing(file) as new:
         new.write_bytes(content)
+
+
+def unpacked(file: Path, most: int) -> bytes:
+    """Return what a file of gzip holds.
+
+    Args:
+        file: the file.
+        most: bytes that it may hold.
+
+    Raises:
+        OSError: it cannot be read.
+        zlib.error: it is damaged, or no such file.
+        ValueError: it is cut, or holds more.
+    """
+    stream = zlib.decompressobj(wbits=31)
+    content = stream.decompress(file.read_bytes(), most)
+    if not stream.eof:
+        raise ValueError(f"it is cut, or longer than {most} bytes")
+    return content
 
 
 def expand(path: str) -> Path:

@@ -14,8 +14,9 @@ from sstoken_plugin.report import token_table
 from sstoken_plugin.report.assembly import report_of, write_page
 from sstoken_plugin.report.attempt import attempt
 from sstoken_plugin.report.breakdown import KeptCounts
-from sstoken_plugin.report.content import Breakdown
-from sstoken_plugin.report.parts import CountsPart, MomentsPart, total_counts
+from sstoken_plugin.report.content import Breakdown, Report
+from sstoken_plugin.report.page_data import FILE, PageData, training_of, write_page_data
+from sstoken_plugin.report.parts import CountsPart, MomentsPart, PagePart, total_counts
 from sstoken_plugin.report.trajectory import Trajectory
 from sstoken_plugin.training.session import Session
 from sstoken_plugin.training.setup import vocabulary_size
@@ -90,8 +91,14 @@ class ReportCallback(TrainerCallback):
         if counts is not None:
             attempt("the page has no tables", lambda: tables.extend(self.kept_counts.tables(counts)))
         moments, log = self.trajectory.moments, state.log_history
-        write_page(file, report_of(session.selection, session.tokenizer, moments, tables, log, session.warnings))
+        report = report_of(session.selection, session.tokenizer, moments, tables, log, session.warnings)
+        # First, so that a page that cannot be drawn here can be drawn elsewhere.
+        attempt("the page cannot be drawn again", lambda: self._keep(report, file.with_name(FILE)))
+        write_page(file, report)
         announce("ssToken: what was selected is shown in %s.", file)
+
+    def _keep(self, report: Report, file: Path) -> None:
+        write_page_data(PageData(report, training_of(self._trainer)), file)
 
 
 def watch(trainer: Any) -> ReportCallback:
@@ -106,7 +113,11 @@ def watch(trainer: Any) -> ReportCallback:
     session: Session = trainer.sstoken
     report = ReportCallback(trainer, session)
     session.watchers.append(report.kept_counts.add)
-    session.parts += [MomentsPart(report.trajectory), CountsPart(report.kept_counts, session)]
+    session.parts += [
+        MomentsPart(report.trajectory),
+        CountsPart(report.kept_counts, session),
+        PagePart(trainer, session, report.trajectory),
+    ]
     trainer.add_callback(report)
     return report
 

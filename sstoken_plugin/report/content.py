@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
 
@@ -101,7 +101,7 @@ class Report:
     versions: Mapping[str, str]
     history: str
     moments: Sequence[Moment]
-    ends: Sequence[Collection[int]] = ()
+    ends: Sequence[Sequence[int]] = ()
     log: Sequence[Mapping[str, Any]] = ()
     warnings: Sequence[str] = ()
     breakdowns: Sequence[Breakdown] = ()

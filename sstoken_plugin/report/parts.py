@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import FiniteFloat
 
+from sstoken_plugin.base.checked import checked
+from sstoken_plugin.base.visible_text import in_short
+from sstoken_plugin.report.assembly import report_of
+from sstoken_plugin.report.attempt import attempt
 from sstoken_plugin.report.breakdown import KeptCounts
-from sstoken_plugin.report.content import Moment, is_record
+from sstoken_plugin.report.content import Moment
+from sstoken_plugin.report.page_data import UNREADABLE, PageData, as_json, moments_from, page_data, training_of
 from sstoken_plugin.report.trajectory import Trajectory
-from sstoken_plugin.training.parts import Part, Saved, checked
+from sstoken_plugin.training import checkpoint
+from sstoken_plugin.training.parts import Part, Saved, WarningsPart
 from sstoken_plugin.training.session import Session
 
 
@@ -106,25 +112,76 @@ def moments_of(saved: Saved | None) -> list[Moment]:
     Raises:
         ValueError: they are none, or have different samples.
     """
-    if saved is None or saved.document is None:
-        return []
-    moments = [_moment(entry) for entry in checked(saved.document, list[dict[str, Any]])]
-    if len({tuple(len(record["input_ids"]) for record in moment.records) for moment in moments}) > 1:
-        raise ValueError("its moments have different samples")
-    return moments
+    return [] if saved is None or saved.document is None else moments_from(saved.document)
 
 
-def _moment(entry: Mapping[str, Any]) -> Moment:
-    # Others are of a release to come.
-    own = [part.name for part in fields(Moment)]
-    if missing := [name for name in own if name not in entry]:
-        raise ValueError(f"a moment has no {missing[0]}")
-    moment = Moment(**{name: entry[name] for name in own})
-    checked([moment.label, moment.rule], list[str])
-    checked([moment.gamma, moment.ratio], list[FiniteFloat])
-    if not all(map(is_record, checked(moment.records, list[dict[str, Any]]))):
-        raise ValueError("a record is none")
-    return moment
+class PagePart(Part):
+    """What a checkpoint needs for its page beside the moments and the warnings, which are parts of their own.
+
+    Args:
+        trainer: whose settings are shown.
+        session: of the trainer.
+        trajectory: has the moments.
+    """
+
+    name = "page"
+    words = "the page's settings"
+    is_spare = True
+
+    def __init__(self, trainer: Any, session: Session, trajectory: Trajectory):
+        self._trainer = trainer
+        self._session = session
+        self._trajectory = trajectory
+
+    def state(self) -> Saved | None:
+        """Return the page but for its moments, its log and its tables; None where that fails."""
+        return attempt("a checkpoint does not hold its page", self._state)
+
+    def _state(self) -> Saved:
+        assert self._session.selection is not None
+        report = report_of(self._session.selection, self._session.tokenizer, self._trajectory.moments, ())
+        data = PageData(replace(report, moments=()), training_of(self._trainer))
+        return Saved(document=json.loads(as_json(data)))
+
+    def restore(self, saved: Saved | None) -> None:
+        """Take over nothing: a run that goes on has settings of its own."""
+
+    def begin_anew(self) -> str:
+        """Begin with nothing, as always."""
+        return ""
+
+
+def read_checkpoint(folder: Path, log: list[dict[str, Any]]) -> PageData | None:
+    """Read the data of a page from a checkpoint; None where it holds none.
+
+    Args:
+        folder: of the checkpoint.
+        log: of the run up to the checkpoint.
+
+    Raises:
+        ValueError: they are damaged, or of another checkpoint; the reason, for users.
+    """
+    names = (PagePart.name, MomentsPart.name)
+    found = checkpoint.read(folder, names)
+    if found is None:
+        return None
+    for name in names:
+        if name in found.lost:
+            raise ValueError(found.lost[name])
+    page, moments, warnings = (found.parts.get(name) for name in (*names, WarningsPart.name))
+    if page is None or page.document is None:
+        return None
+    try:
+        data = page_data(page.document)
+        report = replace(
+            data.report,
+            moments=moments_of(moments),
+            log=log,
+            warnings=[] if warnings is None else checked(warnings.facts, list[str]),
+        )
+    except UNREADABLE as error:
+        raise ValueError(in_short(error)) from error
+    return replace(data, report=report)
 
 
 def samples_mark(moments: Sequence[Moment]) -> int:

@@ -10,7 +10,7 @@ import gzip
 import json
 import uuid
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.trainer import TRAINER_STATE_NAME
 
-from sstoken_plugin.base.files import replacing, write_bytes
+from sstoken_plugin.base.checked import checked
+from sstoken_plugin.base.files import replacing, unpacked, write_bytes
 from sstoken_plugin.base.visible_text import in_short
-from sstoken_plugin.training.parts import Part, Saved, checked
+from sstoken_plugin.training.parts import Part, Saved
 
 FOLDER = "sstoken"
 # Of the files below; a reader of one format leaves others alone.
@@ -112,8 +113,12 @@ def _write_part(folder: Path, name: str, saved: Saved, head: Mapping[str, Any], 
         write_bytes(gzip.compress(content.encode()), folder / files[-1])
 
 
-def read(checkpoint: Path) -> Found | None:
+def read(checkpoint: Path, only: Collection[str] | None = None) -> Found | None:
     """Read what a checkpoint folder holds; None if it was made without the plugin.
+
+    Args:
+        checkpoint: the folder.
+        only: names of the parts whose files are read; None for all.
 
     Raises:
         ValueError: what is there belongs to another checkpoint, or has another format.
@@ -143,6 +148,8 @@ def read(checkpoint: Path) -> Found | None:
         # Not what a save that was cut has left.
         if part in found.lost or "/" in name or not name.endswith((_TENSORS, _DOCUMENT)):
             continue
+        if only is not None and part not in only:
+            continue
         try:
             found.parts[part] = _read_part(folder / name, part, mark, found.parts.get(part))
         except _UNREADABLE as error:
@@ -161,11 +168,7 @@ def _read_part(file: Path, part: str, mark: str | None, known: Saved | None) -> 
             _refuse_foreign(head, mark)
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     else:
-        stream = zlib.decompressobj(wbits=31)
-        content = stream.decompress(file.read_bytes(), _MOST_BYTES)
-        if not stream.eof:
-            raise ValueError("it is cut")
-        head = checked(json.loads(content), dict[str, Any])
+        head = checked(json.loads(unpacked(file, _MOST_BYTES)), dict[str, Any])
         _refuse_foreign(head, mark)
         document = head[part]
     if known is None:

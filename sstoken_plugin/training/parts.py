@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import FiniteFloat, TypeAdapter, ValidationError
+from pydantic import FiniteFloat
 from torch import Tensor
 
+from sstoken_plugin.base.checked import checked
 from sstoken_plugin.history.base import History
 from sstoken_plugin.training.metrics import Totals
 from sstoken_plugin.training.monitor import SelectionMonitor
@@ -68,19 +69,6 @@ class Part:
     def check(self) -> str:
         """Return a sentence about a state that was taken over on every rank and is not what it should be, or ""."""
         return ""
-
-
-def checked(value: Any, kind: Any) -> Any:
-    """Return a value that has the type it should have.
-
-    Raises:
-        ValueError: it has another one.
-    """
-    try:
-        return TypeAdapter(kind).validate_python(value, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'its content'}: {first['msg']}") from error
 
 
 class HistoryPart(Part):

@@ -41,7 +41,10 @@ def html_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table of untrusted texts; a wide one scrolls within itself, by the keyboard too."""
     head = "".join(f"<th>{escaped(name)}</th>" for name in heads)
     body = "".join(f"<tr>{''.join(f'<td>{escaped(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return (
+        '<div class="wide" tabindex="0" role="region" aria-label="Table">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def escaped(words: str) -> str:

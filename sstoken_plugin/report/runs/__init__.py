@@ -1,0 +1,1 @@
+"""Finished runs: found on disk, drawn again, and side by side on one page."""

@@ -1,0 +1,415 @@
+"""`sstoken-report` on what real trainings left: one run drawn again, several on one page, and what is damaged."""
+
+import gzip
+import json
+import os
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from itertools import product
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner
+from conftest import run_axolotl
+from damage import cut, flipped, written
+from material import ROOT
+
+from sstoken_plugin.axolotl.report_command import report_command
+from sstoken_plugin.report.page_data import FILE, read_page_data
+
+HOSTILE = "<img src=x onerror=alert(1)>&'\u202e"
+
+
+@pytest.fixture(scope="module")
+def trained(small_run, tmp_path_factory):
+    """Folders of two runs that select and of a plain training."""
+    import axolotl.cli  # noqa: F401
+
+    folder = tmp_path_factory.mktemp("runs")
+    base = {**small_run, "val_set_size": 0.2, "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    changes = {
+        "many": {"sstoken": {"ratio": 0.6}},
+        "few": {"sstoken": {"ratio": 0.3}, "learning_rate": 0.01},
+        "plain": {"plugins": []},
+    }
+    for name, change in changes.items():
+        run_axolotl({**base, "output_dir": str(folder / name), **change}, folder)
+    return folder
+
+
+@pytest.fixture
+def runs(trained, tmp_path):
+    """The same folders, free to be changed."""
+    for name in ("many", "few", "plain"):
+        shutil.copytree(trained / name, tmp_path / "runs" / name)
+    return tmp_path / "runs"
+
+
+def report(*arguments):
+    found = CliRunner().invoke(report_command, list(map(str, arguments)))
+    assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
+    return SimpleNamespace(output=found.output, code=found.exit_code)
+
+
+def refused(*arguments):
+    found = report(*arguments)
+    assert found.code == 1
+    (line,) = found.output.splitlines()
+    return line.removeprefix("Error: ")
+
+
+def log_of(run):
+    return read_page_data(run / "sstoken" / FILE).report.log
+
+
+def edit(file, change):
+    content = json.loads(gzip.decompress(file.read_bytes()))
+    change(content)
+    file.write_bytes(gzip.compress(json.dumps(content).encode()))
+
+
+class Text(HTMLParser):
+    """Which scripts and tags a page has, and its text."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.tags, self.text, self.pieces = [], "", []
+        self.feed(file.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_of_a_run_is_drawn_again_to_the_byte_and_its_own_is_left_alone(runs):
+    own = runs / "many" / "sstoken" / "report.html"
+    before = own.read_bytes()
+    for run in (runs / "many", runs / "many" / "sstoken"):
+        found = report(run)
+        redrawn = runs / "many" / "sstoken" / "report-redrawn.html"
+        assert found.output == f"Written: {redrawn}\n"
+        assert redrawn.read_bytes() == before
+        redrawn.unlink()
+    assert own.read_bytes() == before
+
+
+def test_a_checkpoint_and_a_run_that_did_not_end_are_drawn_as_of_then(runs, browser):
+    out = runs / "page.html"
+    found = report(runs / "many" / "checkpoint-2", "--out", out)
+    assert "keeps no tables" in found.output
+    browser.show(out)
+    assert browser.text("#moment-label") == "step 2 of 4"
+    assert "60% of each sample's response tokens" in browser.text("#sentence")
+    # Killed before its end.
+    (runs / "many" / "sstoken" / FILE).unlink()
+    found = report(runs / "many")
+    assert "has not come to its end, so that it is shown as of checkpoint-4" in found.output
+    browser.show(runs / "many" / "sstoken" / "report-redrawn.html")
+    assert browser.text("#moment-label") == "step 4 of 4"
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
+def test_several_runs_stand_on_one_page(runs, browser, width, dark):
+    out = runs / "page.html"
+    report(runs / "many", runs / "few", runs / "plain", "--out", out)
+    browser.show(out, width, dark=dark)
+    assert browser.errors() == []
+    assert browser.requests() == []
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+    assert browser.run("return document.scripts.length") == 0
+    assert browser.texts("section > h2") == [
+        "Runs", "Evaluation losses", "Settings that differ", "Curves", "The same samples side by side",
+        "Settings that do not differ",
+    ]  # fmt: skip
+    # Wide tables can be scrolled by the keyboard.
+    assert browser.run("return [...document.querySelectorAll('.wide')].every(node => node.tabIndex === 0)")
+    assert "plain training, without a selection" in browser.texts(".runs li")[2]
+
+    losses = [
+        [line["eval_loss"] for line in log_of(runs / name) if "eval_loss" in line][-1] for name in ("many", "few")
+    ]
+    rows = cells(browser, "#evaluation tr")
+    assert [float(row[1]) for row in rows[1:3]] == pytest.approx(losses, abs=1e-3)
+    assert float(rows[2][3]) == pytest.approx(losses[1] - losses[0], abs=1e-4)
+    assert "cannot tell a difference from chance" in browser.text("#evaluation")
+    assert "sstoken-compare" in browser.text("#evaluation")
+
+    differ = {row[0]: row[1:] for row in cells(browser, "#differences tr")}
+    assert differ["sstoken.ratio"] == ["0.6", "0.3", "plain training"]
+    assert differ["learning_rate"][:2] == ["0.02", "0.01"]
+    assert differ.keys() == {"setting", "sstoken.ratio", "learning_rate"}
+
+
+def cells(browser, selector):
+    script = "return [...document.querySelectorAll(arguments[0])].map(row => [...row.children].map(c => c.textContent))"
+    return browser.run(script, selector)
+
+
+def test_a_loss_over_all_tokens_is_that_of_kept_and_dropped_ones_by_their_shares(runs, browser):
+    out = runs / "page.html"
+    report(runs / "many", runs / "plain", "--out", out)
+    browser.show(out)
+    line = next(line for line in reversed(log_of(runs / "many")) if "loss" in line)
+    share, kept, dropped = (line[f"sstoken/{name}"] for name in ("selected_ratio", "loss_selected", "loss_unselected"))
+    state = json.loads((runs / "plain" / "checkpoint-4" / "trainer_state.json").read_text())
+    plain = next(line["loss"] for line in reversed(state["log_history"]) if "loss" in line)
+    told = browser.texts("#curves .chart")
+    (chart,) = [text for text in told if text.startswith("Training loss over all response tokens")]
+    ends = chart.partition("At the end: A ")[2].split(", B ")
+    assert float(ends[0]) == pytest.approx(share * kept + (1 - share) * dropped, abs=1e-3)
+    assert float(ends[1][:6]) == pytest.approx(plain, abs=1e-3)
+    (chart,) = [text for text in told if text.startswith("Training loss over kept tokens")]
+    assert "B " not in chart
+
+
+def test_the_same_samples_show_which_tokens_each_run_keeps(runs, browser):
+    out = runs / "page.html"
+    report(runs / "many", runs / "few", "--out", out)
+    browser.show(out)
+    last = [read_page_data(runs / name / "sstoken" / FILE).report.moments[-1].records for name in ("many", "few")]
+    # A run has as many as it has time for.
+    shared = [pair for pair in product(*last) if pair[0]["input_ids"] == pair[1]["input_ids"]]
+    assert len(shared) >= 4
+    samples = browser.run("""
+        return [...document.querySelectorAll(".sample .column")].map((column) =>
+          [...column.querySelectorAll(".words > .kept, .words > .dropped")].map((node) => {
+            const said = node.querySelector(".said").textContent;
+            const own = node.cloneNode(true);
+            own.querySelector(".said").remove();
+            return [said, own.textContent];
+          }));
+    """)
+    assert len(samples) == 2 * len(shared)
+    seen = set()
+    for number, both in enumerate(shared):
+        for records, spans in zip((both, both[::-1]), samples[2 * number : 2 * number + 2], strict=True):
+            mine, other = records
+            for state, differs in ((True, False), (True, True), (False, False), (False, True)):
+                said = f"{'kept' if state else 'dropped'}{', unlike others' if differs else ''}: "
+                expected = "".join(
+                    text
+                    for text, response, own, theirs in zip(
+                        mine["tokens"], mine["response"], mine["selected"], other["selected"], strict=True
+                    )
+                    if response and own is state and (own != theirs) is differs
+                )
+                assert "".join(text for words, text in spans if words == said) == expected.replace("\n", "↵\n")
+                seen |= {said} if expected else set()
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_its_text_can_be_read_in_both_themes(runs, browser, dark):
+    out = runs / "page.html"
+    report(runs / "many", runs / "few", runs / "plain", "--out", out)
+    browser.show(out, dark=dark)
+    worst = browser.run("""
+        const light = (colour) => {
+          const [r, g, b] = colour.match(/[\\d.]+/g).map((part) => {
+            const share = part / 255;
+            return share <= 0.03928 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
+          });
+          return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+        };
+        const behind = (node) => {
+          for (; node; node = node.parentElement) {
+            const colour = getComputedStyle(node).backgroundColor;
+            if (!colour.endsWith(", 0)") && colour !== "transparent") return colour;
+          }
+          return "rgb(255, 255, 255)";
+        };
+        const found = [];
+        for (const node of document.querySelectorAll("body *")) {
+          const own = [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
+          if (!own || !node.checkVisibility()) continue;
+          const style = getComputedStyle(node);
+          const ink = light(node.closest("svg") ? style.fill : style.color);
+          const pair = [ink, light(behind(node))].sort((a, b) => b - a);
+          found.push([(pair[0] + 0.05) / (pair[1] + 0.05), node.className, node.textContent.slice(0, 40)]);
+        }
+        return found.sort((a, b) => a[0] - b[0])[0];
+    """)
+    assert worst[0] >= 4.5, worst
+
+
+def test_what_stands_in_data_and_names_is_text(runs, browser):
+    hostile = runs / HOSTILE.replace("/", "")
+    (runs / "few").rename(hostile)
+
+    def change(content):
+        moment = content["report"]["moments"][-1]
+        moment["label"] = HOSTILE
+        moment["records"][0]["tokens"][-1] = HOSTILE
+        content["report"]["settings"][HOSTILE] = HOSTILE
+        content["report"]["warnings"] = [HOSTILE]
+        content["report"]["log"][-1]["eval_</script>_loss"] = 1
+        content["training"][HOSTILE] = [HOSTILE]
+
+    for run in (runs / "many", hostile):
+        edit(run / "sstoken" / FILE, change)
+    out = runs / "page.html"
+    report(runs / "many", hostile, "--out", out)
+    page = Text(out)
+    assert not {"img", "script"} & set(page.tags)
+    assert HOSTILE.replace("\u202e", "[U+202E]") in page.text
+    assert "\u202e" not in page.text
+    browser.show(out, 390)
+    assert browser.errors() == []
+    assert browser.run("return document.documentElement.scrollWidth") <= 390
+
+
+def test_other_tokenizers_are_told_and_their_losses_do_not_compare(runs):
+    def other(content):
+        for moment in content["report"]["moments"]:
+            for record in moment["records"]:
+                record["input_ids"] = [token + 1 for token in record["input_ids"]]
+
+    edit(runs / "few" / "sstoken" / FILE, other)
+    out = runs / "page.html"
+    report(runs / "many", runs / "few", "--out", out)
+    text = Text(out).text
+    assert "no sample in common, because their tokenizers differ" in text
+    assert "losses, which are per token, do not compare" in text
+
+
+def test_other_data_are_no_other_tokenizer(runs):
+    def fewer(part):
+        def change(content):
+            for moment in content["report"]["moments"]:
+                moment["records"] = moment["records"][part]
+
+        return change
+
+    edit(runs / "many" / "sstoken" / FILE, fewer(slice(0, 2)))
+    edit(runs / "few" / "sstoken" / FILE, fewer(slice(2, None)))
+    out = runs / "page.html"
+    report(runs / "many", runs / "few", "--out", out)
+    text = Text(out).text
+    assert "no sample in common: their data" in text
+    assert "tokenizers" not in text
+
+
+def document(**changes):
+    def change(folder):
+        edit(folder / FILE, lambda content: content["report"].update(changes))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        cut(FILE, 5000), cut(FILE, 0), flipped(FILE, 3000), written(FILE, b"{}"), written(FILE, gzip.compress(b"[]")),
+        written(FILE, gzip.compress(b'{"format": 1, "rep')), written(FILE, gzip.compress(b"[" * 100_000)),
+        written(FILE, gzip.compress(b'{"format": 99}')), document(moments=[{}]), document(log=[1]),
+        document(breakdowns="x"), document(settings=None), document(ends=[["a"]]),
+    ],
+)  # fmt: skip
+def test_damaged_data_are_one_sentence_and_nothing_is_written(runs, change):
+    folder = runs / "many" / "sstoken"
+    change(folder)
+    out = runs / "page.html"
+    for others in ([], [runs / "few"]):
+        line = refused(runs / "many", *others, "--out", out)
+        assert str(folder / FILE) in line
+        assert "leave it out" in line
+    assert not out.exists()
+    assert (folder / "report.html").exists()
+
+
+def test_a_damaged_run_in_a_folder_of_runs_is_left_out_and_told(runs, browser):
+    cut(FILE, 5000)(runs / "few" / "sstoken")
+    out = runs / "page.html"
+    found = report(runs, "--out", out)
+    assert "few is left out" in found.output
+    assert "few is left out" in Text(out).text
+    assert "many" in Text(out).text
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b'{"log_history": [', b"[]", b'{"log_history": 3}', b"\xff\xfe", b'{"a": NaN}']
+)
+def test_a_damaged_state_of_a_plain_training_is_one_sentence(runs, content):
+    file = runs / "plain" / "checkpoint-4" / "trainer_state.json"
+    file.write_bytes(content)
+    assert "trainer_state.json" in refused(runs / "many", runs / "plain", "--out", runs / "page.html")
+
+
+def test_a_damaged_checkpoint_is_one_sentence(runs):
+    folder = runs / "many" / "checkpoint-2"
+    for name in ("moments.json.gz", "page.json.gz"):
+        copy = runs / name
+        shutil.copytree(folder, copy)
+        cut(name, 300)(copy / "sstoken")
+        assert name in refused(copy)
+
+
+def test_what_is_no_run_is_one_sentence_with_the_way_out(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    (runs / "empty").mkdir()
+    (runs / "file").write_text("")
+    assert "there is no folder 'nowhere'" in refused("nowhere")
+    assert "is a file" in refused("file")
+    assert "holds no run" in refused("empty")
+    assert "same run" in refused("many", "many/sstoken")
+    assert "nothing to show of it alone" in refused("plain")
+    assert "is a folder" in refused("many", "--out", "empty")
+    assert "end in .html" in refused("many", "--out", "config.yaml")
+    # As report: false leaves it.
+    for folder in (runs / "few").rglob("sstoken"):
+        shutil.rmtree(folder)
+    assert "report: false" in refused("few")
+    assert report("few", "many").code == 0
+    assert "Fewer than two of the runs have samples" in Text(runs / "sstoken-report.html").text
+
+
+def test_more_runs_than_can_be_told_apart_are_refused(runs):
+    for number in range(12):
+        shutil.copytree(runs / "plain", runs / f"plain-{number}")
+    assert "12 at most" in refused(runs)
+    shutil.rmtree(runs / "few"), shutil.rmtree(runs / "plain"), shutil.rmtree(runs / "plain-11")
+    out = runs / "page.html"
+    assert report(runs, "--out", out).code == 0
+    assert Text(out).tags.count("polyline") > 12
+
+
+def test_a_file_of_somebody_else_is_overwritten_only_if_asked(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    file = runs / "sstoken-report.html"
+    assert report("many", "few").output == "Written: sstoken-report.html\n"
+    # Its own one is.
+    assert report("few", "many").code == 0
+    file.write_text("<p>mine</p>")
+    assert "--out" in refused("many", "few")
+    assert file.read_text() == "<p>mine</p>"
+    assert report("many", "few", "--out", file).code == 0
+    assert "mine" not in file.read_text()
+
+
+@pytest.mark.parametrize("coding", ["ascii", "utf-8"])
+def test_it_runs_where_axolotl_is_not_and_on_any_terminal(runs, coding):
+    (runs / "many").rename(runs / "größe")
+    program = (
+        "import sys, runpy; sys.modules['axolotl'] = None; runpy.run_module('sstoken_plugin', run_name='__main__')"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program, "sstoken-report", "größe", "few"],
+        cwd=runs, capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": coding, "LC_ALL": "C.UTF-8", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr.decode()
+    assert found.stdout == b"Written: sstoken-report.html\n"
+    assert "größe" in (runs / "sstoken-report.html").read_text(encoding="utf-8")
+    shutil.rmtree(runs / "größe" / "sstoken")
+    found = subprocess.run(
+        [sys.executable, "-c", program, "sstoken-report", "größe/empty"],
+        cwd=runs, capture_output=True, env={**os.environ, "PYTHONIOENCODING": coding, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert found.returncode == 1
+    assert b"Traceback" not in found.stderr
+    # Click writes UTF-8 where a terminal claims to have ASCII alone.
+    assert "größe" in found.stderr.decode()
