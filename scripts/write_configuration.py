@@ -99,6 +99,14 @@ A line of `selections.jsonl` is one sample:
 | `labels` | only where your data has labels that are other tokens than `input_ids`: the labels |
 
 Every list has one entry a token. Losses are measured without dropout, unlike those of a training step.
+
+## `axolotl sstoken-report RUN [RUN ...] [--out FILE]`
+
+Draws the page of a finished run again, or one page of several runs
+([report.md](report.md#after-training-draw-it-again-and-several-runs-side-by-side)). Without `--out`, which names an
+`.html` file, the page of one run is `RUN/sstoken/report-redrawn.html`, and that of several `sstoken-report.html` in the
+current folder. It needs neither the data nor the model, and not Axolotl either:
+`python -m sstoken_plugin sstoken-report RUN` is the same command wherever the package is installed.
 """
 
 

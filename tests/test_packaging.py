@@ -4,7 +4,7 @@ import ast
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import EntryPoint, packages_distributions, version
 
 import pytest
 from constraints import build_wheel, changes
@@ -112,6 +112,12 @@ def bounds(versions):
     versions = sorted(map(Version, versions))
     oldest, newest = versions[0], versions[-1]
     return SpecifierSet(f">={oldest},<{newest.major}.{newest.minor + 1}")
+
+
+def test_axolotl_lists_each_command_under_its_own_name():
+    group = "axolotl.cli_commands"
+    for name, place in PROJECT["entry-points"][group].items():
+        assert EntryPoint(name, place, group).load().name == name
 
 
 def test_what_serves_every_trainer_imports_what_every_trainer_brings():
