@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -15,9 +16,13 @@ from click.testing import CliRunner
 from conftest import run_axolotl
 from damage import cut, flipped, written
 from material import ROOT
+from reports import drawn, moment, record
+from reports import report as drawing
 
 from sstoken_plugin.axolotl.report_command import report_command
 from sstoken_plugin.report.page_data import FILE, read_page_data
+from sstoken_plugin.report.runs.finished import FinishedRun
+from sstoken_plugin.report.runs.page import render_runs
 
 HOSTILE = "<img src=x onerror=alert(1)>&'\u202e"
 
@@ -241,9 +246,9 @@ def test_what_stands_in_data_and_names_is_text(runs, browser):
     (runs / "few").rename(hostile)
 
     def change(content):
-        moment = content["report"]["moments"][-1]
-        moment["label"] = HOSTILE
-        moment["records"][0]["tokens"][-1] = HOSTILE
+        last = content["report"]["moments"][-1]
+        last["label"] = HOSTILE
+        last["records"][0]["tokens"][-1] = HOSTILE
         content["report"]["settings"][HOSTILE] = HOSTILE
         content["report"]["warnings"] = [HOSTILE]
         content["report"]["log"][-1]["eval_</script>_loss"] = 1
@@ -264,9 +269,9 @@ def test_what_stands_in_data_and_names_is_text(runs, browser):
 
 def test_other_tokenizers_are_told_and_their_losses_do_not_compare(runs):
     def other(content):
-        for moment in content["report"]["moments"]:
-            for record in moment["records"]:
-                record["input_ids"] = [token + 1 for token in record["input_ids"]]
+        for each in content["report"]["moments"]:
+            for sample in each["records"]:
+                sample["input_ids"] = [token + 1 for token in sample["input_ids"]]
 
     edit(runs / "few" / "sstoken" / FILE, other)
     out = runs / "page.html"
@@ -279,8 +284,8 @@ def test_other_tokenizers_are_told_and_their_losses_do_not_compare(runs):
 def test_other_data_are_no_other_tokenizer(runs):
     def fewer(part):
         def change(content):
-            for moment in content["report"]["moments"]:
-                moment["records"] = moment["records"][part]
+            for each in content["report"]["moments"]:
+                each["records"] = each["records"][part]
 
         return change
 
@@ -388,6 +393,24 @@ def test_a_file_of_somebody_else_is_overwritten_only_if_asked(runs, monkeypatch)
     assert file.read_text() == "<p>mine</p>"
     assert report("many", "few", "--out", file).code == 0
     assert "mine" not in file.read_text()
+
+
+def test_little_that_is_known_of_runs_is_a_page_too(browser, tmp_path):
+    nothing = record([], response=[])
+    long = drawn(3000, 1, prompt=2000)
+    logs = [[], [{"step": 1, "eval_loss": math.nan}, {"eval_loss": 1.0}], [{"step": 3, "loss": 1e300}] * 2]
+    reports = [drawing(nothing), drawing(moment([])), drawing(moment([nothing, record(["p", "a"]), long])),
+               drawing(moment([long, record(["p", "a"], response=[False, False])]))]  # fmt: skip
+    known = [FinishedRun(tmp_path, tmp_path, log, name=f"log {place}") for place, log in enumerate(logs)]
+    known += [FinishedRun(tmp_path, tmp_path, [], report, name=f"report {n}") for n, report in enumerate(reports)]
+    for some in (known[:2], known[1:5], known):
+        file = tmp_path / "page.html"
+        file.write_text(render_runs(some), encoding="utf-8")
+        browser.show(file, 390)
+        assert browser.errors() == []
+        assert browser.run("return document.documentElement.scrollWidth") <= 390
+    assert "tokens left out" in browser.text("#samples")
+    assert "nan" not in browser.text("main").lower()
 
 
 @pytest.mark.parametrize("coding", ["ascii", "utf-8"])

@@ -66,7 +66,7 @@ def chart(curves: Sequence[Curve], title: str, note: str = "", *, share: bool = 
              f'<text class="tick" x="{_LEFT - 6}" y="{y(tick) + 4}" text-anchor="end">{tick:g}</text>'
              for tick in ticks(low, high)]  # fmt: skip
     parts += [f'<text class="tick" x="{x(tick)}" y="{bottom + 18}" text-anchor="middle">{tick:g}</text>'
-              for tick in ticks(first, last)]  # fmt: skip
+              for tick in ticks(first, last) if tick == int(tick)]  # fmt: skip
     for curve, height in zip(drawn, _apart([y(curve.values[-1]) for curve in drawn]), strict=True):
         points = [(x(step), y(value)) for step, value in zip(curve.steps, curve.values, strict=True)]
         line = " ".join(f"{across},{down}" for across, down in points)

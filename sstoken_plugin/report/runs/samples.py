@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from itertools import groupby
+from itertools import groupby, takewhile
 
 from sstoken_plugin.base.visible_text import cut, visible
 from sstoken_plugin.report import terminal
@@ -117,14 +117,12 @@ def _sample(records: Mapping[int, Record], runs: Sequence[FinishedRun], letters:
         len({record["selected"][place] for record in records.values() if record["response"][place]}) > 1
         for place in range(len(first["tokens"]))
     ]
-    lead = [] if pieces[0].response else [pieces.pop(0)]
-    while lead and pieces and not pieces[0].response:
-        lead.append(pieces.pop(0))
+    lead = list(takewhile(lambda piece: not piece.response, pieces))
     prompt = "".join(_prompt(piece, first) for piece in lead)
     columns = "".join(
         f'<div class="column"><h4>{key(place)} {escaped(f"{letters[place]} {runs[place].name}")}: '
         f"{sum(record['selected'])} of {sum(record['response'])} response tokens kept</h4>"
-        f'<p class="words">{"".join(_piece(piece, record, differs) for piece in pieces)}</p></div>'
+        f'<p class="words">{"".join(_piece(piece, record, differs) for piece in pieces[len(lead) :])}</p></div>'
         for place, record in records.items()
     )
     return (
