@@ -68,17 +68,52 @@ others.
 Started alone, this command and the next one run in one process. On a machine with several GPUs give it one
 (`CUDA_VISIBLE_DEVICES=0`): else Axolotl spreads a model's layers over all of them, which has not been run.
 
-## `axolotl sstoken-inspect CONFIG [--adapter DIR ...] [--samples N] [--show N] [--out DIR] [--sstoken.KEY=VALUE ...]`
+## `axolotl sstoken-inspect CONFIG [--after N] [--adapter DIR ...] [--samples N] [--show N] [--out DIR]`
 
-Scores the first N samples (default 20) of the prepared data set without training, with the settings after the
-warm-up. Prints the first of them (`--show`, default 3; in colour, or with signs around kept and dropped tokens where a
-terminal has no colours or `NO_COLOR` is set) and writes `inspect.html` and `selections.jsonl` to DIR (default
-`OUTPUT_DIR/sstoken`; in a folder of your own that holds no page of a training, the page is there as `report.html` too,
-its name in version 0.1). A folder that cannot be written is refused before anything is loaded.
-Files come first, so that nothing that happens to a terminal costs one; characters that it does not have are shown as
-`?`. An option that neither this command nor Axolotl knows is refused. Without `--adapter` it shows the untrained
-model, whose REL is zero unless `history` is a path. With two, it compares them: the page has a slider from one to the
-other, the terminal shows both and how far they agree, and the second's samples are in `selections-2.jsonl`.
+Scores the first N samples (default 20) of the prepared data set, with the settings after the warm-up. Settings are
+overridden as by `sstoken-score`. Prints [the plan of the run](#the-plan-of-a-run) and the first samples (`--show`,
+default 3; in colour, or with signs around kept and dropped tokens where a terminal has no colours or `NO_COLOR` is set)
+and writes `inspect.html` and `selections.jsonl` to DIR (default `OUTPUT_DIR/sstoken`; in a folder of your own that
+holds no page of a training, the page is there as `report.html` too, its name in version 0.1). A folder that cannot be
+written is refused before anything is loaded. Files come first, so that nothing that happens to a terminal costs one;
+characters that it does not have are shown as `?`. An option that neither this command nor Axolotl knows is refused.
+
+**Which model.** REL needs one that has learned something:
+
+| | model | what it shows | time |
+| --- | --- | --- | --- |
+| | as it is before training | prompt attention alone: REL is zero, unless `history` is a path | a forward pass |
+| `--after N` | after the first N steps of the run | what the run would select then | N steps, and it says so |
+| `--adapter DIR` | with a trained adapter | what that training selects at its end | a forward pass |
+
+Where REL is zero at every token and would rank, the terminal and the page say so.
+
+`--after` trains by the YAML itself: Axolotl's own trainer, with the run's learning rates, batches and both warm-ups,
+and the history that the run has, whatever it is. So in the first steps the selection is that of `warmup_selector`, and
+only the scoring after them ranks by REL. It evaluates, saves and uploads nothing, writes to a temporary folder that it
+removes, and tells no tracker; a folder that you name as `history_cache` is used and filled as in the run. It trains in
+one process: `deepspeed`, `fsdp_config` and `use_ray` are refused.
+
+How many steps? One run of the demo (SmolLM2-135M, LoRA, 22 steps of 8 samples; 30 samples scored; `python
+benchmarks/first_steps.py example_configs/cpu-demo.yaml`), where of the tokens that are kept after N steps or at the end
+this share is kept both times:
+
+| N | 1 | 2 | 3 | 5 | 8 | 10 | 15 | 20 |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+| kept both times | 0.61 | 0.73 | 0.79 | 0.87 | 0.90 | 0.91 | 0.99 | 1.00 |
+| mean of REL without its sign, nats | 0.00 | 0.36 | 0.98 | 2.05 | 2.85 | 3.06 | 3.10 | 3.08 |
+
+After one step, at the start of the learning rate's warm-up, the choice is still that of attention alone. This run is
+short and its learning rate high (0.001); where REL stays small, take more steps. They took 738 s, samples included, on
+two cores that other work had too; alone the demo trains in about two minutes.
+
+With two adapters it compares them: the page has a slider from one to the other, the terminal shows both and how far
+they agree, and the second's samples are in `selections-2.jsonl`.
+
+**What is printed.** On standard output what is said here and nothing else, so that it can be piped. What is going on is
+said on standard error, and the plugin's warnings are. What Axolotl and others print goes to `inspect.log` beside the
+page; after an error that is no sentence of the plugin's, its last lines are shown. Progress bars stay where standard
+error is a terminal. `debug.log` in OUTPUT_DIR, which Axolotl begins anew with each of its commands, is left alone.
 
 With a `history` that follows the training ({changing}) name a checkpoint folder,
 `--adapter OUTPUT_DIR/checkpoint-N`: it holds the history, and OUTPUT_DIR does not. After full fine-tuning there is no
@@ -99,6 +134,27 @@ A line of `selections.jsonl` is one sample:
 | `labels` | only where your data has labels that are other tokens than `input_ids`: the labels |
 
 Every list has one entry a token. Losses are measured without dropout, unlike those of a training step.
+
+## The plan of a run
+
+The first lines of `axolotl sstoken-inspect`, and one line in the log of every training before its first step:
+
+```
+data     24 samples, 288 response tokens (22% of 1,280)
+kept     183 response tokens, 63.5%
+steps    4, 0.7 epochs, 1 of them the selection's warm-up
+history  initial, no memory; its losses are not kept; a forward pass of it in 76% of the micro-batches
+time     1.07 to 1.31 of plain training's steps, by docs/performance.md (cpu, adapter)
+```
+
+- **data, kept**: counted from the labels, of every sample that has a response. Of more than 20,000 rows or 20 million
+  tokens, rows all over the data set are counted and scaled up ("about"). More than `ratio` is kept where answers are
+  short: each sample keeps ceil(ratio * n) of its n response tokens, with `keep_eos` at least twice its ends of turns.
+- **steps**: by `sstoken-inspect`, those of one process; with `--after` and in a training, the trainer's own number.
+- **history**: what it adds to memory, where its losses are kept and what they take there before compression, and in how
+  many micro-batches it is computed: not in the warm-up but for one in 20, not again where losses are kept.
+- **time**: of the steps, as a multiple of the same steps without the plugin, by
+  [a rule](performance.md#the-rule-of-the-plan) that takes what was measured.
 
 ## `axolotl sstoken-report RUN [RUN ...] [--out FILE]`
 

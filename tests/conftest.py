@@ -34,9 +34,9 @@ CORE = (
 )  # fmt: skip
 # Without a training, in under two minutes on two cores: CONTRIBUTING.md.
 FAST = (
-    "axolotl_keys", "breakdown", "example_tables", "experiments_config", "experiments_measures", "experiments_page",
-    "experiments_statistics", "files", "linear_nll", "losses", "monitor", "packaging", "report", "report_page", "run",
-    "samples", "selection", "selectors", "setup", "token_text",
+    "aside", "axolotl_keys", "breakdown", "example_tables", "experiments_config", "experiments_measures",
+    "experiments_page", "experiments_statistics", "files", "linear_nll", "losses", "monitor", "packaging", "report",
+    "report_page", "run", "samples", "selection", "selectors", "setup", "token_text",
 )  # fmt: skip
 
 

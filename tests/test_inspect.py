@@ -63,10 +63,12 @@ def check(record, ratio, keep_eos=True):
         assert [p for p, value in enumerate(record[name]) if value is not None] == places
 
 
-def test_the_untrained_model_has_no_rel(config, inspect):
+def test_the_untrained_model_has_no_rel(config, inspect, tmp_path):
     result, records = inspect(config, "--samples", "5")
     assert result.exit_code == 0, result.output
     assert "ssToken is active" in result.output
+    assert "REL is zero at every token" in result.output
+    assert "REL is zero at every token" in (tmp_path / "inspection" / "inspect.html").read_text()
     assert [record["sample"] for record in records] == list(range(5))
     for record in records:
         assert record.keys() == FIELDS
@@ -135,6 +137,66 @@ def test_the_second_of_two_trainings_is_scored_against_the_first(config, train, 
     assert run.trainer.state.global_step == 4
 
 
+def test_that_rel_is_zero_is_said_only_where_it_would_rank(config, inspect, tmp_path):
+    result, _ = inspect(config, "--samples", "2", "--sstoken.gamma", "0")
+    assert "REL is zero" not in result.output
+    assert "REL is zero" not in (tmp_path / "inspection" / "inspect.html").read_text()
+
+
+@pytest.mark.parametrize("block", [{}, {"history": "ema", "history_ema_decay": 0.5, "warmup_ratio": 0.5}], ids=repr)
+def test_the_first_steps_are_those_of_the_run(config, train, inspect, tmp_path, block):
+    from transformers import set_seed
+
+    config["sstoken"] = {"gamma": 0.9, **block}
+    train({**config, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 5})
+    _, expected = inspect(config, "--samples", "4", "--adapter", str(tmp_path / "out" / "checkpoint-2"))
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")}
+    # As for the training: up to 0.20 Axolotl draws the weights of an adapter before it seeds.
+    set_seed(0)
+    result, records = inspect(config, "--samples", "4", "--after", "2")
+    assert result.exit_code == 0, result.output
+    assert "after 2 of 4 steps: 4 samples" in result.output
+    assert "REL is zero" not in result.output
+    for record, other in zip(records, expected, strict=True):
+        assert record["selected"] == other["selected"]
+        assert record["history_nll"] == pytest.approx(other["history_nll"], abs=1e-4)
+        assert record["current_nll"] == pytest.approx(other["current_nll"], abs=1e-4)
+    # Nothing of the training is there but what the inspection writes.
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")} == before
+
+
+def test_the_first_steps_of_a_shorter_run_are_all_of_it(config, inspect):
+    result, _ = inspect({**config, "max_steps": 1}, "--samples", "2", "--after", "20")
+    assert "after 1 of 1 steps" in result.output
+
+
+def test_first_steps_and_an_adapter_are_one_too_many(config, inspect, tmp_path):
+    result, _ = inspect(config, "--after", "2", "--adapter", str(tmp_path))
+    assert result.exit_code == 1
+    assert "--after trains a model of its own" in result.output
+
+
+@pytest.mark.parametrize("key", ["deepspeed", "fsdp_config", "use_ray"])
+def test_first_steps_of_several_processes_are_refused(key):
+    from sstoken_plugin.axolotl.trial import refuse_unfit
+
+    with pytest.raises(ValueError, match=f"--after trains in this process alone, and {key} asks"):
+        refuse_unfit({key: True})
+    refuse_unfit({})
+
+
+def test_the_plan_is_what_is_selected(config, inspect):
+    """Of a data set that is scored whole, the numbers before are those after."""
+    config["sstoken"] = {"gamma": 0.0, "ratio": 0.4}
+    result, records = inspect(config, "--samples", "100", "--show", "0")
+    responses, kept = (sum(sum(record[name]) for record in records) for name in ("response", "selected"))
+    tokens = sum(len(record["tokens"]) for record in records)
+    assert f"data     24 samples, {responses} response tokens ({responses / tokens:.0%} of {tokens:,})" in result.output
+    assert f"kept     {kept} response tokens" in result.output
+    assert "steps    4, 0.7 epochs\n" in result.output
+    assert len(result.output.splitlines()) < 24
+
+
 def test_a_yaml_without_the_plugin_can_be_inspected_and_overridden(config, inspect):
     _, records = inspect({**config, "plugins": None}, "--samples", "2", "--sstoken.ratio=0.3", "--sstoken.gamma", "0")
     for record in records:
@@ -162,6 +224,11 @@ def test_it_is_a_command(config, tmp_path, command):
     assert "2 samples" in output
     # No colours where nobody sees them.
     assert "\x1b" not in output
+    # The words of others are in a file.
+    assert "[axolotl" not in output
+    assert "[axolotl" in (tmp_path / "out" / "sstoken" / "inspect.log").read_text()
+    # And the log of a training stays that of a training.
+    assert not (tmp_path / "out" / "debug.log").exists()
     assert (tmp_path / "out" / "sstoken" / "selections.jsonl").exists()
 
 
@@ -421,6 +488,12 @@ def test_a_terminal_of_another_encoding_loses_nothing(config, tmp_path, encoding
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     result = subprocess.run(command, capture_output=True, env=environment)
     assert result.returncode == 0, result.stderr[-2000:]
+    # Ours alone, and kept and dropped are told apart without an escape code.
+    assert result.stdout.startswith(b"data "), result.stdout[:500]
+    assert b"\x1b" not in result.stdout
+    assert b"[plain]" in result.stdout
+    assert b"]{" in result.stdout
+    assert len(result.stdout.splitlines()) < 40
     assert b"Written: " in result.stdout
     assert (tmp_path / "o" / "inspect.html").stat().st_size > 10_000
     assert "\u4f60\u597d" in (tmp_path / "o" / "selections.jsonl").read_text(encoding="utf-8").replace('", "', "")

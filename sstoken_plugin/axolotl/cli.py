@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import errno
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
@@ -18,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
+from sstoken_plugin.axolotl import SHOWN
 from sstoken_plugin.base.files import expand
 from sstoken_plugin.base.streams import has_colours, replace_what_streams_lack
 from sstoken_plugin.base.visible_text import in_short, one_line, visible
 from sstoken_plugin.selection.config import SSTokenConfig, nearest
 
 if TYPE_CHECKING:
-    from sstoken_plugin.history.build import TrainedAdapter
     from sstoken_plugin.report import Report
 
 
-# Of the inspector's page in version 0.1, where the results have a folder of their own. A training's page has it too.
-OLD_PAGE = "report.html"
+# Of what others said before an error.
+MOST_LINES = 40
 
 
 @click.command(
@@ -44,6 +42,12 @@ OLD_PAGE = "report.html"
     multiple=True,
     type=click.Path(exists=True, file_okay=False),
     help="A trained adapter; without one, the untrained model. Given twice, two are compared.",
+)
+@click.option(
+    "--after",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Train the first N optimizer steps of CONFIG before scoring; nothing of the training is kept.",
 )
 @click.option(
     "--samples",
@@ -62,173 +66,94 @@ OLD_PAGE = "report.html"
 @click.option("--out", type=click.Path(file_okay=False), help="Folder for the results  [default: OUTPUT_DIR/sstoken]")
 @click.pass_context
 def inspect_command(
-    context: click.Context, config: str, adapters: tuple[str, ...], samples: int, show: int, out: str | None
+    context: click.Context,
+    config: str,
+    adapters: tuple[str, ...],
+    after: int | None,
+    samples: int,
+    show: int,
+    out: str | None,
 ) -> None:
-    """Score samples of the data set of CONFIG without training.
+    """Score samples of the data set of CONFIG before training, or after its first steps.
 
-    Prints some of them and writes selections.jsonl and inspect.html. Settings can be overridden as in
-    `--sstoken.ratio=0.4`. CONFIG need not name the plugin yet.
+    Prints some of them and writes selections.jsonl and inspect.html, and to inspect.log what Axolotl says. Settings can
+    be overridden as in `--sstoken.ratio=0.4`. CONFIG need not name the plugin yet.
     """
     with told_in_a_sentence():
-        inspect(config, _overrides(context), adapters, samples, show, out)
+        overrides = _overrides(context)
+        with _others_aside() as (folder, log, tell):
+            # Here, so that `axolotl --help` stays quick.
+            from sstoken_plugin.axolotl.inspection import Asked, inspect, keep_log
+
+            found = inspect(*_load(config, overrides), Asked(adapters, after, samples, out), folder, tell)
+            kept = keep_log(log, found.files[0])
+        # After the files, so that nothing that happens to a terminal costs one.
+        if found.plan is not None:
+            click.echo("\n".join(one_line(f"{name:<9}{words}") for name, words in found.plan.parts()))
+        _show(found.reports, show)
+        click.echo(one_line(f"Written: {', '.join(map(str, [*found.files, *([kept] if kept else [])]))}"))
+        if found.fault is not None:
+            raise found.fault
 
 
-def inspect(
-    config: str, overrides: dict[str, str], adapters: Sequence[str], samples: int, show: int, out: str | None
-) -> None:
-    """See `inspect_command`.
-
-    Raises:
-        ValueError: the configuration does not fit; one sentence with key and fix.
-    """
-    # Here, so that `axolotl --help` stays quick.
-    from sstoken_plugin.axolotl.experiment import data_of
+def _show(reports: Sequence[Report], samples: int) -> None:
+    """Print what was found: in all, and the first samples."""
     from sstoken_plugin.report import terminal
-    from sstoken_plugin.report.assembly import write_page
 
-    cfg, settings = _load(config, overrides)
-    folder = expand(out) if out else Path(cfg.output_dir) / "sstoken"
-    asked: list[str | None] = [*adapters] or [None]
-    files = [folder / f"selections{f'-{number + 1}' if number else ''}.jsonl" for number in range(len(asked))]
-    page = folder / "inspect.html"
-    key = "--out" if out else "output_dir"
-    # Before data and model are loaded.
-    _refuse_unwritable(key, folder, [*files, page])
-    if adapters and cfg.adapter not in ("lora", "qlora"):
-        raise ValueError(f"--adapter needs `adapter: lora` or `adapter: qlora` in {config}.")
-    if len(adapters) > 2:
-        raise ValueError(f"--adapter is given {len(adapters)} times; at most two can be compared.")
-    data = data_of(cfg).train_dataset
-    reports = [
-        _inspect(cfg, settings, adapter, data, samples, file, key) for adapter, file in zip(asked, files, strict=True)
-    ]
-    moments = [moment for report in reports for moment in report.moments]
-    tables = [
-        replace(table, title=table.title if len(moments) == 1 else f"{moment.label}: {table.title}")
-        for report in reports
-        for moment in report.moments
-        for table in report.breakdowns
-    ]
-    pages = [page, *([folder / OLD_PAGE] if out and _is_free_for_old_page(folder, page) else [])]
-    fault = None
-    for file in pages:
-        try:
-            with _told_if_unwritable(key, file):
-                write_page(file, replace(reports[-1], moments=moments, breakdowns=tables))
-        except ValueError as error:
-            fault = error
-            break
-        files.append(file)
-    # After the files, so that nothing that happens to a terminal costs one.
     colours = has_colours(sys.stdout, os.environ)
+    moments = [moment for report in reports for moment in report.moments]
     for report, moment in zip(reports, moments, strict=True):
         click.echo(one_line(report.sentence))
         click.echo(one_line(f"{moment.label}: {terminal.total(moment.records)}"))
-        for record in moment.records[:show]:
+        for warning in report.warnings:
+            click.echo(one_line(warning))
+        for record in moment.records[:samples]:
             click.echo("\n".join(terminal.view(record, colours=colours)))
-    if show:
+    if samples:
         click.echo(terminal.legend(colours=colours))
     if len(moments) == 2:
         click.echo(terminal.agreement(*(moment.records for moment in moments)))
-    click.echo(one_line(f"Written: {', '.join(map(str, files))}"))
-    if fault is not None:
-        older = " The page in that folder is from an earlier inspection." if file.exists() else ""
-        raise ValueError(f"{fault}{older}") from fault
-
-
-def _is_free_for_old_page(folder: Path, page: Path) -> bool:
-    """Tell whether a page in a folder of the user's own may have its name in version 0.1, too."""
-    old = folder / OLD_PAGE
-    if folder.resolve().name == "sstoken":
-        return False
-    return not old.exists() or (old.is_file() and page.is_file() and old.read_bytes() == page.read_bytes())
-
-
-def _refuse_unwritable(key: str, folder: Path, files: Sequence[Path]) -> None:
-    """Refuse a folder in which the results could not be written, and make it where it is missing."""
-    with _told_if_unwritable(key, folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        if taken := next((file for file in files if file.is_dir()), None):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(taken))
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"sstoken")
 
 
 @contextmanager
-def _told_if_unwritable(key: str, place: Path) -> Iterator[None]:
-    """Turn what goes wrong in writing into one sentence.
+def _others_aside() -> Iterator[tuple[Path, Path, Callable[[str], None]]]:
+    """Set aside what Axolotl and others print; where an error needs it, its end is shown.
 
-    Raises:
-        ValueError: see there.
+    Yields:
+        A folder to work in, which goes after the block; the file with what is set aside; and what tells a user a line.
     """
-    try:
-        yield
-    except OSError as error:
-        raise ValueError(
-            f"{key}: {place} cannot be written ({in_short(error)}); name another folder, or make room."
-        ) from error
+    from sstoken_plugin.base.aside import set_aside
+
+    with tempfile.TemporaryDirectory(prefix="sstoken-", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        log = folder / "log"
+        try:
+            with set_aside(log, ("sstoken_plugin", SHOWN)) as tell, _own_debug_log(folder):
+                yield folder, log, tell
+        except (Exception, SystemExit) as error:
+            if not (isinstance(error, ValueError) and _is_told(error)):
+                said = log.read_text(encoding="utf-8", errors="replace").splitlines()[-MOST_LINES:]
+                click.echo("\n".join([*map(one_line, said), ""]), err=True)
+            raise
 
 
-def _inspect(
-    cfg: Any, settings: SSTokenConfig, adapter: str | None, data: Any, samples: int, file: Path, key: str
-) -> Report:
-    """Score the first samples with the untrained model or an adapter; the model is dropped after."""
-    from axolotl.cli.utils import load_model_and_tokenizer
+@contextmanager
+def _own_debug_log(folder: Path) -> Iterator[None]:
+    """Leave OUTPUT_DIR/debug.log to the training that it is of: Axolotl begins it anew with whatever it loads."""
+    from axolotl.utils import tee
     from axolotl.utils.dict import DictDefault
 
-    from sstoken_plugin.axolotl.experiment import precision_of
-    from sstoken_plugin.axolotl.run import run_of
-    from sstoken_plugin.engine.step import Phase
-    from sstoken_plugin.history.build import build_history
-    from sstoken_plugin.report import Moment
-    from sstoken_plugin.report.assembly import report_of
-    from sstoken_plugin.report.breakdown import KeptCounts
-    from sstoken_plugin.report.inspection import inspect_samples, write_records
-    from sstoken_plugin.training.setup import build_selection, look_at_data, vocabulary_size
-
-    model, tokenizer, _ = load_model_and_tokenizer(
-        cfg=DictDefault({**cfg, "lora_model_dir": adapter}) if adapter else cfg
-    )
-    run = run_of(cfg)
-    ends = look_at_data(data, run, model, tokenizer)
-    precision = precision_of(cfg, model)
-    history = build_history(
-        settings,
-        run,
-        model,
-        tokenizer,
-        trains=False,
-        trained=_trained(Path(adapter)) if adapter else None,
-        cache=expand(settings.cache_folder) if settings.cache_folder else None,
-        precision=precision,
-    )
-    counts, phase = KeptCounts(tokenizer, vocabulary_size(model, tokenizer)), Phase.of(settings)
-    with precision():
-        selection = build_selection(settings, run, model, history, ends)
-        chosen = data.select(range(min(samples, len(data))))
-        with _told_if_unwritable(key, file):
-            records = write_records(inspect_samples(selection, model, chosen, phase, tokenizer, counts.add), file)
-    label = f"adapter {adapter}" if adapter else "untrained model"
-    moment = Moment(label, phase.rule, phase.gamma, phase.ratio, records)
-    return report_of(selection, tokenizer, [moment], counts.tables(counts.counts.cpu()))
-
-
-def _trained(folder: Path) -> TrainedAdapter:
-    """Return a trained adapter, with the history that its checkpoint holds."""
-    from sstoken_plugin.history.build import TrainedAdapter
-    from sstoken_plugin.training import checkpoint
-    from sstoken_plugin.training.parts import Saved
-
-    reason = ""
+    own = folder / "debug.log"
+    is_ours = tee.prepare_debug_log(DictDefault(output_dir=str(folder)), own.name) == str(own)
+    # What Axolotl has put in their place takes a lock when it goes, and must not go while closing holds the same one.
+    streams = sys.stdout, sys.stderr
     try:
-        found = checkpoint.read(folder)
-    except ValueError as error:
-        found, reason = None, str(error)
-    if found is None:
-        return TrainedAdapter(folder, reason=reason)
-    saved = found.parts.get("history", Saved())
-    kind = saved.facts.get("kind") if isinstance(saved.facts, dict) else None
-    return TrainedAdapter(folder, kind, dict(saved.tensors), found.lost.get("history", ""))
+        yield
+    finally:
+        # Another of this process would go on with it.
+        if is_ours:
+            tee.close_debug_log()
+        del streams
 
 
 @click.command(

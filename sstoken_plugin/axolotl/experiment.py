@@ -41,7 +41,7 @@ def yaml_of_arm(
     found = {
         key: value
         for key, value in {**base, **changes}.items()
-        if key not in (*SWITCHED_OFF, "sstoken") and not _is_of_tracker(key)
+        if key not in (*SWITCHED_OFF, "sstoken") and not is_of_tracker(key)
     }
     found["plugins"] = [name for name in found.get("plugins") or () if not compatibility.names_us({"plugins": [name]})]
     if sstoken is not None:
@@ -63,7 +63,8 @@ def yaml_of_arm(
     return found
 
 
-def _is_of_tracker(key: str) -> bool:
+def is_of_tracker(key: str) -> bool:
+    """Tell whether a key of a YAML is about a tracker of experiments."""
     return key.removeprefix("use_").removeprefix("hf_").startswith(_TRACKERS)
 
 

@@ -109,6 +109,13 @@ def build_history(
     return HistoryLosses(history, store, precision, together=is_sharded(model))
 
 
+def memory_in_training(history: History, model: Any) -> int:
+    """Return the bytes that a history takes in training, where it was built for a model that does not train, too."""
+    if isinstance(history, Untrained):
+        return bytes_of(parameter for parameter in model.parameters() if parameter.requires_grad)
+    return history.memory
+
+
 def _store(folder: Path, mark: bytes, model: Any, *, is_asked_for: bool) -> LossStore | None:
     """Open the cache; one that nobody asked for is left out where it cannot be, by every rank alike."""
     store, fault = None, "another rank cannot use it"

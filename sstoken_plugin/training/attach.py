@@ -14,6 +14,7 @@ from sstoken_plugin.history.build import build_history
 from sstoken_plugin.selection.config import SSTokenConfig
 from sstoken_plugin.training.cache import cache_folder
 from sstoken_plugin.training.callbacks import HistoryCallback
+from sstoken_plugin.training.plan import PlanCallback
 from sstoken_plugin.training.session import Session
 from sstoken_plugin.training.setup import build_selection, describe, look_at_data
 from sstoken_plugin.training.trainer import TokenSelectionTrainer
@@ -42,7 +43,7 @@ def select_tokens(trainer: Any, config: SSTokenConfig, run: Run, front: type | N
     def make_selection() -> TokenSelection:
         model, precision = trainer.model, trainer.accelerator.autocast
         tokenizer, samples = session.tokenizer, session.samples
-        ends = look_at_data(samples, run, model, tokenizer)
+        ends, session.survey = look_at_data(samples, run, model, tokenizer)
         cache = cache_folder(config, run, trainer)
         history = build_history(config, run, model, tokenizer, samples=samples or (), cache=cache, precision=precision)
         with precision():
@@ -55,6 +56,7 @@ def select_tokens(trainer: Any, config: SSTokenConfig, run: Run, front: type | N
     session = Session(trainer, config, make_selection, run.names)
     trainer.sstoken = session
     trainer.add_callback(HistoryCallback(trainer))
+    trainer.add_callback(PlanCallback(trainer))
     return session
 
 

@@ -33,6 +33,15 @@ def cache_folder(config: SSTokenConfig, run: Run, trainer: Any) -> Path | None:
     return folder if is_there or _has_several_epochs(run, trainer) else None
 
 
+def planned_folder(config: SSTokenConfig, run: Run, output_dir: str | Path, epochs: float) -> Path | None:
+    """Return the folder that a training of so many epochs will keep losses in, where there is no trainer yet."""
+    if config.cache_folder is not None:
+        return expand(config.cache_folder)
+    folder = own_folder(output_dir)
+    may_keep = config.may_keep_losses and run.can_keep_losses
+    return folder if may_keep and (epochs > 1 or (folder / FILE).exists()) else None
+
+
 def own_folder(output_dir: str | Path) -> Path:
     """Return the folder in which a run keeps losses where no other is named."""
     return Path(output_dir) / "sstoken" / "history"

@@ -22,6 +22,7 @@ from sstoken_plugin.training import checkpoint, sampling
 from sstoken_plugin.training.metrics import Totals, counts, ratios
 from sstoken_plugin.training.monitor import SelectionMonitor
 from sstoken_plugin.training.parts import HistoryPart, MonitorPart, Part, TotalsPart, WarningsPart
+from sstoken_plugin.training.survey import Survey
 from sstoken_plugin.training.tokenizers import tokenizer_of
 
 LOG = logger(__name__)
@@ -39,6 +40,7 @@ class Session:
     Attributes:
         config: the settings.
         selection: what selects; None before training.
+        survey: what was found in the data; None before training, and where they cannot be looked at.
         phase: what ranked the tokens of the last step; None before the first.
         warnings: every warning raised about the selection, in order.
         watchers: are shown every scored step of the training, and must not change it.
@@ -55,6 +57,7 @@ class Session:
     ):
         self.config = config
         self.selection: TokenSelection | None = None
+        self.survey: Survey | None = None
         self.phase: Phase | None = None
         self.warnings: list[str] = []
         self.watchers: list[Callable[[ScoredStep], None]] = []

@@ -65,8 +65,8 @@ def build_selection(
     return TokenSelection(config, attention, history, ends, run.seed, run.kernels, own_loss, run.names, ways)
 
 
-def look_at_data(samples: Any, run: Run, model: Any, tokenizer: Any) -> EndTokens:
-    """Look at the prepared data, warn of what may not be meant, and return what ends its turns.
+def look_at_data(samples: Any, run: Run, model: Any, tokenizer: Any) -> tuple[EndTokens, Survey | None]:
+    """Look at the prepared data, warn of what may not be meant, and return what ends its turns, and what was found.
 
     Raises:
         ValueError: the data cannot be trained on rightly; one sentence with key and fix.
@@ -76,10 +76,10 @@ def look_at_data(samples: Any, run: Run, model: Any, tokenizer: Any) -> EndToken
     ends = end_tokens(run, model, tokenizer)
     found = Survey.of(samples, ends)
     if found is None:
-        return ends
+        return ends, None
     for sentence in found.warnings(run.names):
         LOG.warning(sentence)
-    return replace(ends, in_data=found.ends)
+    return replace(ends, in_data=found.ends), found
 
 
 def end_tokens(run: Run, model: Any, tokenizer: Any) -> EndTokens:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 MOST_ROWS, MOST_TOKENS = 20_000, 20_000_000
 
 
+def _none() -> Tensor:
+    return torch.zeros(0, dtype=torch.int64)
+
+
 @dataclass
 class Survey:
     """What was found.
@@ -29,12 +33,20 @@ class Survey:
         labelled_padding: those with labels where the attention mask is 0.
         relabelled: those with labels that are other tokens than the ones they stand at.
         ends: ids of the tokens that end a turn somewhere.
+        tokens: tokens, padding left out.
+        lengths: int64 [N], response tokens of each sample that has any.
+        turn_ends: int64 [N], how many of them end a turn.
+        scale: rows of the data set for each that was looked at.
     """
 
     rows: int = 0
     labelled_padding: int = 0
     relabelled: int = 0
     ends: frozenset[int] = frozenset()
+    tokens: int = 0
+    lengths: Tensor = field(default_factory=_none)
+    turn_ends: Tensor = field(default_factory=_none)
+    scale: float = 1.0
 
     @classmethod
     def of(cls, samples: Any, tokens: EndTokens) -> Survey | None:
@@ -47,15 +59,23 @@ class Survey:
         if not is_table(samples):
             return None
         found, ends = cls(), set[int]()
-        for batch, row in blocks(samples, (*COLUMNS, "seq_lengths"), _stride(samples)):
+        lengths, turn_ends = [_none()], [_none()]
+        stride = _stride(samples)
+        for batch, row in blocks(samples, (*COLUMNS, "seq_lengths"), stride):
             layout = BatchLayout.of(batch)
-            ends.update(layout.target[Turns.of(batch, layout, tokens).ends].unique().tolist())
+            ending = Turns.of(batch, layout, tokens).ends
+            ends.update(layout.target[ending].unique().tolist())
+            lengths.append(layout.lengths)
+            turn_ends.append(layout.count(ending))
+            found.tokens += int(layout.real.sum())
             labelled = batch["labels"] != IGNORE_INDEX
             padding = batch["attention_mask"] == 0 if "attention_mask" in batch else torch.zeros_like(labelled)
             found.rows += int(row[-1]) + 1 if len(row) else 0
             found.labelled_padding += _rows_with(labelled & padding, row)
             found.relabelled += _rows_with(labelled & ~padding & (batch["labels"] != batch["input_ids"]), row)
         found.ends = frozenset(ends)
+        found.lengths, found.turn_ends = torch.cat(lengths), torch.cat(turn_ends)
+        found.scale = len(samples) / max(found.rows, 1) if stride > 1 else 1.0
         return found
 
     def warnings(self, names: Names = Names()) -> list[str]:

@@ -1,0 +1,90 @@
+"""What is said of a run before it begins."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sstoken_plugin.engine.step import Phase
+from sstoken_plugin.selection.config import SSTokenConfig
+from sstoken_plugin.training.plan import MEASURED, Plan, Schedule, _passes
+
+PLAN = Plan(
+    samples=52_002,
+    tokens=9_000_000,
+    response=4_103_211,
+    kept=2_490_021,
+    about=True,
+    schedule=Schedule(4875, 3.0),
+    warmup=975,
+    history="initial",
+    memory=0,
+    store="out/sstoken/history",
+    passes=0.34,
+    time=(0.9, 1.14),
+    kind="cpu, adapter",
+)
+
+
+def test_it_is_one_screen_of_lines_of_one_line():
+    parts = dict(PLAN.parts())
+    assert list(parts) == ["data", "kept", "steps", "history", "time"]
+    assert parts["data"] == "about 52,002 samples, 4,103,211 response tokens (46% of 9,000,000)"
+    assert parts["kept"] == "about 2,490,021 response tokens, 60.7%"
+    assert parts["steps"] == "4,875, 3 epochs, 975 of them the selection's warm-up"
+    assert parts["history"] == (
+        "initial, no memory; its losses are kept in out/sstoken/history, 9.4 MiB at most; "
+        "a forward pass of it in 34% of the micro-batches"
+    )
+    assert parts["time"].startswith("0.90 to 1.14 of plain training's steps")
+    assert "\n" not in PLAN.sentence()
+
+
+def test_what_is_not_known_is_said():
+    plan = replace(PLAN, time=None, kind="mps, adapter", history="", about=False)
+    parts = dict(plan.parts())
+    assert "nothing was measured" in parts["time"]
+    assert "mps" in parts["time"]
+    assert parts["history"] == "none"
+    assert not parts["data"].startswith("about")
+
+
+@pytest.mark.parametrize(
+    ("block", "epochs", "keeps", "expected"),
+    [
+        # docs/performance.md, "What a forward pass of the history costs": 0.81 of one epoch, 1/3 + 0.01 of three.
+        ({}, 1.0, False, 0.81),
+        ({}, 3.0, True, 1 / 3 + 0.01),
+        ({}, 3.0, False, 0.81),
+        ({"selector": "random"}, 3.0, True, 0.05),
+        ({"selector": "attention"}, 1.0, False, 0.05),
+        ({"ratio": 1.0}, 1.0, False, 0.05),
+    ],
+    ids=repr,
+)
+def test_a_sample_needs_a_pass_of_the_history_once_or_in_each_epoch(block, epochs, keeps, expected):
+    config = SSTokenConfig(**block)
+    warmup = config.warmup_ratio if config.has_warmup else 0.0
+    assert _passes(Phase.of(config), warmup, epochs, keeps=keeps) == pytest.approx(expected)
+
+
+def test_the_docs_have_the_numbers_that_the_rule_takes():
+    page = (Path(__file__).parents[1] / "docs" / "performance.md").read_text()
+    section = page.split("## The rule of the plan")[1].split("\n## ")[0]
+    found = {
+        (device, trained): tuple(tuple(map(float, cell.split(" to "))) for cell in (warm, full))
+        for device, trained, warm, full in re.findall(r"\| `(\w+)`, (\w+) \| ([\d. to]+?) \| ([\d. to]+?) \|", section)
+    }
+    assert found == MEASURED
+
+
+def test_a_training_begins_with_its_plan(config, train, caplog):
+    with caplog.at_level("INFO", logger="axolotl"):
+        train({**config, "max_steps": 12, "sstoken": {"report": False}})
+    (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("ssToken plan")]
+    assert "data: 24 samples, 288 response tokens" in line
+    assert "steps: 12, 2 epochs, 3 of them the selection's warm-up" in line
+    assert "out/sstoken/history" in line
+    # 0.75 of two epochs' passes are asked for, and each sample needs one: 1 / 2, and one in 20 of the warm-up.
+    assert "a forward pass of it in 51% of the micro-batches" in line
