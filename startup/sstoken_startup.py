@@ -110,8 +110,19 @@ def refuse_what_is_no_name(prepare_plugins):  # type: ignore[no-untyped-def]
     return prepare_named
 
 
+def without_logo(print_logo):  # type: ignore[no-untyped-def]
+    """Wrap what prints Axolotl's logo on stdout before it hands over to a command: ours print what a pipe can read."""
+
+    def print_unless_ours():  # type: ignore[no-untyped-def]
+        if not any(word.startswith(f"{SHORT_NAME}-") for word in sys.argv[1:2]):
+            print_logo()
+
+    return print_unless_ours
+
+
 # Module that is waited for: functions in it, and what wraps them; or the module of ours whose WATCHED says so.
 WATCHED = {
+    "axolotl.cli.art": {"print_axolotl_text_art": without_logo},
     "axolotl.integrations.base": {"load_plugin": resolve_short_name},
     "axolotl.utils.config": {"validate_config": refuse_idle_block, "prepare_plugins": refuse_what_is_no_name},
     "llamafactory.hparams.parser": "sstoken_startup_llamafactory",

@@ -106,6 +106,18 @@ def test_the_start_up_file_and_the_plugin_know_the_same_names():
     assert (sstoken_startup.SHORT_NAME, *sstoken_startup.DOTTED_NAMES) == compatibility.NAMES
 
 
+@pytest.mark.parametrize(
+    ("words", "is_printed"), [(["sstoken-inspect", "c.yaml"], False), (["train", "sstoken-c.yaml"], True), ([], True)]
+)
+def test_the_logo_of_axolotl_is_not_before_the_words_of_our_commands(monkeypatch, words, is_printed):
+    import sstoken_startup
+
+    printed = []
+    monkeypatch.setattr(sys, "argv", ["axolotl", *words])
+    sstoken_startup.without_logo(lambda: printed.append("logo"))()
+    assert printed == ["logo"] * is_printed
+
+
 def test_a_module_that_was_made_by_hand_is_one(monkeypatch):
     """Notebooks and scripts put modules without a spec into sys.modules, `__main__` among them."""
     import sstoken_startup
