@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from datasets import Dataset
 
 from sstoken_plugin.axolotl.run import NAMES
+from sstoken_plugin.selection.config import SSTokenConfig
 from sstoken_plugin.selection.turns import EndTokens
 from sstoken_plugin.training import survey
 from sstoken_plugin.training.survey import Survey, refuse_rows
@@ -43,6 +44,14 @@ def test_clean_data_gives_no_warning():
     assert found.ends == {2}
     # An end that is not labelled, or stands inside of an answer, is none that could be kept.
     assert look(row([5, 6, 2], [-100, 6, -100]), row([5, 2, 6])).ends == frozenset()
+
+
+def test_the_share_that_short_answers_keep_is_known_before_training():
+    # 0.6 of 2, 5 and 5 tokens are 2, 3 and 3; with two ends of turns at least 4 are kept.
+    found = look(row([1, 5, 6]), row([1, 5, 6, 7, 8, 9]), row([1, 5, 2, 7, 8, 2], [-100, 5, 2, -100, 8, 2]))
+    assert found.kept_share(SSTokenConfig(ratio=0.6, keep_eos=False)) == pytest.approx((2 + 3 + 3) / 11)
+    assert found.kept_share(SSTokenConfig(ratio=0.6)) == pytest.approx((2 + 3 + 4) / 11)
+    assert look(row([5, 6], [-100, -100])).kept_share(SSTokenConfig()) is None
 
 
 SINGLE = row([5, 6, 7, 8], position_ids=[0, 1, 2, 3], attention_mask=[1, 1, 1, 1])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import types
 from pathlib import Path
 
@@ -548,3 +549,44 @@ def test_chunked_cross_entropy_is_left_to_evaluation(config, tmp_path, accelerat
     output = accelerate_run(write({**config, "chunked_cross_entropy": True, "max_steps": 2}, tmp_path))
     assert "chunked_cross_entropy serves evaluation only" in output
     assert "'sstoken/selected_ratio'" in output
+
+
+def test_the_two_warm_ups_of_a_run_are_told_apart_once(config, train, caplog):
+    train({**config, "lr_scheduler": "linear", "warmup_ratio": 0.5, "sstoken": {"warmup_ratio": 0.25}})
+    told = [record.getMessage() for record in caplog.records if "warm-ups" in record.getMessage()]
+    assert told == [
+        "ssToken: there are two warm-ups: warmup_ratio or warmup_steps of Axolotl is that of the learning rate, which "
+        "rises over 2 of 4 optimizer steps; sstoken.warmup_ratio is that of the selection, which takes the best by "
+        "prompt attention in the first 1."
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lr_scheduler": "constant", "warmup_steps": 2},
+        {"lr_scheduler": "linear", "warmup_steps": 0},
+        {"lr_scheduler": "linear", "warmup_steps": 2, "sstoken": {"warmup_ratio": 0.0}},
+    ],
+    ids=["a rate that is constant", "a rate without one", "a selection without one"],
+)
+def test_of_one_warm_up_nothing_is_told(config, train, caplog, changes):
+    train({**config, "max_steps": 1, "sstoken": {}, **changes})
+    assert "warm-ups" not in caplog.text
+
+
+def test_a_share_that_is_not_the_ratio_is_explained_in_the_log_and_on_the_page(config, train, caplog, tmp_path):
+    """The chats are short answers, so that what is rounded up in each counts."""
+    run = train({**config, "max_steps": 6, "sstoken": {"selector": "attention", "ratio": 0.6}})
+    (share,) = re.findall(r"ratio: 0\.6 comes to (\S+)% of the response tokens in this data", caplog.text)
+    kept = [line["sstoken/selected_ratio"] for line in run.lines]
+    assert sum(kept) / len(kept) == pytest.approx(float(share) / 100, abs=0.005)
+    assert (
+        f"above `ratio` where answers are short; ratio: 0.6 comes to {share}%"
+        in (tmp_path / "out" / "sstoken" / "report.html").read_text()
+    )
+
+
+def test_a_share_that_is_the_ratio_needs_no_words(config, train, caplog):
+    train({**config, "max_steps": 1, "sstoken": {"ratio": 1}})
+    assert "comes to" not in caplog.text

@@ -166,7 +166,7 @@ def _loaded(cfg: Any, settings: SSTokenConfig, adapter: str | None, data: Any) -
         cfg=DictDefault({**cfg, "lora_model_dir": adapter}) if adapter else cfg
     )
     run = run_of(cfg)
-    ends, survey = look_at_data(data, run, model, tokenizer)
+    look = look_at_data(data, run, model, tokenizer)
     precision = precision_of(cfg, model)
     history = build_history(
         settings,
@@ -179,9 +179,9 @@ def _loaded(cfg: Any, settings: SSTokenConfig, adapter: str | None, data: Any) -
         precision=precision,
     )
     with precision():
-        selection = build_selection(settings, run, model, history, ends)
+        selection = build_selection(settings, run, model, history, look)
     label = f"adapter {adapter}" if adapter else "untrained model"
-    return _Scorer(label, model, tokenizer, selection, precision, survey)
+    return _Scorer(label, model, tokenizer, selection, precision, look.survey)
 
 
 def _trained_first(cfg: Any, data: Any, steps: int, temporary: Path, tell: Callable[[str], None]) -> _Scorer:

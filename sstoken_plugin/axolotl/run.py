@@ -22,6 +22,7 @@ NAMES = Names(
     packing="sample_packing",
     adapter_init="peft_init_lora_weights",
     fused_losses="liger_fused_linear_cross_entropy or cut_cross_entropy",
+    rate_warmup="warmup_ratio or warmup_steps",
     without=WITHOUT,
     announcer=SHOWN,
 )

@@ -24,6 +24,7 @@ class Names:
         packing: the setting that packs samples into rows; "" where the data collator alone does.
         adapter_init: the setting that says how an adapter is initialised.
         fused_losses: settings that fuse the output head with the loss, joined by "or".
+        rate_warmup: settings of the learning rate's warm-up, joined by "or".
         without: how to train without the selection; finishes the sentence "..., or ...".
         announcer: the logger whose INFO lines users see; frameworks show those below their own only.
     """
@@ -34,6 +35,7 @@ class Names:
     packing: str = ""
     adapter_init: str = "init_lora_weights"
     fused_losses: str = "use_liger_kernel"
+    rate_warmup: str = "warmup_steps"
     without: str = "train without sstoken"
     announcer: str = OWN
 

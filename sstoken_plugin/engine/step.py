@@ -133,9 +133,12 @@ class TokenSelection:
     Attributes:
         added_share: how much of what the model adds to its loss counts in a step; trainers differ in how they sum it
             over micro-batches and ranks.
+        kept_share: the share of the response tokens, 0 to 1, that the data keeps at the ratio of the settings; None
+            where nobody has looked.
     """
 
     added_share: float = 1.0
+    kept_share: float | None = None
 
     def __init__(
         self,

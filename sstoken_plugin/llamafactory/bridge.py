@@ -23,6 +23,7 @@ NAMES = Names(
     packing="neat_packing",
     adapter_init="pissa_init",
     fused_losses="enable_liger_kernel",
+    rate_warmup="warmup_ratio or warmup_steps",
     without=refusals.WITHOUT,
     announcer="llamafactory.sstoken",
 )

@@ -226,6 +226,10 @@ class SSTokenConfig(BaseModel):
         """Whether `ratio` says at any time how many tokens are kept."""
         return any(not (row.keeps_all or row.is_threshold) for row in self._active)
 
+    def warmup_steps(self, steps: int) -> int:
+        """Return how many optimizer steps of a run of so many come before REL counts, if any do."""
+        return math.ceil(self.warmup_ratio * steps)
+
     @property
     def _active(self) -> list[Selector]:
         """The selectors that rank at any time."""

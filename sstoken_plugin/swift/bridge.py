@@ -16,7 +16,12 @@ from sstoken_plugin.training.bridge import Bridge
 
 LOG = logger(__name__)
 NAMES = Names(
-    trainer="ms-swift", data="dataset", adapter_init="init_weights", without=WITHOUT, announcer="swift.sstoken"
+    trainer="ms-swift",
+    data="dataset",
+    adapter_init="init_weights",
+    rate_warmup="warmup_ratio or warmup_steps",
+    without=WITHOUT,
+    announcer="swift.sstoken",
 )
 
 

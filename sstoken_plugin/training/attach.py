@@ -43,11 +43,12 @@ def select_tokens(trainer: Any, config: SSTokenConfig, run: Run, front: type | N
     def make_selection() -> TokenSelection:
         model, precision = trainer.model, trainer.accelerator.autocast
         tokenizer, samples = session.tokenizer, session.samples
-        ends, session.survey = look_at_data(samples, run, model, tokenizer)
+        look = look_at_data(samples, run, model, tokenizer)
+        session.survey = look.survey
         cache = cache_folder(config, run, trainer)
         history = build_history(config, run, model, tokenizer, samples=samples or (), cache=cache, precision=precision)
         with precision():
-            selection = build_selection(config, run, model, history, ends)
+            selection = build_selection(config, run, model, history, look)
         if session.is_first_rank:
             announce(describe(selection, tokenizer))
         return selection

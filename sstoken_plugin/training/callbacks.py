@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from sstoken_plugin.base.logs import announce
+from sstoken_plugin.training.setup import describe_warmups
 from sstoken_plugin.training.trainer import TokenSelectionTrainer
 
 
@@ -21,6 +23,9 @@ class HistoryCallback(TrainerCallback):
         """Begin or resume: the weights of a checkpoint are loaded by now."""
         self._session.begin()
         self._session.begin_run()
+        sentence = describe_warmups(self._session.config, self._session.names, args, state.max_steps)
+        if sentence and state.is_world_process_zero:
+            announce(sentence)
         self._trainer.resume_selection()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

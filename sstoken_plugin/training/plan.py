@@ -13,7 +13,6 @@ from transformers import TrainerCallback
 from sstoken_plugin.base.logs import announce
 from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.history.build import memory_in_training
-from sstoken_plugin.selection.scores import kept_per_sample
 from sstoken_plugin.training.sampling import EVERY
 from sstoken_plugin.training.survey import Survey
 
@@ -50,7 +49,7 @@ class Plan:
         samples: samples with a response.
         tokens: tokens of the data set.
         response: response tokens of all samples.
-        kept: those of them that an epoch after the warm-up trains on.
+        kept: those of them that an epoch after the warm-up trains on; None where that is not known before.
         about: whether these numbers are those of rows all over a large data set, scaled up.
         schedule: how long the run is.
         warmup: optimizer steps of the selection's warm-up.
@@ -65,7 +64,7 @@ class Plan:
     samples: int
     tokens: int
     response: int
-    kept: int
+    kept: int | None
     about: bool
     schedule: Schedule
     warmup: int
@@ -84,7 +83,10 @@ class Plan:
             "data",
             (f"{about}{self.samples:,} samples, {self.response:,} response tokens ({share:.0%} of {self.tokens:,})"),
         )
-        yield "kept", f"{about}{self.kept:,} response tokens, {self.kept / max(self.response, 1):.1%}"
+        if self.kept is None:
+            yield "kept", "what is likely enough, however much that is"
+        else:
+            yield "kept", f"{about}{self.kept:,} response tokens, {self.kept / max(self.response, 1):.1%}"
         epochs = f"{self.schedule.epochs:.1f}".removesuffix(".0")
         warmup = f", {self.warmup:,} of them the selection's warm-up" if self.warmup else ""
         yield "steps", f"{self.schedule.steps:,}, {epochs} epoch{'s' if epochs != '1' else ''}{warmup}"
@@ -124,9 +126,7 @@ def plan_of(selection: TokenSelection, model: Any, survey: Survey, schedule: Sch
     """
     config, losses, scale = selection.config, selection.history, survey.scale
     phase = Phase.of(config)
-    kept = survey.lengths
-    if not phase.keeps_everything:
-        kept = kept_per_sample(kept, phase.ratio, survey.turn_ends if config.keep_eos else None)
+    kept = survey.kept(config)
     warmup = math.ceil(config.warmup_ratio * schedule.steps) if config.has_warmup else 0
     passes = 0.0
     # Where a cache has all losses, no model is held.
@@ -141,7 +141,7 @@ def plan_of(selection: TokenSelection, model: Any, survey: Survey, schedule: Sch
         samples=round(len(survey.lengths) * scale),
         tokens=round(survey.tokens * scale),
         response=round(int(survey.lengths.sum()) * scale),
-        kept=round(int(kept.sum()) * scale),
+        kept=None if kept is None else round(int(kept.sum()) * scale),
         about=scale > 1,
         schedule=schedule,
         warmup=warmup,

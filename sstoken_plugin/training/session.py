@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,8 +97,7 @@ class Session:
     def phase_now(self) -> Phase:
         """What ranks tokens in the optimizer step under way."""
         state: Any = self._trainer.state
-        warmup_steps = math.ceil(self.config.warmup_ratio * state.max_steps)
-        in_warmup = state.global_step < warmup_steps
+        in_warmup = state.global_step < self.config.warmup_steps(state.max_steps)
         return Phase.of(self.config, in_warmup=in_warmup, draw=int(state.epoch or 0))
 
     @property

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
+
+from transformers import SchedulerType, TrainingArguments
 
 from sstoken_plugin.base.logs import logger
 from sstoken_plugin.engine.attention import PromptAttention
 from sstoken_plugin.engine.output_head import ProvenWays
 from sstoken_plugin.engine.own_loss import OwnLoss
 from sstoken_plugin.engine.past import PastLosses
-from sstoken_plugin.engine.run import Run
+from sstoken_plugin.engine.run import Names, Run
 from sstoken_plugin.engine.step import TokenSelection
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.selection.config import SSTokenConfig
@@ -25,13 +27,31 @@ LOG = logger(__name__)
 # What vocabularies write for white space: byte-level ones, SentencePiece's, and those with a token for each byte.
 _BLANK_PIECE = re.compile(r"[\sĠĊĉčĈÂł▁]+|<0x(09|0A|0D|20)>")
 
+# Schedules of the learning rate that have no warm-up, whatever the settings say.
+_NO_WARMUP = (SchedulerType.CONSTANT, SchedulerType.REDUCE_ON_PLATEAU)
+# Between the share that is kept and `ratio`: what nobody wonders about.
+_ROUNDING = 0.005
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at the prepared data has shown.
+
+    Attributes:
+        ends: what can end a turn, and what does in the data.
+        survey: the rest; None if the data is of a kind that is not looked at.
+    """
+
+    ends: EndTokens
+    survey: Survey | None = None
+
 
 def build_selection(
     config: SSTokenConfig,
     run: Run,
     model: Any,
     history: HistoryLosses | None,
-    ends: EndTokens,
+    look: Look,
 ) -> TokenSelection:
     """Build the selection for an unwrapped model.
 
@@ -43,7 +63,7 @@ def build_selection(
         run: the facts of the run.
         model: the unwrapped model, with its adapter. It is not changed.
         history: see `build_history`.
-        ends: what can end a turn.
+        look: what the data has shown.
 
     Raises:
         ValueError: the model does not allow what the settings ask for; one sentence with key and fix.
@@ -62,11 +82,13 @@ def build_selection(
     own_loss = OwnLoss.of(model, run.names, ways)
     if own_loss.reads_all_logits:
         LOG.info("ssToken: what the model adds to its loss is computed from all logits, which costs time and memory.")
-    return TokenSelection(config, attention, history, ends, run.seed, run.kernels, own_loss, run.names, ways)
+    selection = TokenSelection(config, attention, history, look.ends, run.seed, run.kernels, own_loss, run.names, ways)
+    selection.kept_share = None if look.survey is None else look.survey.kept_share(config)
+    return selection
 
 
-def look_at_data(samples: Any, run: Run, model: Any, tokenizer: Any) -> tuple[EndTokens, Survey | None]:
-    """Look at the prepared data, warn of what may not be meant, and return what ends its turns, and what was found.
+def look_at_data(samples: Any, run: Run, model: Any, tokenizer: Any) -> Look:
+    """Look at the prepared data, warn of what may not be meant, and return what was seen.
 
     Raises:
         ValueError: the data cannot be trained on rightly; one sentence with key and fix.
@@ -76,10 +98,10 @@ def look_at_data(samples: Any, run: Run, model: Any, tokenizer: Any) -> tuple[En
     ends = end_tokens(run, model, tokenizer)
     found = Survey.of(samples, ends)
     if found is None:
-        return ends, None
+        return Look(ends)
     for sentence in found.warnings(run.names):
         LOG.warning(sentence)
-    return replace(ends, in_data=found.ends), found
+    return Look(replace(ends, in_data=found.ends), found)
 
 
 def end_tokens(run: Run, model: Any, tokenizer: Any) -> EndTokens:
@@ -133,9 +155,48 @@ def describe(selection: TokenSelection, tokenizer: Any) -> str:
     if config.keep_eos and not row.keeps_all and found:
         names = " ".join(tokenizer.convert_ids_to_tokens(sorted(found)))
         parts.append(f"the end of a turn ({names}) is always kept")
+    if share := explain_share(selection):
+        parts.append(share)
     if selection.own_loss is not None and selection.own_loss.adds:
         parts.append("what the model adds to its loss, such as losses of routers, is added as usual")
     return "; ".join(parts) + "."
+
+
+def explain_share(selection: TokenSelection) -> str:
+    """Return why the data keeps another share of its tokens than `ratio`, as a sentence without its stop.
+
+    It is "" where that share is not known, or rounds to `ratio`.
+    """
+    config, share = selection.config, selection.kept_share
+    if share is None or selector_of(config.selector).keeps_all or abs(share - config.ratio) < _ROUNDING:
+        return ""
+    places = "at least two for each end of a turn (keep_eos), and " if config.keep_eos else ""
+    return (
+        f"ratio: {config.ratio:g} comes to {share:.1%} of the response tokens in this data, because each sample keeps "
+        f"{places}a whole number of tokens, rounded up, which counts where answers are short"
+    )
+
+
+def describe_warmups(config: SSTokenConfig, names: Names, args: TrainingArguments, steps: int) -> str:
+    """Return the sentence that tells the warm-up of the selection from that of the learning rate.
+
+    It is "" where one of them is not there.
+
+    Args:
+        config: the settings.
+        names: how users call that of the learning rate.
+        args: of the trainer.
+        steps: optimizer steps of the run.
+    """
+    of_rate = 0 if args.lr_scheduler_type in _NO_WARMUP else args.get_warmup_steps(steps)
+    if not of_rate or not config.has_warmup:
+        return ""
+    row = selector_of(config.warmup_selector)
+    return (
+        f"ssToken: there are two warm-ups: {names.rate_warmup} of {names.trainer} is that of the learning rate, which "
+        f"rises over {of_rate} of {steps} optimizer steps; sstoken.warmup_ratio is that of the selection, which takes "
+        f"{row.warmup} in the first {config.warmup_steps(steps)}."
+    )
 
 
 def vocabulary_size(model: Any, tokenizer: Any) -> int:

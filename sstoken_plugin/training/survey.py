@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from sstoken_plugin.engine.run import Names
+from sstoken_plugin.selection.config import SSTokenConfig
 from sstoken_plugin.selection.rows import blocks, is_table
 from sstoken_plugin.selection.samples import COLUMNS, IGNORE_INDEX, BatchLayout, boundaries, sum_by
+from sstoken_plugin.selection.scores import kept_per_sample
+from sstoken_plugin.selection.selectors import selector_of
 from sstoken_plugin.selection.turns import EndTokens, Turns
 
 if TYPE_CHECKING:
@@ -77,6 +80,23 @@ class Survey:
         found.lengths, found.turn_ends = torch.cat(lengths), torch.cat(turn_ends)
         found.scale = len(samples) / max(found.rows, 1) if stride > 1 else 1.0
         return found
+
+    def kept(self, config: SSTokenConfig) -> Tensor | None:
+        """Return how many tokens of each sample are trained on after the warm-up, int64 [N].
+
+        None where that does not follow from the labels alone.
+        """
+        row = selector_of(config.selector)
+        if row.is_threshold:
+            return None
+        if row.keeps_all:
+            return self.lengths
+        return kept_per_sample(self.lengths, config.ratio, self.turn_ends if config.keep_eos else None)
+
+    def kept_share(self, config: SSTokenConfig) -> float | None:
+        """Return the share of the response tokens, 0 to 1, that the settings keep; None where that is not known."""
+        kept, response = self.kept(config), int(self.lengths.sum())
+        return None if kept is None or not response else int(kept.sum()) / response
 
     def warnings(self, names: Names = Names()) -> list[str]:
         """Return what may not be meant, one sentence each.
