@@ -25,7 +25,8 @@ sstoken:
 Every key is optional. An unknown key, a wrong type or a value out of bounds stops the run before a model is loaded.
 On the command line: `accelerate launch -m axolotl.cli.train config.yaml --sstoken.ratio=0.4`; `axolotl train` takes
 no such overrides ([limits.md](limits.md#overrides-and-licences)). `seed` and `warmup_ratio` at top level are keys of
-Axolotl's, for the run and its learning rate: they are accepted there, so that a forgotten indentation is not noticed.
+Axolotl's, for the run and its learning rate: they are accepted there, so that a forgotten indentation is not noticed;
+but where learning rate and selection both have a warm-up, the log says in steps which is which.
 
 The keys and their meaning are the same in every trainer, the place where they are written is not:
 [trainers.md](trainers.md). Other keys that these pages name (`sample_packing`, `val_set_size`, ...) are Axolotl's.
@@ -38,9 +39,9 @@ What each `history` is, what it costs and how the cache works: [histories.md](hi
 
 ## Logged metrics
 
-In every training log line (console, W&B, TensorBoard, MLflow, `trainer_state.json`), over all tokens since
-the last line, over all ranks. A metric that has nothing to measure (no token was dropped, say) is left out, and so
-is `sstoken/not_finite` where it is 0.
+In every training log line (console, `trainer_state.json` and [trackers](report.md#in-a-tracker)), over all tokens
+since the last line, over all ranks. A metric that has nothing to measure (no token was dropped, say) is left out, and
+so is `sstoken/not_finite` where it is 0.
 
 **Signals by which nothing ranks are measured on samples**: REL in the warm-up, attention under `selector: rel`, both in
 a control. One micro-batch in 20 is a sample, evenly spread over the run, at least one. Samples cost less than 2 % of

@@ -10,6 +10,7 @@ from transformers import Trainer
 from sstoken_plugin.base.visible_text import told_on_one_line
 from sstoken_plugin.engine.run import Run
 from sstoken_plugin.report.callback import watch
+from sstoken_plugin.report.trackers import Trackers
 from sstoken_plugin.selection.config import SSTokenConfig
 from sstoken_plugin.training.attach import select_tokens
 from sstoken_plugin.training.bridge import bridge_of
@@ -56,7 +57,7 @@ def attach(trainer: AnyTrainer, settings: SSTokenConfig | Mapping[str, Any] | No
 
 
 def start(trainer: Trainer, config: SSTokenConfig, run: Run, front: type | None = None) -> Session:
-    """Give a trainer its selection and, if the settings ask for it, the page that shows it.
+    """Give a trainer its selection, its trackers the settings and, if these ask for it, the page that shows it.
 
     Args:
         trainer: the trainer, before `train()`.
@@ -65,6 +66,8 @@ def start(trainer: Trainer, config: SSTokenConfig, run: Run, front: type | None 
         front: see `Bridge`.
     """
     session = select_tokens(trainer, config, run, front)
+    trackers = Trackers(trainer, config.model_dump(mode="json"))
+    trainer.add_callback(trackers)
     if config.report:
-        watch(trainer)
+        watch(trainer, trackers)
     return session

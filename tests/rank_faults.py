@@ -74,7 +74,7 @@ FAULTS: dict[str, tuple[Any, str, int, Callable[[int], bool]]] = {
     "what is counted": (KeptCounts, "_add", 1, later),
     "the tables": (KeptCounts, "tables", 0, always),
     "the page": (callback, "write_page", 0, always),
-    "the table for trackers": (callback.token_table, "send", 0, always),
+    "the table for trackers": (callback, "rows_of", 0, always),
 }
 
 

@@ -330,7 +330,7 @@ def test_the_samples_of_packed_rows_are_inspected_each_alone(model, rows, monkey
 
 @pytest.mark.parametrize("rows", PACKED.values(), ids=PACKED)
 def test_the_page_shows_a_sample_of_each_packed_row(rows):
-    trajectory = Trajectory(SimpleNamespace(samples=Dataset.from_list(rows)))
+    trajectory = Trajectory(SimpleNamespace(samples=Dataset.from_list(rows), config=SSTokenConfig()))
     shown = list(trajectory._candidates())
     assert [sample["sample"] for sample in shown] == [0, 1]
     assert all(as_batch(sample)["input_ids"][0].tolist() in IDS for sample in shown)

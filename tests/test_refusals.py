@@ -415,6 +415,11 @@ def test_settings_without_effect_are_named():
     assert [sentence.split(":")[0] for sentence in sentences] == ["sstoken.history", "sstoken.history_device"]
     sentences = SSTokenConfig.from_block({"selector": "all", "keep_eos": False}).keys_without_effect()
     assert [sentence.split(":")[0] for sentence in sentences] == ["sstoken.keep_eos"]
+    settings = SSTokenConfig.from_block({"report": False, "report_samples": 5, "report_seconds": 60})
+    assert settings.keys_without_effect() == [
+        "sstoken.report_samples: 5 has no effect with report: false.",
+        "sstoken.report_seconds: 60.0 has no effect with report: false.",
+    ]
     assert "every response token" in SSTokenConfig.from_block({"ratio": 1}).keys_without_effect()[0]
     assert "REL is measured and never ranks" in SSTokenConfig.from_block({"warmup_ratio": 1}).keys_without_effect()[0]
 

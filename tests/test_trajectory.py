@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,8 @@ import torch
 
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.report import trajectory
-from sstoken_plugin.report.trajectory import MOST_MOMENTS, MOST_SAMPLES, spread_over
+from sstoken_plugin.report.trajectory import MOST_MOMENTS, spread_over
+from sstoken_plugin.selection.config import SSTokenConfig
 
 
 @pytest.fixture
@@ -32,6 +35,7 @@ def time_enough(monkeypatch):
 
 
 BLOCK = {"warmup_ratio": 0.5}
+SAMPLES = SSTokenConfig().report_samples
 
 
 def test_the_same_samples_are_scored_along_a_run_by_the_rule_of_the_moment(config, train, drawn):
@@ -40,7 +44,7 @@ def test_the_same_samples_are_scored_along_a_run_by_the_rule_of_the_moment(confi
     assert [moment.label for moment in report.moments] == [f"step {s} of 12" for s in (2, 3, 5, 6, 8, 9, 11, 12)]
     assert [moment.rule for moment in report.moments] == ["attention"] * 3 + ["sstoken"] * 5
     first, *_, last = (moment.records for moment in report.moments)
-    assert len(first) == MOST_SAMPLES
+    assert len(first) == SAMPLES
     for one, other in zip(first, last, strict=True):
         assert one["sample"] == other["sample"]
         assert one["input_ids"] == other["input_ids"]
@@ -55,7 +59,7 @@ def test_the_history_scores_the_samples_again_only_where_it_changes(config, trai
     computed = HistoryLosses._computed
     monkeypatch.setattr(HistoryLosses, "_computed", lambda self, *args: passes.append(args) or computed(self, *args))
     train({**config, "max_steps": 12, "sstoken": {"warmup_ratio": 0.0, "history": history, "history_cache": False}})
-    micro_batches, groups = 12 * config["gradient_accumulation_steps"], MOST_SAMPLES // trajectory.GROUP
+    micro_batches, groups = 12 * config["gradient_accumulation_steps"], SAMPLES // trajectory.GROUP
     assert len(passes) == micro_batches + groups * moments
 
 
@@ -87,6 +91,56 @@ def test_what_scoring_may_cost_is_bounded(config, train, drawn, monkeypatch):
     assert now[0] - began <= trajectory.LEAST_SECONDS
 
 
+def test_the_log_says_where_the_page_is_and_what_scoring_took(config, train, caplog, tmp_path):
+    train({**config, "max_steps": 4, "sstoken": BLOCK})
+    page = tmp_path / "out" / "sstoken" / "report.html"
+    told = [record.getMessage() for record in caplog.records]
+    about = [line for line in told if "page" in line or str(page) in line]
+    assert about[0] == f"ssToken: what is selected will be shown in {page}."
+    scored = r"ssToken: scored 12 samples for the page at step {} of 4: \d+\.\d s\."
+    for step, line in zip((2, 3, 4), about[1:-1], strict=True):
+        assert re.fullmatch(scored.format(step), line)
+    assert re.fullmatch(
+        rf"ssToken: what was selected is shown in {page}; scoring samples for it took \d+\.\d s\.", about[-1]
+    )
+
+
+def test_a_run_scores_as_many_samples_as_are_asked_for(config, train, drawn):
+    train({**config, "max_steps": 3, "sstoken": {**BLOCK, "report_samples": 5, "report_seconds": 600}})
+    (report,) = drawn
+    assert [record["sample"] for record in report.moments[0].records] == [0, 4, 9, 14, 19]
+
+
+def test_a_run_spends_no_more_seconds_than_are_given(config, train, drawn, monkeypatch, caplog):
+    """On a clock that only scoring moves. What is shown comes from all over the data set, however short the time is."""
+    began, given = 100.0, 20.0
+    now = [began]
+    monkeypatch.setattr(trajectory.time, "perf_counter", lambda: now[0])
+    score = trajectory.score_samples
+
+    def slow(*args, **options):
+        now[0] += 4.0
+        return score(*args, **options)
+
+    monkeypatch.setattr(trajectory, "score_samples", slow)
+    train({**config, "max_steps": 12, "sstoken": {**BLOCK, "report_seconds": given}})
+    (report,) = drawn
+    assert now[0] - began == given
+    assert len(report.moments) == 5
+    assert [record["sample"] for record in report.moments[0].records] == [0, 6, 12, 18]
+    assert "scored 4 samples (of 12: more would take longer than sstoken.report_seconds allows)" in caplog.text
+    assert "sstoken.report_seconds left no time for 3 of the planned moments." in caplog.text
+
+
+def test_of_long_samples_fewer_are_scored(config, train, drawn, monkeypatch, caplog):
+    monkeypatch.setattr(trajectory, "MEAN_TOKENS", 30)
+    train({**config, "max_steps": 2, "sstoken": BLOCK})
+    (report,) = drawn
+    records = report.moments[0].records
+    assert 4 <= len(records) < SAMPLES
+    assert f"scored {len(records)} samples (of 12: they are long)" in caplog.text
+
+
 @pytest.mark.parametrize(("later", "moments"), [(1.5, MOST_MOMENTS - 2), (6.0, 2)], ids=["as ever", "slower later"])
 def test_long_runs_spend_a_share_of_their_time(monkeypatch, later, moments):
     """Samples cost 1.5 seconds each at the first moment, and `later` afterwards; the share is more than the least."""
@@ -98,6 +152,8 @@ def test_long_runs_spend_a_share_of_their_time(monkeypatch, later, moments):
     class Session:
         samples = tuple({"input_ids": [0] * 100} for _ in range(50))
         phase_now = None
+        is_first_rank = True
+        config = SSTokenConfig()
 
         @staticmethod
         def of_first_rank(value):
@@ -121,7 +177,7 @@ def test_long_runs_spend_a_share_of_their_time(monkeypatch, later, moments):
         watched.after_step(step, steps)
     assert sum(spent) + watched._last <= trajectory.SHARE * steps * each
     assert len(watched.moments) >= moments
-    assert len(set(scored)) == MOST_SAMPLES
+    assert len(set(scored)) == SAMPLES
 
 
 def test_a_resumed_run_draws_the_whole_of_it(config, train, drawn, tmp_path):
@@ -183,63 +239,18 @@ def test_a_failure_costs_the_page_and_not_the_run(config, train, monkeypatch, tm
     assert (tmp_path / "out" / "sstoken" / "report.html").exists()
 
 
-def test_trackers_get_a_table_of_tokens_and_the_curves(config, train, tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    train({**config, "use_tensorboard": True, "sstoken": BLOCK})
-    (file,) = tmp_path.rglob("events.out.tfevents.*")
-    events = EventAccumulator(str(file), size_guidance={"tensors": 0})
-    events.Reload()
-    scalars = events.Tags()["scalars"]
-    assert "train/sstoken/selected_ratio" in scalars
-    assert "train/sstoken/rel_mean" in scalars
-    (name,) = (tag for tag in events.Tags()["tensors"] if tag.startswith("sstoken/tokens"))
-    text = events.Tensors(name)[0].tensor_proto.string_val[0].decode()
-    assert text.count("\n") > 40
-    assert "| sample | place | token | kept |" in text
+@pytest.mark.parametrize("most", [1, 4, 7, 12, 100])
+@pytest.mark.parametrize("total", [1, 3, 24, 1000])
+def test_however_few_samples_there_is_time_for_they_come_from_all_over_the_data(total, most):
+    chosen = spread_over(total, most)
+    count = min(total, most)
+    assert sorted(chosen) == [index * total // count for index in range(count)]
+    for few in range(1, count + 1):
+        # No stretch without one is longer than twice the share of each, but for the rounding to one of `count` places.
+        places = [*sorted(chosen[:few]), total]
+        longest = max(after - place for place, after in pairwise(places))
+        assert longest <= 2 * total / few + total / count + 1
 
 
-def test_wandb_gets_the_table_too(config, train, tmp_path, monkeypatch):
-    import wandb
-
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    settings = {"use_wandb": True, "wandb_project": "test", "wandb_mode": "offline"}
-    try:
-        train({**config, **settings, "sstoken": BLOCK})
-    finally:
-        wandb.finish()
-    (file,) = tmp_path.rglob("media/table/sstoken/*.table.json")
-    table = json.loads(file.read_text())
-    assert table["columns"][:4] == ["sample", "place", "token", "kept"]
-    assert any(row[3] for row in table["data"])
-    assert any(not row[3] for row in table["data"])
-
-
-def test_mlflow_gets_the_curves(config, train, tmp_path, monkeypatch):
-    import mlflow
-
-    where = (tmp_path / "mlflow").as_uri()
-    settings = {"use_mlflow": True, "mlflow_tracking_uri": where, "mlflow_experiment_name": "test"}
-    # A folder is the one store that needs no database or server.
-    for name, value in (("MLFLOW_ALLOW_FILE_STORE", "true"), ("MLFLOW_DISABLE_TELEMETRY", "true")):
-        monkeypatch.setenv(name, value)
-    # Axolotl sets these; here, so that they are taken back.
-    for name, value in (("MLFLOW_TRACKING_URI", where), ("MLFLOW_EXPERIMENT_NAME", "test")):
-        monkeypatch.setenv(name, value)
-    run = train({**config, **settings, "sstoken": BLOCK})
-    client = mlflow.MlflowClient(where)
-    (experiment,) = client.search_experiments(filter_string="name = 'test'")
-    (logged,) = client.search_runs([experiment.experiment_id])
-    lines = [line for line in run.trainer.state.log_history if "loss" in line]
-    names = {name for line in lines for name in line if name.startswith("sstoken/")}
-    assert len(names) > 5
-    for name in names:
-        points = client.get_metric_history(logged.info.run_id, name)
-        expected = [(line["step"], pytest.approx(line[name])) for line in lines if name in line]
-        assert [(point.step, point.value) for point in points] == expected
-
-
-def test_spread_over():
-    assert spread_over(3, 5) == [0, 1, 2]
-    assert spread_over(10, 5) == [0, 2, 4, 6, 8]
+def test_nothing_has_no_samples():
     assert spread_over(0, 5) == []

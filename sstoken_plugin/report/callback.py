@@ -10,13 +10,14 @@ from transformers import Trainer, TrainerCallback
 
 from sstoken_plugin.base.logs import announce, logger
 from sstoken_plugin.base.visible_text import in_short
-from sstoken_plugin.report import token_table
 from sstoken_plugin.report.assembly import report_of, write_page
 from sstoken_plugin.report.attempt import attempt
 from sstoken_plugin.report.breakdown import KeptCounts
 from sstoken_plugin.report.content import Breakdown, Report
 from sstoken_plugin.report.page_data import FILE, PageData, training_of, write_page_data
 from sstoken_plugin.report.parts import CountsPart, MomentsPart, PagePart, total_counts
+from sstoken_plugin.report.token_table import rows_of
+from sstoken_plugin.report.trackers import Trackers
 from sstoken_plugin.report.trajectory import Trajectory
 from sstoken_plugin.training.session import Session
 from sstoken_plugin.training.setup import vocabulary_size
@@ -31,16 +32,22 @@ class ReportCallback(TrainerCallback):
     them, so that what fails here is said and left out. What ranks do together is not done where errors are swallowed:
     a rank that failed would leave the others waiting.
 
+    Args:
+        trainer: the trainer.
+        session: its selection.
+        trackers: get the page and a table of its tokens, if the settings let them.
+
     Attributes:
         trajectory: scores samples at moments of the run.
         kept_counts: counts what is kept over the data.
     """
 
-    def __init__(self, trainer: Trainer, session: Session):
+    def __init__(self, trainer: Trainer, session: Session, trackers: Trackers):
         self.trajectory = Trajectory(session)
         self.kept_counts = KeptCounts(session.tokenizer, vocabulary_size(trainer.model, session.tokenizer))
         self._trainer = trainer
         self._session = session
+        self._trackers = trackers
         self._finished = False
 
     def counts_of_kept(self) -> Tensor | None:
@@ -67,24 +74,31 @@ class ReportCallback(TrainerCallback):
         else:
             self.trajectory.after_step(state.global_step, state.max_steps)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Draw the page."""
+    def end(self, args: Any, state: Any) -> None:
+        """Draw the page, and give it to the trackers; every rank must call this."""
         self._finish(state)
         counts = self.counts_of_kept()
-        if state.is_world_process_zero:
-            file = _file(args)
-            attempt(f"{file} was not written", lambda: self._draw(file, state, counts))
+        if not state.is_world_process_zero:
+            return
+        file = _file(args)
+        if attempt(f"{file} was not written", lambda: self._draw(file, state, counts)) and self._uploads:
+            self._trackers.give("the page", lambda tracker: tracker.add_page(file, state.global_step))
+
+    @property
+    def _uploads(self) -> bool:
+        return self._session.config.report_upload
 
     def _finish(self, state: Any) -> None:
         if self._finished:
             return
         self._finished = True
         self.trajectory.finish(state.global_step, state.max_steps)
-        if state.is_world_process_zero and self.trajectory.moments:
-            callbacks, records = self._trainer.callback_handler.callbacks, self.trajectory.moments[-1].records
-            attempt("no table of tokens was logged", lambda: token_table.send(callbacks, records, state.global_step))
+        if state.is_world_process_zero and self.trajectory.moments and self._uploads:
+            rows = attempt("no table of tokens was logged", lambda: rows_of(self.trajectory.moments[-1].records))
+            if rows:
+                self._trackers.give("the table of tokens", lambda tracker: tracker.add_table(rows, state.global_step))
 
-    def _draw(self, file: Path, state: Any, counts: Tensor | None) -> None:
+    def _draw(self, file: Path, state: Any, counts: Tensor | None) -> bool:
         session = self._session
         assert session.selection is not None
         tables: list[Breakdown] = []
@@ -95,23 +109,36 @@ class ReportCallback(TrainerCallback):
         # First, so that a page that cannot be drawn here can be drawn elsewhere.
         attempt("the page cannot be drawn again", lambda: self._keep(report, file.with_name(FILE)))
         write_page(file, report)
-        announce("ssToken: what was selected is shown in %s.", file)
+        announce("ssToken: what was selected is shown in %s; %s.", file, self.trajectory.cost)
+        return True
 
     def _keep(self, report: Report, file: Path) -> None:
         write_page_data(PageData(report, training_of(self._trainer)), file)
 
 
-def watch(trainer: Any) -> ReportCallback:
+class _BeforeTrackersClose(TrainerCallback):
+    """The end of the page, heard of before trackers hear of the end of the training and close their runs."""
+
+    def __init__(self, report: ReportCallback):
+        self._report = report
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Draw the page."""
+        self._report.end(args, state)
+
+
+def watch(trainer: Any, trackers: Trackers) -> ReportCallback:
     """Let a page be written of what a trainer selects.
 
     Args:
         trainer: a trainer with a selection, before `train()`.
+        trackers: those it reports to.
 
     Returns:
         The callback that is added to it.
     """
     session: Session = trainer.sstoken
-    report = ReportCallback(trainer, session)
+    report = ReportCallback(trainer, session, trackers)
     session.watchers.append(report.kept_counts.add)
     session.parts += [
         MomentsPart(report.trajectory),
@@ -119,8 +146,12 @@ def watch(trainer: Any) -> ReportCallback:
         PagePart(trainer, session, report.trajectory),
     ]
     trainer.add_callback(report)
+    # A list of its own: somebody may be going through the one that is there, as where a callback attaches.
+    callbacks = trainer.callback_handler.callbacks
+    trainer.callback_handler.callbacks = [_BeforeTrackersClose(report), *callbacks]
     return report
 
 
 def _file(args: Any) -> Path:
-    return Path(args.output_dir) / "sstoken" / "report.html"
+    # A log is read from elsewhere, too.
+    return Path(args.output_dir).absolute() / "sstoken" / "report.html"

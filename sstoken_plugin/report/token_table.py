@@ -1,38 +1,25 @@
-"""A table of the tokens of the probe samples for W&B and TensorBoard, where a run reports to them."""
+"""A table of the tokens of scored samples, for trackers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
-
-from transformers.integrations import TensorBoardCallback, WandbCallback
 
 from sstoken_plugin.base.visible_text import visible
 from sstoken_plugin.report.content import Record
 
-NAME = "sstoken/tokens"
 COLUMNS = ("sample", "place", "token", "kept", "score", "rel", "attention", "current_nll", "history_nll")
 MOST_ROWS = 2000
 
 
-def send(callbacks: Sequence[Any], records: Sequence[Record], step: int) -> None:
-    """Log the table through the callbacks of a trainer that report to a tracker.
+def rows_of(records: Sequence[Record]) -> list[list[Any]]:
+    """Return a row for each response token, with one entry for each of `COLUMNS`; at most `MOST_ROWS`.
 
     Args:
-        callbacks: of the trainer.
         records: scored samples.
-        step: of the run.
     """
-    rows = [row for row, _ in zip(_rows(records), range(MOST_ROWS), strict=False)]
-    for callback in callbacks:
-        if isinstance(callback, WandbCallback):
-            import wandb
-
-            if wandb.run is not None:
-                table = wandb.Table(columns=list(COLUMNS), data=rows)
-                wandb.run.log({NAME: table, "train/global_step": step})
-        elif isinstance(callback, TensorBoardCallback) and getattr(callback, "tb_writer", None) is not None:
-            callback.tb_writer.add_text(NAME, _markdown(rows), step)
+    return list(islice(_rows(records), MOST_ROWS))
 
 
 def _rows(records: Sequence[Record]) -> Iterator[list[Any]]:
@@ -49,7 +36,7 @@ def _rows(records: Sequence[Record]) -> Iterator[list[Any]]:
             yield [record["sample"], place, visible(record["tokens"][place]), record["selected"][place], *numbers]
 
 
-def _markdown(rows: Sequence[list[Any]]) -> str:
+def markdown(rows: Sequence[Sequence[Any]]) -> str:
     """Return a table in TensorBoard's Markdown, which shows no markup of the data's own when it is code."""
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
     for row in rows:

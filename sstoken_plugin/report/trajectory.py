@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from sstoken_plugin.base.logs import logger
+from sstoken_plugin.base.logs import announce, logger
 from sstoken_plugin.engine.sharding import is_sharded
 from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.report import Moment
@@ -19,30 +19,29 @@ from sstoken_plugin.training.session import Session
 
 LOG = logger(__name__)
 
-# Of the run's time, but for this many seconds, which a short run may spend too.
+# Where the settings name no time: of the run's, but for this many seconds, which a short run may spend too.
 SHARE, LEAST_SECONDS = 0.01, 5.0
 MOST_MOMENTS = 9
-# Of samples that are scored at once, and of all.
-GROUP, MOST_SAMPLES = 4, 12
-# Of samples that are scored at once, unless one alone has more.
-GROUP_TOKENS = 512
-# Of all samples together, unless the first group alone has more.
-MOST_TOKENS = 8192
+# Samples that are scored at once, and their tokens, unless one alone has more.
+GROUP, GROUP_TOKENS = 4, 512
+# Tokens of a sample, in the mean over all that are asked for: what is scored is held until the end, and in checkpoints.
+MEAN_TOKENS = 700
 
 
 class Trajectory:
-    """Scores samples as the model in training would select from them next.
+    """Scores samples as the model in training would select from them next, and says how long it took.
 
     The first moment, after a step whose time is known, decides how many samples the run can afford; later ones are
-    left out where they would cost more. Every rank takes part, and all decide alike: where scoring fails on one, all
-    go on without.
+    left out where they would cost more. However few they are, they come from all over the data set. Every rank takes
+    part, and all decide alike: where scoring fails on one, all go on without.
 
     Args:
         session: of the trainer whose model and data set are looked at.
 
     Attributes:
-        moments: those taken so far.
+        moments: those taken so far; each has its samples in the order in which they were scored.
         seconds: spent on them in this process.
+        left_out: planned moments for which no time was left, in this process.
     """
 
     def __init__(self, session: Session):
@@ -57,6 +56,7 @@ class Trajectory:
         self._began = self._last = 0.0
         self._failed = False
         self.seconds = 0.0
+        self.left_out = 0
 
     def after_step(self, step: int, steps: int) -> None:
         """Score the samples if this moment is planned and the run can afford it.
@@ -77,6 +77,8 @@ class Trajectory:
             # Room is left for the end of the run, which is always scored.
             elif self._agreed(self.seconds + 2 * self._last) <= allowed:
                 self._take(step, steps, phase)
+            else:
+                self.left_out += 1
 
     def finish(self, step: int, steps: int) -> None:
         """Score the samples with the trained model, by the rule that the settings name."""
@@ -88,7 +90,21 @@ class Trajectory:
         if self._samples and self.moments:
             self._take(step, steps, phase)
         else:
-            self._take_first(step, steps, phase, LEAST_SECONDS / MOST_MOMENTS)
+            seconds = LEAST_SECONDS if self._given is None else self._given
+            self._take_first(step, steps, phase, seconds / MOST_MOMENTS)
+
+    @property
+    def _given(self) -> float | None:
+        """The seconds that the settings give to scoring; None if they name none."""
+        return self._session.config.report_seconds
+
+    @property
+    def cost(self) -> str:
+        """What scoring has cost, in words."""
+        text = f"scoring samples for it took {self.seconds:.1f} s"
+        if self.left_out:
+            text += f", and sstoken.report_seconds left no time for {self.left_out} of the planned moments"
+        return text
 
     @property
     def _selection(self) -> TokenSelection:
@@ -103,6 +119,8 @@ class Trajectory:
 
     def _allowed(self, step: int, steps: int) -> float:
         """Return the seconds that scoring may take in this run."""
+        if self._given is not None:
+            return self._given
         each = (time.perf_counter() - self._began - self.seconds) / max(step - self._first_step, 1)
         return max(LEAST_SECONDS, SHARE * each * steps)
 
@@ -117,7 +135,7 @@ class Trajectory:
             self._samples = found or []
 
     def _take_first(self, step: int, steps: int, phase: Phase, seconds: float) -> None:
-        """Score samples from all over the data set, as many as can be in this time."""
+        """Score samples, as many as can be in this time."""
         start = time.perf_counter()
         self._samples = []
         records: list[Record] = []
@@ -125,17 +143,21 @@ class Trajectory:
         if self._session.any_rank(not candidates):
             self._failed = True
             return
-        tokens = 0
+        tokens, limit = 0, ""
         for group in _groups(candidates):
             tokens += sum(len(sample["input_ids"]) for sample in group)
-            if records and (tokens > MOST_TOKENS or self._agreed(time.perf_counter() - start) > seconds):
+            if records and tokens > MEAN_TOKENS * self._session.config.report_samples:
+                limit = "they are long"
+            elif records and self._agreed(time.perf_counter() - start) > seconds:
+                limit = "more would take longer than sstoken.report_seconds allows"
+            if limit:
                 break
             scored = self._score(group, phase, ())
             if scored is None:
                 return
             self._samples += group
             records += scored
-        self._add(step, steps, phase, records, start)
+        self._add(step, steps, phase, records, start, f" (of {len(candidates)}: {limit})" if limit else "")
 
     def _take(self, step: int, steps: int, phase: Phase) -> None:
         start = time.perf_counter()
@@ -149,10 +171,15 @@ class Trajectory:
             records += scored
         self._add(step, steps, phase, records, start)
 
-    def _add(self, step: int, steps: int, phase: Phase, records: list[Record], start: float) -> None:
+    def _add(self, step: int, steps: int, phase: Phase, records: list[Record], start: float, limit: str = "") -> None:
         self.moments.append(Moment(f"step {step} of {steps}", phase.rule, phase.gamma, phase.ratio, records))
         self._last = time.perf_counter() - start
         self.seconds += self._last
+        if self._session.is_first_rank:
+            announce(
+                "ssToken: scored %d samples%s for the page at step %d of %d: %.1f s.",
+                len(records), limit, step, steps, self._last,
+            )  # fmt: skip
 
     def _score(self, samples: Sequence[Any], phase: Phase, known: Sequence[Record]) -> list[Record] | None:
         """Return a record for each sample; None, on every rank, where it fails on any."""
@@ -174,10 +201,11 @@ class Trajectory:
 
     def _candidates(self) -> Iterator[dict[str, Any]]:
         data: Any = self._session.samples
+        most = self._session.config.report_samples
         if not hasattr(data, "__len__"):
-            yield from (_first_of(row, index) for index, row in enumerate(islice(data, MOST_SAMPLES)))
+            yield from (_first_of(row, index) for index, row in enumerate(islice(data, most)))
         else:
-            yield from (_first_of(data[index], index) for index in spread_over(len(data), MOST_SAMPLES))
+            yield from (_first_of(data[index], index) for index in spread_over(len(data), most))
 
     def _of_checkpoint(self) -> list[dict[str, Any]]:
         if not self.moments:
@@ -220,6 +248,11 @@ def _groups(samples: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[Any]]:
 
 
 def spread_over(total: int, most: int) -> Sequence[int]:
-    """Return up to `most` indices below `total`, as far apart as can be, the first 0."""
+    """Return up to `most` indices below `total`, as far apart as can be, and so in an order that any first of them are.
+
+    The order is that of van der Corput: 0, the half, the quarters, the eighths.
+    """
     count = min(total, most)
-    return [index * total // count for index in range(count)]
+    bits = max(count - 1, 0).bit_length()
+    halved = (int(f"{place:0{bits}b}"[::-1], 2) for place in range(1 << bits))
+    return [slot * total // count for slot in dict.fromkeys(place * count >> bits for place in halved)] if count else []

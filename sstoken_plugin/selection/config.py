@@ -129,6 +129,25 @@ class SSTokenConfig(BaseModel):
         default=True,
         description="Write OUTPUT_DIR/sstoken/report.html at the end of training.",
     )
+    report_samples: int = Field(
+        default=12,
+        ge=1,
+        le=100,
+        description="Samples that the page shows, from all over the data set, 1 to 100; fewer where `report_seconds` "
+        "allows no more or they are long (docs/report.md).",
+    )
+    report_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds of the whole run that scoring samples for the page may take, above 0; `null` is 1 % of "
+        "the run's time, or 5 seconds where that is more.",
+    )
+    report_upload: bool = Field(
+        default=True,
+        description="Give the page and a table of its tokens, both with texts of the training data, to the trackers "
+        "that the run reports to (docs/report.md). Metrics and these settings go there in any case.",
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -139,7 +158,7 @@ class SSTokenConfig(BaseModel):
             # No value at all would be lost where a framework writes its settings anew.
             return False if value is None else value
         # pydantic reads `ratio: true` as 1.0.
-        if isinstance(value, bool) and info.field_name not in ("keep_eos", "report"):
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
             raise ValueError("true and false are not values of this key")
         return value
 
@@ -267,12 +286,20 @@ class SSTokenConfig(BaseModel):
                 f"sstoken.warmup_ratio: 1 leaves the whole run to warmup_selector: {self.warmup_selector}; selector: "
                 f"{self.selector} never ranks."
             )
+        sentences += [
+            f"sstoken.{key}: {getattr(self, key)} has no effect with report: false."
+            for key in ("report_samples", "report_seconds", "report_upload")
+            if not self.report and self._was_changed(key)
+        ]
         return sentences + [
             f"sstoken.{key}: {getattr(self, key)} has no effect with selector: {self.selector}, "
             f"warmup_ratio: {self.warmup_ratio} and history: {self.history}."
             for key, without_effect in idle.items()
-            if without_effect and getattr(self, key) != type(self).model_fields[key].default
+            if without_effect and self._was_changed(key)
         ]
+
+    def _was_changed(self, key: str) -> bool:
+        return bool(getattr(self, key) != type(self).model_fields[key].default)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from sstoken_plugin import attach
 from sstoken_plugin.report.callback import ReportCallback
@@ -38,6 +38,21 @@ def of_class(trainer, **methods):
 def moments(trainer):
     (report,) = [each for each in trainer.callback_handler.callbacks if isinstance(each, ReportCallback)]
     return [moment.label for moment in report.trajectory.moments]
+
+
+def test_a_callback_can_attach_while_callbacks_are_called(trainer, tmp_path):
+    """As that of ms-swift does; it must not be called twice because of those that are added."""
+    selects, attached = trainer(steps=1), []
+
+    class Attaches(TrainerCallback):
+        def on_init_end(self, args, state, control, **kwargs):
+            attached.append(attach(selects, SELECTS))
+
+    selects.add_callback(Attaches())
+    selects.callback_handler.on_init_end(selects.args, selects.state, selects.control)
+    assert attached == [selects]
+    selects.train()
+    assert (tmp_path / "out" / "sstoken" / "report.html").exists()
 
 
 def test_a_second_training_begins_anew(trainer):
