@@ -7,6 +7,7 @@ import zipfile
 from importlib.metadata import EntryPoint, packages_distributions, version
 
 import pytest
+import yaml
 from constraints import build_wheel, changes
 from material import ROOT
 from packaging.requirements import Requirement
@@ -50,6 +51,16 @@ def test_the_wheel_says_who_takes_it(wheel):
     assert {f"Classifier: Programming Language :: Python :: {each}" for each in ("3.11", "3.12", "3.13")} <= set(said)
     assert not any(line.startswith("Classifier: License") for line in said)
     assert {line.split()[1] for line in said if line.startswith("Project-URL")} >= {"Homepage,", "Changelog,"}
+
+
+def test_what_is_cited_is_this_package_and_the_paper_of_the_method():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (cited["title"], cited["license"]) == (PROJECT["name"], PROJECT["license"])
+    assert cited["repository-code"] == PROJECT["urls"]["Homepage"]
+    assert [author["name"] for author in cited["authors"]] == [author["name"] for author in PROJECT["authors"]]
+    (paper,) = cited["references"]
+    assert f"]({paper['url']})" in (ROOT / "README.md").read_text().split("\n## ")[0]
+    assert all(author.keys() == {"given-names", "family-names"} for author in paper["authors"])
 
 
 def test_every_requirement_is_met_by_what_axolotl_brings():
