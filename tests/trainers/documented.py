@@ -1,4 +1,4 @@
-"""The examples of docs/trainers.md as they stand there, in a folder where they find what they name."""
+"""The examples of the docs as they stand there, in a folder where they find what they name."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from material import ROOT
 from demo.data import main as write_data
 
 
-def block(heading: str, language: str) -> str:
-    """Return the first code block of a language in a section of docs/trainers.md."""
-    page = (ROOT / "docs" / "trainers.md").read_text()
-    section = re.split(r"^## ", page.split(f"\n## {heading}\n")[1], flags=re.MULTILINE)[0]
+def block(heading: str, language: str, page: str = "trainers.md") -> str:
+    """Return the first code block of a language in a section of a page of docs/."""
+    text = (ROOT / "docs" / page).read_text()
+    section = re.split(r"^## ", text.split(f"\n## {heading}\n")[1], flags=re.MULTILINE)[0]
     return section.split(f"```{language}\n")[1].split("```")[0]
 
 

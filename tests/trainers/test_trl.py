@@ -210,13 +210,20 @@ class TestCommand:
         assert (tmp_path / "outputs/trl-sft/adapter_model.safetensors").exists()
 
 
-def test_the_documented_example_runs(tiny_llama, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("page", "heading", "folder", "kept"),
+    [
+        ("trainers.md", "TRL", "outputs/trl", "60%"),
+        ("python-api.md", "SSTokenSFTTrainer", "outputs/python-api", "40%"),
+    ],
+)
+def test_a_documented_example_runs(page, heading, folder, kept, tiny_llama, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    prepare(tmp_path, tiny_llama, "outputs/trl/data.jsonl")
-    (tmp_path / "example.py").write_text(block("TRL", "python"))
+    prepare(tmp_path, tiny_llama, f"{folder}/data.jsonl")
+    (tmp_path / "example.py").write_text(block(heading, "python", page))
     told = run_command(python(), "example.py", PYTHONPATH=f"{ROOT}").stdout
-    assert "ssToken is active: it trains on 60%" in told
-    assert (tmp_path / "outputs/trl" / PAGE).exists()
+    assert f"ssToken is active: it trains on {kept}" in told
+    assert list((tmp_path / folder).rglob("report.html"))
 
 
 def test_another_version_is_named_with_the_range(monkeypatch):
