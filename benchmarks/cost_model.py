@@ -1,6 +1,7 @@
 """What a training step must cost, from shapes alone: FLOPs, bytes moved, peak memory, and the ratios to a plain step.
 
     python benchmarks/cost_model.py [--device rtx-4090]          # table of large models, Markdown
+    python benchmarks/cost_model.py --cards 12 24                # what fits on cards of so many GiB
 
 cost_check.py compares it with what step.py has measured.
 
@@ -27,7 +28,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +44,8 @@ NF4_BYTES = 0.516
 # AdamW: two moments in float32.
 MOMENT_BYTES = 8
 GIB = 2**30
+# Of a card, for CUDA itself, a display and gaps between tensors: a guess.
+SPARE_GIB = 2
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,9 @@ ARCHITECTURES = {
     "smollm2-135m": Architecture(30, 576, 9, 3, 64, 1536, 49152, tied=True),
     "llama-3.2-1b": Architecture(16, 2048, 32, 8, 64, 8192, 128256, tied=True),
     "llama-3.2-3b": Architecture(28, 3072, 24, 8, 128, 8192, 128256, tied=True),
+    "llama-3.1-8b": Architecture(32, 4096, 32, 8, 128, 14336, 128256, tied=False),
     "qwen2.5-7b": Architecture(28, 3584, 28, 4, 128, 18944, 152064, tied=False, qkv_bias=True),
+    "qwen2.5-14b": Architecture(48, 5120, 40, 8, 128, 13824, 152064, tied=False, qkv_bias=True),
 }
 
 
@@ -401,12 +406,48 @@ def figures(setting: Setting, device: Device) -> list[str]:
     return found + [f"{peak_bytes(setting, side) / GIB:.1f}" for side in ("plain", "warm", "history")]
 
 
+def rows_that_fit(setting: Setting, side: Side, gib: float) -> int:
+    """Return the most rows in a micro-batch whose peak memory is not above a limit in GiB."""
+    peaks = {rows: peak_bytes(replace(setting, batch=rows), side) / GIB for rows in range(1, 65)}
+    return max((rows for rows, peak in peaks.items() if peak <= gib), default=0)
+
+
+def cards_table(cards: list[int], rank: int = 16) -> str:
+    """Return the table of what fits on cards.
+
+    Args:
+        cards: their memory in GiB.
+        rank: of the adapter.
+    """
+    lines = [
+        "| model | training | GiB at 1 row | GiB at 4 rows | "
+        + " | ".join(f"{card} GB: rows" for card in cards)
+        + " |",
+        "| --- " * (4 + len(cards)) + "|",
+    ]
+    methods: tuple[Method, ...] = ("qlora", "lora")
+    sides: tuple[Side, ...] = ("plain", "history")
+    for model in ("llama-3.2-1b", "llama-3.2-3b", "qwen2.5-7b", "llama-3.1-8b", "qwen2.5-14b"):
+        for setting in (Setting(ARCHITECTURES[model], method, rank=rank) for method in methods):
+            batches = [replace(setting, batch=rows) for rows in (1, 4)]
+            peaks = [[f"{peak_bytes(batch, side) / GIB:.1f}" for side in sides] for batch in batches]
+            fits = [[str(rows_that_fit(setting, side, card - SPARE_GIB)) for side in sides] for card in cards]
+            cells = [model, setting.method, *map(" / ".join, [*peaks, *fits])]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Print the table of large models."""
+    """Print a table of large models."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=DEVICES, default="rtx-4090")
+    parser.add_argument("--cards", nargs="+", type=int, metavar="GIB", help="what fits on cards of so many GiB")
+    parser.add_argument("--rank", type=int, default=16, help="of the adapter, with --cards")
     options = parser.parse_args()
-    print(table(DEVICES[options.device], options.device))
+    if options.cards:
+        print(cards_table(options.cards, options.rank))
+    else:
+        print(table(DEVICES[options.device], options.device))
 
 
 if __name__ == "__main__":

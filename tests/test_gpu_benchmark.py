@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,10 +77,29 @@ def test_four_bits_are_measured_where_bitsandbytes_is_there(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "billions"),
-    [("smollm2-135m", 0.1345), ("llama-3.2-1b", 1.236), ("llama-3.2-3b", 3.213), ("qwen2.5-7b", 7.616)],
+    [
+        ("smollm2-135m", 0.1345),
+        ("llama-3.2-1b", 1.236),
+        ("llama-3.2-3b", 3.213),
+        ("qwen2.5-7b", 7.616),
+        ("llama-3.1-8b", 8.030),
+        ("qwen2.5-14b", 14.770),
+    ],
 )
 def test_shapes_have_the_parameters_of_their_models(name, billions):
     assert ARCHITECTURES[name].parameters == pytest.approx(billions * 1e9, rel=0.001)
+
+
+def test_what_fits_on_a_card_is_the_most_that_does():
+    setting = Setting(ARCHITECTURES["llama-3.2-3b"], "qlora")
+    rows = cost_model.rows_that_fit(setting, "plain", 10)
+    assert peak_bytes(replace(setting, batch=rows), "plain") <= 10 * cost_model.GIB
+    assert peak_bytes(replace(setting, batch=rows + 1), "plain") > 10 * cost_model.GIB
+    assert cost_model.rows_that_fit(setting, "plain", 1) == 0
+
+
+def test_the_recipes_have_the_table_that_is_computed():
+    assert f"\n{cost_model.cards_table([12, 24])}\n" in (ROOT / "docs" / "recipes.md").read_text()
 
 
 def test_plain_flops_are_those_of_the_textbook():
