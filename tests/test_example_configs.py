@@ -10,7 +10,8 @@ from sstoken_plugin.experiments.config import read
 from sstoken_plugin.experiments.runs import runs_of, train_yaml
 
 GPU = {"bf16": True, "fp8": False, "tf32": True, "n_gpu": 1, "n_node": 1, "compute_capability": "sm_89"}
-EXAMPLES = sorted((ROOT / "example_configs").glob("*.yaml"))
+CARDS = sorted((ROOT / "example_configs" / "cards").glob("*.yaml"))
+EXAMPLES = [*sorted((ROOT / "example_configs").glob("*.yaml")), *CARDS]
 EXPERIMENTS = sorted((ROOT / "example_configs" / "experiments").glob("*.yaml"))
 
 
@@ -52,6 +53,12 @@ def test_the_template_of_an_example_labels_answers_and_the_end_token_only(file, 
     assert tokenizer.decode(labelled) == f"Hello.{tokenizer.eos_token}See you.{tokenizer.eos_token}"
     if cfg.base_model.startswith("meta-llama"):
         assert sample["input_ids"][0] == tokenizer.bos_token_id
+
+
+def test_the_recipes_show_the_yamls_for_cards():
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    assert CARDS
+    assert all(f"](../{file.relative_to(ROOT)})" in page for file in CARDS)
 
 
 def test_there_is_an_example_for_each_model_of_the_paper():
