@@ -69,5 +69,5 @@ def start(trainer: Trainer, config: SSTokenConfig, run: Run, front: type | None 
     trackers = Trackers(trainer, config.model_dump(mode="json"))
     trainer.add_callback(trackers)
     if config.report:
-        watch(trainer, trackers)
+        watch(trainer, run, trackers)
     return session

@@ -37,6 +37,7 @@ FAST = (
     "aside", "axolotl_keys", "breakdown", "example_tables", "experiments_config", "experiments_measures",
     "experiments_page", "experiments_statistics", "files", "linear_nll", "links_in_docs", "losses", "messages_in_docs",
     "monitor", "packaging", "report", "report_page", "run", "samples", "selection", "selectors", "setup", "token_text",
+    "verdict",
 )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def numbers(text):
 
 def test_texts_travel_exactly_and_add_no_markup():
     plain = Page(render(report(record(["p", "a"]))))
-    fields = {"settings": {"<b>": "</script>"}, "history": "<i>", "warnings": ["<u>"]}
+    fields = {"settings": {"<b>": "</script>"}, "history": "<i>", "warnings": ["<u>"], "facts": {"<a>": "<p>"}}
     text = render(report(record(HOSTILE), sentence="</script><b>", **fields))
     page = Page(text)
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
@@ -54,7 +54,8 @@ def test_texts_travel_exactly_and_add_no_markup():
     assert prompt["text"] + response["tokens"] == HOSTILE
     assert page.data["sentence"] == "</script><b>"
     assert page.data["settings"] == [["<b>", "</script>"]]
-    assert page.data["warnings"] == ["<u>"]
+    assert page.data["facts"] == [["<a>", "<p>"]]
+    assert page.data["verdict"][1]["sentences"] == ["<u>"]
 
 
 def test_the_file_is_valid_utf8_and_loads_nothing():
@@ -178,6 +179,8 @@ def test_the_page_stays_small_with_hostile_text_everywhere():
         "history": long,
         "settings": {f"{long}{index}": long for index in range(200)},
         "versions": {f"{long}{index}": long for index in range(200)},
+        "facts": {f"{long}{index}": long for index in range(200)},
+        "compare": long,
         "warnings": [long] * 100,
         "log": [{"step": step, **dict.fromkeys(names, step)} for step in range(600)],
         "breakdowns": [Breakdown(long, long, [(f"{row}{long}", 2, 1) for row in range(2000)])] * 12,

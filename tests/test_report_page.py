@@ -1,5 +1,8 @@
 """The report page in a real browser: what a reader sees, and that the page selects exactly as training does."""
 
+from pathlib import Path
+from urllib.parse import unquote
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +26,7 @@ def full_report():
     return report(
         *moments,
         sentence="ssToken is active.",
+        facts={"model": "tiny", "data": "d.jsonl (3 samples)"},
         history="the weights before this training",
         settings={"selector": "sstoken", "ratio": 0.6, "seed": None},
         versions={"torch": "2.13.0"},
@@ -48,13 +52,20 @@ def numbers_of(browser):
 @pytest.mark.parametrize("width", [360, 768, 1280])
 def test_it_opens_whole_at_every_width_and_asks_for_nothing(browser, width, dark):
     browser.open(full_report(), width, dark=dark)
-    assert browser.texts("main > section > h2") == [
-        "Samples", "Training", "Where tokens were kept", "Settings and versions",
-    ]  # fmt: skip
+    assert browser.texts("main > section > h2") == ["Samples", "Training", "Where tokens were kept"]
     assert browser.run("return document.documentElement.scrollWidth") <= width
     assert browser.errors() == []
     assert browser.requests() == []
-    assert browser.text("#warnings") == "something is odd"
+    # A warning is on show at every width; other answers are short on a phone.
+    assert browser.texts(".finding.warning li") == ["Something is odd"]
+    assert browser.texts(".finding b") == [
+        "37\u00a0% of the response tokens", "1 warning", "One run cannot tell: it takes a plain one beside it.",
+        "Do what the warnings say.",
+    ]  # fmt: skip
+    assert bool(browser.texts(".finding.plain li")) is (width > 960)
+    size = Path(unquote(browser.driver.current_url.removeprefix("file://"))).stat().st_size
+    assert browser.texts("#facts span") == ["tiny", "d.jsonl (3 samples)", f"this page: {size / 1000:.0f} kB"]
+    browser.click("#settings > summary")
     assert browser.text("#history") == "REL compares with the weights before this training."
     assert "seednull" in browser.texts("#settings-table tr")
     background = browser.run("return getComputedStyle(document.body).backgroundColor")
@@ -314,9 +325,14 @@ def test_what_if_is_off_for_a_response_too_long(browser):
 def test_curves_are_drawn_and_read_out(browser):
     browser.open(full_report())
     titles = browser.texts("#charts figcaption")
-    assert titles == ["Loss", "Loss on kept and on dropped tokens", "Mean REL", "sstoken/other"]
+    assert titles == [
+        "Training loss", "Evaluation loss", "Loss on kept and on dropped tokens", "Mean REL", "sstoken/other",
+    ]  # fmt: skip
+    assert browser.texts("#charts figure:nth-of-type(-n+2) .chart-legend > span:first-child") == [
+        " over kept tokens 0.1", " over all response tokens 1.25",
+    ]  # fmt: skip
     assert "Near 0 it is noise." in browser.text("#charts")
-    pair = "#charts figure:nth-of-type(2) "
+    pair = "#charts figure:nth-of-type(3) "
     assert browser.text(pair + ".chart-legend").split() == ["kept", "0.05", "dropped", "0.15", "step", "20"]
     browser.run("document.querySelector(arguments[0]).focus()", pair + "> svg")
     for _ in range(2):

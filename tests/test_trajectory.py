@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.report import trajectory
 from sstoken_plugin.report.trajectory import MOST_MOMENTS, spread_over
+from sstoken_plugin.report.verdict import verdict
 from sstoken_plugin.selection.config import SSTokenConfig
 
 
@@ -254,3 +256,20 @@ def test_however_few_samples_there_is_time_for_they_come_from_all_over_the_data(
 
 def test_nothing_has_no_samples():
     assert spread_over(0, 5) == []
+
+
+def test_the_page_says_what_was_run_and_where_its_evaluation_loss_went(config, train, drawn):
+    train({**config, "val_set_size": 0.25, "eval_steps": 2, "sstoken": {}})
+    (report,) = drawn
+    data = config["datasets"][0]["path"]
+    date = report.facts["date"]
+    assert report.facts == {
+        "model": config["base_model"], "data": f"{data} (18 samples)", "adapter": "LORA, r 4, alpha 8",
+        "trainer": "Axolotl", "steps": "4", "date": date,
+    }  # fmt: skip
+    assert datetime.now().astimezone() - datetime.fromisoformat(date) < timedelta(minutes=10)
+    paid, then = (one for one in verdict(report) if one.question in ("Did it pay?", "Next"))
+    first, *_, last = (line for line in report.log if "eval_loss" in line)
+    words = f"{first['eval_loss']:.4g} to {last['eval_loss']:.4g} (steps {first['step']} to 4"
+    assert words in paid.sentences[0]
+    assert "axolotl sstoken-compare" in then.sentences[0]

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,6 +82,7 @@ class _Scorer:
         tokenizer: its tokenizer.
         selection: what selects.
         precision: makes the context in which training runs it.
+        facts: what was run, see `Report`.
         survey: of the data set; None where it cannot be looked at.
         schedule: of the run; None where it has not begun.
         warnings: those raised about the selection so far.
@@ -92,6 +93,7 @@ class _Scorer:
     tokenizer: Any
     selection: TokenSelection
     precision: Callable[[], AbstractContextManager[Any]]
+    facts: Mapping[str, str]
     survey: Survey | None
     schedule: Schedule | None = None
     warnings: Sequence[str] = ()
@@ -181,7 +183,8 @@ def _loaded(cfg: Any, settings: SSTokenConfig, adapter: str | None, data: Any) -
     with precision():
         selection = build_selection(settings, run, model, history, look)
     label = f"adapter {adapter}" if adapter else "untrained model"
-    return _Scorer(label, model, tokenizer, selection, precision, look.survey)
+    facts = assembly.facts_of(run, model, data)
+    return _Scorer(label, model, tokenizer, selection, precision, facts, look.survey)
 
 
 def _trained_first(cfg: Any, data: Any, steps: int, temporary: Path, tell: Callable[[str], None]) -> _Scorer:
@@ -194,6 +197,7 @@ def _trained_first(cfg: Any, data: Any, steps: int, temporary: Path, tell: Calla
         session.tokenizer,
         session.selection,
         trainer.accelerator.autocast,
+        assembly.facts_of(run_of(cfg), session.model, session.samples),
         session.survey,
         schedule_of(trainer),
         session.warnings,
@@ -231,7 +235,7 @@ def _scored(scorer: _Scorer, settings: SSTokenConfig, samples: Any, file: Path) 
     warnings = [*scorer.warnings, *without_rel(settings, phase, records)]
     moment = Moment(scorer.label, phase.rule, phase.gamma, phase.ratio, records)
     tables = counts.tables(counts.counts.cpu())
-    return assembly.report_of(scorer.selection, scorer.tokenizer, [moment], tables, warnings=warnings)
+    return assembly.report_of(scorer.selection, scorer.tokenizer, [moment], tables, scorer.facts, warnings=warnings)
 
 
 def without_rel(settings: SSTokenConfig, phase: Phase, records: Sequence[Record]) -> list[str]:

@@ -24,6 +24,10 @@ NAMES = Names(
     fused_losses="liger_fused_linear_cross_entropy or cut_cross_entropy",
     rate_warmup="warmup_ratio or warmup_steps",
     without=WITHOUT,
+    compare=(
+        "To know whether it pays, run `axolotl sstoken-compare config.yaml`: it trains plain runs beside selected ones "
+        "with several seeds, and tells by your evaluation data."
+    ),
     announcer=SHOWN,
 )
 # By the key that switches a kernel on.
@@ -44,6 +48,7 @@ def run_of(cfg: Mapping[str, Any]) -> Run:
         base_model=str(cfg.get("base_model")),
         revision=cfg.get("revision_of_model"),
         dtype=cfg.get("torch_dtype"),
+        data=", ".join(str(entry.get("path")) for entry in cfg.get("datasets") or ()),
         seed=cfg.get("seed") or 0,
         eot_tokens=tuple(cfg.get("eot_tokens") or ()),
         packs=bool(cfg.get("sample_packing")),

@@ -26,6 +26,7 @@ class Names:
         fused_losses: settings that fuse the output head with the loss, joined by "or".
         rate_warmup: settings of the learning rate's warm-up, joined by "or".
         without: how to train without the selection; finishes the sentence "..., or ...".
+        compare: a sentence that says how to find out whether the selection pays against plain training.
         announcer: the logger whose INFO lines users see; frameworks show those below their own only.
     """
 
@@ -37,6 +38,10 @@ class Names:
     fused_losses: str = "use_liger_kernel"
     rate_warmup: str = "warmup_steps"
     without: str = "train without sstoken"
+    compare: str = (
+        "To know whether it pays, train once more with `selector: all`, the same data and the same seed, and compare "
+        "the evaluation losses, better over several seeds."
+    )
     announcer: str = OWN
 
 
@@ -53,6 +58,7 @@ class Run:
         base_model: name or folder of the base model.
         revision: of the base model on its hub.
         dtype: in which the base model is loaded; None for that of the model's embeddings.
+        data: what it trains on, for the page: names of data sets; "" where the trainer does not tell.
         seed: of the run, for random selection where the settings give none.
         eot_tokens: texts that end a turn, beside what the tokenizer and the model declare.
         packs: whether the trainer packs samples into rows itself.
@@ -69,6 +75,7 @@ class Run:
     base_model: str
     revision: str | None = None
     dtype: torch.dtype | None = None
+    data: str = ""
     seed: int = 0
     eot_tokens: tuple[str, ...] = ()
     packs: bool = False

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from sstoken_plugin.base.files import write_bytes
+from sstoken_plugin.engine.run import Run
 from sstoken_plugin.engine.step import TokenSelection
 from sstoken_plugin.report import Breakdown, Moment, Report, render
 from sstoken_plugin.report.inspection import ends_of_turns
@@ -16,7 +18,14 @@ from sstoken_plugin.training.metrics import MEANINGS
 from sstoken_plugin.training.setup import describe, describe_history, explain_share
 
 RATIO = "sstoken/selected_ratio"
-PACKAGES = ("sstoken-plugin", "axolotl", "torch", "transformers", "peft")
+PACKAGES = ("sstoken-plugin", "axolotl", "trl", "llamafactory", "ms-swift", "torch", "transformers", "peft")
+
+# Of the trainer's own numbers, by name.
+LOSSES = {
+    "loss": "mean loss of the tokens that were trained on: it compares neither with the evaluation loss nor with the "
+    "training loss of a plain run",
+    "eval_loss": "mean loss of all response tokens, kept or not, of the evaluation data",
+}
 
 
 def report_of(
@@ -24,6 +33,7 @@ def report_of(
     tokenizer: Any,
     moments: Sequence[Moment],
     tables: Sequence[Breakdown],
+    facts: Mapping[str, str],
     log: Sequence[Mapping[str, Any]] = (),
     warnings: Sequence[str] = (),
 ) -> Report:
@@ -34,6 +44,7 @@ def report_of(
         tokenizer: its model's.
         moments: see `Report`.
         tables: see `KeptCounts.tables`.
+        facts: see `facts_of`.
         log: lines of the training's log.
         warnings: those raised about the selection.
     """
@@ -44,6 +55,8 @@ def report_of(
         ends = [ends_of_turns(record, selection.end_tokens) for record in moments[0].records]
     return Report(
         sentence=describe(selection, tokenizer),
+        facts=facts,
+        compare=selection.names.compare,
         settings=selection.config.model_dump(),
         versions={name: found for name in PACKAGES if (found := _version(name))},
         history="" if selection.history is None else describe_history(selection.history),
@@ -52,8 +65,41 @@ def report_of(
         log=log,
         warnings=warnings,
         breakdowns=tables,
-        notes=MEANINGS if not share else {**MEANINGS, RATIO: f"{MEANINGS[RATIO]}; {share}"},
+        notes={**LOSSES, **MEANINGS, **({RATIO: f"{MEANINGS[RATIO]}; {share}"} if share else {})},
     )
+
+
+def facts_of(run: Run, model: Any, samples: Any, steps: int | None = None) -> dict[str, str]:
+    """Return what was run, name to value, for `Report.facts`.
+
+    Args:
+        run: what the run is to the selection.
+        model: its model.
+        samples: the prepared data set.
+        steps: optimizer steps that were taken; None without a training.
+    """
+    size = f"{len(samples):,} samples" if hasattr(samples, "__len__") else "a stream of samples"
+    found = {
+        "model": run.base_model,
+        "data": f"{run.data} ({size})" if run.data else size,
+        "adapter": _adapters(model),
+        "trainer": run.names.trainer,
+        "steps": "" if steps is None else f"{steps:,}",
+        "date": datetime.now().astimezone().isoformat(" ", "minutes"),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _adapters(model: Any) -> str:
+    """Name the adapters of a model."""
+    adapters = getattr(model, "peft_config", None) or {}
+    return ", ".join(map(_adapter, adapters.values())) or "none: all weights"
+
+
+def _adapter(config: Any) -> str:
+    kind = str(getattr(config.peft_type, "value", config.peft_type))
+    numbers = {"r": getattr(config, "r", None), "alpha": getattr(config, "lora_alpha", None)}
+    return ", ".join([kind, *(f"{name} {value}" for name, value in numbers.items() if value is not None)])
 
 
 def write_page(file: Path, report: Report) -> None:

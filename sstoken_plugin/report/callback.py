@@ -10,7 +10,8 @@ from transformers import Trainer, TrainerCallback
 
 from sstoken_plugin.base.logs import announce, logger
 from sstoken_plugin.base.visible_text import in_short
-from sstoken_plugin.report.assembly import report_of, write_page
+from sstoken_plugin.engine.run import Run
+from sstoken_plugin.report.assembly import facts_of, report_of, write_page
 from sstoken_plugin.report.attempt import attempt
 from sstoken_plugin.report.breakdown import KeptCounts
 from sstoken_plugin.report.content import Breakdown, Report
@@ -35,6 +36,7 @@ class ReportCallback(TrainerCallback):
     Args:
         trainer: the trainer.
         session: its selection.
+        run: the facts of its run.
         trackers: get the page and a table of its tokens, if the settings let them.
 
     Attributes:
@@ -42,11 +44,12 @@ class ReportCallback(TrainerCallback):
         kept_counts: counts what is kept over the data.
     """
 
-    def __init__(self, trainer: Trainer, session: Session, trackers: Trackers):
+    def __init__(self, trainer: Trainer, session: Session, run: Run, trackers: Trackers):
         self.trajectory = Trajectory(session)
         self.kept_counts = KeptCounts(session.tokenizer, vocabulary_size(trainer.model, session.tokenizer))
         self._trainer = trainer
         self._session = session
+        self._run = run
         self._trackers = trackers
         self._finished = False
 
@@ -104,8 +107,15 @@ class ReportCallback(TrainerCallback):
         tables: list[Breakdown] = []
         if counts is not None:
             attempt("the page has no tables", lambda: tables.extend(self.kept_counts.tables(counts)))
-        moments, log = self.trajectory.moments, state.log_history
-        report = report_of(session.selection, session.tokenizer, moments, tables, log, session.warnings)
+        report = report_of(
+            session.selection,
+            session.tokenizer,
+            self.trajectory.moments,
+            tables,
+            facts_of(self._run, session.model, session.samples, steps=state.global_step),
+            log=state.log_history,
+            warnings=session.warnings,
+        )
         # First, so that a page that cannot be drawn here can be drawn elsewhere.
         attempt("the page cannot be drawn again", lambda: self._keep(report, file.with_name(FILE)))
         write_page(file, report)
@@ -127,23 +137,24 @@ class _BeforeTrackersClose(TrainerCallback):
         self._report.end(args, state)
 
 
-def watch(trainer: Any, trackers: Trackers) -> ReportCallback:
+def watch(trainer: Any, run: Run, trackers: Trackers) -> ReportCallback:
     """Let a page be written of what a trainer selects.
 
     Args:
         trainer: a trainer with a selection, before `train()`.
+        run: the facts of its run.
         trackers: those it reports to.
 
     Returns:
         The callback that is added to it.
     """
     session: Session = trainer.sstoken
-    report = ReportCallback(trainer, session, trackers)
+    report = ReportCallback(trainer, session, run, trackers)
     session.watchers.append(report.kept_counts.add)
     session.parts += [
         MomentsPart(report.trajectory),
         CountsPart(report.kept_counts, session),
-        PagePart(trainer, session, report.trajectory),
+        PagePart(trainer, session, run, report.trajectory),
     ]
     trainer.add_callback(report)
     # A list of its own: somebody may be going through the one that is there, as where a callback attaches.

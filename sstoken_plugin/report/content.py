@@ -9,6 +9,8 @@ from typing import Any, NotRequired, TypedDict
 
 # Fields of a record that hold a number or nothing for each token.
 NUMBERS = ("current_nll", "history_nll", "rel", "attention", "score")
+# Title of the breakdown by kind of token: numbers, code, names, ...
+KINDS = "By kind of token"
 # Above every token id and label.
 MOST_ID = 2**31
 
@@ -85,6 +87,8 @@ class Report:
 
     Attributes:
         sentence: what was selected and how, in words.
+        facts: what was run, name to value: model, data, adapter, date.
+        compare: a sentence that says how to find out whether the selection pays.
         settings: the `sstoken:` block.
         versions: package name to version.
         history: what the history is, in words; "" if there is none.
@@ -106,6 +110,8 @@ class Report:
     warnings: Sequence[str] = ()
     breakdowns: Sequence[Breakdown] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    compare: str = ""
 
 
 def is_record(found: Mapping[str, Any]) -> bool:

@@ -65,6 +65,11 @@ def series(log: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[list[float]
     return drawn, len(found)
 
 
+def points(log: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    """Return the steps and values of one number of a log, in the order of its lines."""
+    return [(line["step"], line[name]) for line in log if is_number(line.get("step")) and is_number(line.get(name))]
+
+
 def table(breakdown: Breakdown) -> dict[str, Any]:
     """Return a breakdown in the page's terms: the rows seen most often, in their order."""
     rows = breakdown.rows

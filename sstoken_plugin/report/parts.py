@@ -13,7 +13,8 @@ import torch
 
 from sstoken_plugin.base.checked import checked
 from sstoken_plugin.base.visible_text import in_short
-from sstoken_plugin.report.assembly import report_of
+from sstoken_plugin.engine.run import Run
+from sstoken_plugin.report.assembly import facts_of, report_of
 from sstoken_plugin.report.attempt import attempt
 from sstoken_plugin.report.breakdown import KeptCounts
 from sstoken_plugin.report.content import Moment
@@ -121,6 +122,7 @@ class PagePart(Part):
     Args:
         trainer: whose settings are shown.
         session: of the trainer.
+        run: the facts of its run.
         trajectory: has the moments.
     """
 
@@ -128,8 +130,9 @@ class PagePart(Part):
     words = "the page's settings"
     is_spare = True
 
-    def __init__(self, trainer: Any, session: Session, trajectory: Trajectory):
+    def __init__(self, trainer: Any, session: Session, run: Run, trajectory: Trajectory):
         self._trainer = trainer
+        self._run = run
         self._session = session
         self._trajectory = trajectory
 
@@ -138,8 +141,10 @@ class PagePart(Part):
         return attempt("a checkpoint does not hold its page", self._state)
 
     def _state(self) -> Saved:
-        assert self._session.selection is not None
-        report = report_of(self._session.selection, self._session.tokenizer, self._trajectory.moments, ())
+        session, trainer = self._session, self._trainer
+        assert session.selection is not None
+        facts = facts_of(self._run, session.model, session.samples, steps=trainer.state.global_step)
+        report = report_of(session.selection, session.tokenizer, self._trajectory.moments, (), facts)
         data = PageData(replace(report, moments=()), training_of(self._trainer))
         return Saved(document=json.loads(as_json(data)))
 

@@ -15,17 +15,20 @@ from sstoken_plugin.base.visible_text import cut
 from sstoken_plugin.report.content import Moment, Report
 from sstoken_plugin.report.encoding import encode
 from sstoken_plugin.report.fit import MAX_POINTS, MAX_TABLES, choose, is_number, series, table
+from sstoken_plugin.report.verdict import verdict
 from sstoken_plugin.selection.selectors import SELECTORS
 
 # The whole document, so that it opens on a phone and can be mailed.
 MAX_BYTES = 5_000_000
-MAX_WARNINGS = 20
-MAX_SETTINGS = 60
+# Of one answer: there may be as many warnings as steps.
+MAX_SENTENCES = 20
+MAX_SETTINGS = 40
+MAX_FACTS = 12
 
 # In this order: a file uses, or overrides, what those before it define.
-_STYLES = ("page.css", "samples.css", "figures.css", "screens.css")
-_SCRIPTS = ("numbers.js", "text.js", "state.js", "samples.js", "strips.js", "tokens.js", "controls.js", "curves.js",
-            "tables.js", "start.js")  # fmt: skip
+_STYLES = ("page.css", "verdict.css", "samples.css", "figures.css", "screens.css")
+_SCRIPTS = ("numbers.js", "text.js", "state.js", "verdict.js", "samples.js", "strips.js", "tokens.js", "controls.js",
+            "curves.js", "tables.js", "start.js")  # fmt: skip
 
 # What could end the data's element, and what an HTML parser or an editor would not leave as it is.
 _UNSAFE = re.compile("[<>&\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
@@ -55,11 +58,9 @@ def render(report: Report) -> str:
         _json(_moment(moments[index]))[:-1] + ',"records":[' + ",".join(each[index] for each in scored[:count]) + "]}"
         for index in chosen
     ]
-    return _document(
-        _json({**frame, "left_out": _left_out(left_out)}),
-        "[" + ",".join(fixed[:count]) + "]",
-        "[" + ",".join(shown) + "]",
-    )
+    parts = "[" + ",".join(fixed[:count]) + "]", "[" + ",".join(shown) + "]"
+    frame["left_out"] = _left_out(left_out)
+    return _document(_json({**frame, "size": _in_bytes(_size(_document(_json(frame), *parts)))}), *parts)
 
 
 def _frame(report: Report) -> dict[str, Any]:
@@ -69,6 +70,11 @@ def _frame(report: Report) -> dict[str, Any]:
     return {
         "sentence": cut(report.sentence),
         "history": cut(report.history),
+        "verdict": [
+            {"question": one.question, "answer": one.answer, "sentences": _sentences(one.sentences), "tone": one.tone}
+            for one in verdict(report)
+        ],
+        "facts": _lines(report.facts)[:MAX_FACTS],
         # Where a moment's rule has no use for them, what-if begins with those of the settings.
         **{name: report.settings[name] for name in ("ratio", "gamma") if is_number(report.settings.get(name))},
         "selectors": {
@@ -77,7 +83,6 @@ def _frame(report: Report) -> dict[str, Any]:
         },
         "settings": _lines(report.settings),
         "versions": _lines(report.versions),
-        "warnings": _warnings(report.warnings),
         "notes": {name: cut(report.notes[name]) for name in drawn if name in report.notes},
         "series": drawn,
         "thinned": _thinned(len(report.log)),
@@ -89,9 +94,9 @@ def _frame(report: Report) -> dict[str, Any]:
     }
 
 
-def _warnings(warnings: Sequence[str]) -> list[str]:
-    more = len(warnings) - MAX_WARNINGS
-    return [cut(warning) for warning in warnings[:MAX_WARNINGS]] + ([f"There are {more} more."] if more > 0 else [])
+def _sentences(sentences: Sequence[str]) -> list[str]:
+    more = len(sentences) - MAX_SENTENCES
+    return [cut(one) for one in sentences[:MAX_SENTENCES]] + ([f"There are {more} more."] if more > 0 else [])
 
 
 def _thinned(lines: int) -> str:
@@ -118,6 +123,10 @@ def _lines(values: Mapping[str, Any]) -> list[list[str]]:
 
 def _left_out(parts: Sequence[str]) -> str:
     return f"Left out to keep this page below {MAX_BYTES / 1e6:g} MB: {' and '.join(parts)}." if parts else ""
+
+
+def _in_bytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 def _json(value: Any) -> str:

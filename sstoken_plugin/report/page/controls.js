@@ -28,7 +28,7 @@ function showMoment(index) {
 
 function startControls() {
   // On a phone the text comes first.
-  find("what-if").open = !isPhone();
+  find("controls").open = !isPhone();
   find("moment-box").hidden = moments.length < 2;
   find("moment").max = moments.length - 1;
   find("moment").value = state.moment;

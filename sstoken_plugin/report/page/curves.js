@@ -1,7 +1,9 @@
 // Logged numbers by step: small charts, those that belong together in one.
 
 const GROUPS = [
-  { title: "Loss", series: { loss: "training (kept tokens)", eval_loss: "evaluation (all tokens)" } },
+  // Apart, since they are different things.
+  { title: "Training loss", series: { loss: "over kept tokens" } },
+  { title: "Evaluation loss", series: { eval_loss: "over all response tokens" } },
   {
     title: "Loss on kept and on dropped tokens",
     series: { "sstoken/loss_selected": "kept", "sstoken/loss_unselected": "dropped" },

@@ -1,27 +1,13 @@
 // Draws the page once.
 
 function start() {
-  find("sentence").textContent = visibleLine(DATA.sentence);
-  find("history").textContent = `REL compares with ${visibleLine(DATA.history).replace(/\.$/, "")}.`;
-  find("history").hidden = !DATA.history;
-  find("warnings").append(...DATA.warnings.map((warning) => element("li", { class: "warning" }, visibleLine(warning))));
-  find("warnings").hidden = !DATA.warnings.length;
-  find("left-out").textContent = DATA.left_out;
-  find("left-out").hidden = !DATA.left_out;
+  startVerdict();
   startSamples();
   startTraining();
   find("tables").append(...DATA.tables.map(buildTable));
   find("where").hidden = !DATA.tables.length;
-  find("settings-table").append(...DATA.settings.map(pair));
-  find("versions-table").append(...DATA.versions.map(pair));
-  find("settings").hidden = !DATA.settings.length && !DATA.versions.length;
-  for (const section of document.querySelectorAll("main > section:not([hidden])")) {
-    find("nav").append(element("a", { href: `#${section.id}` }, section.querySelector("h2").textContent));
-  }
-}
-
-function pair([name, value]) {
-  return element("tr", {}, element("th", { scope: "row" }, visibleLine(name)), element("td", {}, visibleLine(value)));
+  for (const heading of document.querySelectorAll("main > section:not([hidden]) > h2"))
+    find("nav").append(element("a", { href: `#${heading.parentNode.id}` }, heading.textContent));
 }
 
 function startSamples() {
