@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.wait import WebDriverWait
 
 from sstoken_plugin.report import Report, render
 
@@ -21,6 +22,48 @@ FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+
+# The browser mixes the colours itself: backgrounds from the root on, then the text.
+CONTRASTS = """
+const context = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+const known = new Map();
+function pixel(colours) {
+  const key = colours.join("|");
+  if (!known.has(key)) {
+    context.fillStyle = "white";
+    context.fillRect(0, 0, 1, 1);
+    for (const colour of colours) {
+      context.fillStyle = colour;
+      context.fillRect(0, 0, 1, 1);
+    }
+    known.set(key, [...context.getImageData(0, 0, 1, 1).data].slice(0, 3));
+  }
+  return known.get(key);
+}
+const light = (rgb) => rgb.map((part) => part / 255)
+  .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
+  .reduce((sum, part, index) => sum + part * [0.2126, 0.7152, 0.0722][index], 0);
+const found = new Set();
+for (const node of document.body.querySelectorAll("*")) {
+  if (!node.checkVisibility({visibilityProperty: true}) || node.matches(":disabled, script, style")) continue;
+  const style = getComputedStyle(node);
+  const texts = [...node.childNodes].filter((child) => child.nodeType === 3 && child.data.trim());
+  const colours = texts.length ? [[node.closest("svg") ? style.fill : style.color, texts[0].data.trim()]] : [];
+  for (const part of ["::before", "::after"]) {
+    const drawn = getComputedStyle(node, part);
+    if (!["none", "normal", '""'].includes(drawn.content)) colours.push([drawn.color, drawn.content]);
+  }
+  if (!colours.length) continue;
+  const grounds = [];
+  for (let up = node; up; up = up.parentElement) grounds.unshift(getComputedStyle(up).backgroundColor);
+  for (const [colour, text] of colours) {
+    const [one, other] = [light(pixel(grounds)), light(pixel([...grounds, colour]))];
+    const ratio = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+    if (ratio < arguments[0]) found.add(`${ratio.toFixed(2)} ${node.className?.baseVal ?? node.className}: ${text}`);
+  }
+}
+return [...found];
+"""
 
 
 class Browser:
@@ -64,6 +107,14 @@ class Browser:
         )
         self.settle()
 
+    def wait_until(self, script: str) -> None:
+        """Wait until a script returns something true."""
+        WebDriverWait(self.driver, 20, poll_frequency=0.02).until(lambda _: self.run(script))
+
+    def wait_for(self, selector: str, text: str) -> None:
+        """Wait until the first element that a CSS selector finds has a text."""
+        WebDriverWait(self.driver, 20, poll_frequency=0.02).until(lambda _: self.text(selector) == text)
+
     def click(self, selector: str) -> None:
         """Click the first element that a CSS selector finds, where it is on the screen."""
         element = self.driver.find_element("css selector", selector)
@@ -92,6 +143,18 @@ class Browser:
             return [...document.querySelectorAll(".sample")].map((sample) =>
               [...sample.querySelectorAll(".t")].map((t) => (t.classList.contains("kept") ? "1" : "0")).join(""));
         """)
+
+    def poor_contrasts(self, least: float = 4.5) -> list[str]:
+        """Return the texts on show, signs that the style draws included, whose contrast (WCAG 2) is below `least`."""
+        found: list[str] = self.run(CONTRASTS, least)
+        return found
+
+    def names(self) -> list[str]:
+        """Return what a screen reader says of each thing on the page, its role last."""
+        nodes = self.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+        return [
+            f"{node['name']['value']} ({node['role']['value']})" for node in nodes if node.get("name", {}).get("value")
+        ]
 
     def errors(self) -> list[str]:
         """Return what the page wrote to the console since it was opened or last asked."""

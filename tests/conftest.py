@@ -35,9 +35,9 @@ CORE = (
 # Without a training, in under two minutes on two cores: CONTRIBUTING.md.
 FAST = (
     "aside", "axolotl_keys", "breakdown", "example_tables", "experiments_config", "experiments_measures",
-    "experiments_page", "experiments_statistics", "files", "linear_nll", "links_in_docs", "losses", "messages_in_docs",
-    "monitor", "packaging", "report", "report_page", "run", "samples", "selection", "selectors", "setup", "token_text",
-    "verdict",
+    "experiments_page", "experiments_statistics", "files", "linear_nll", "links_in_docs", "losses",
+    "messages_in_docs", "monitor", "packaging", "page_reading", "report", "report_page", "run", "samples",
+    "selection", "selectors", "setup", "token_text", "verdict",
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from reports import drawn, moment, record, report
 
 from sstoken_plugin.report import Breakdown, render
 from sstoken_plugin.report.fit import MAX_POINTS, MAX_ROWS, spread
-from sstoken_plugin.report.render import MAX_BYTES
+from sstoken_plugin.report.render import MAX_BYTES, SMALL_BYTES
 from sstoken_plugin.report.window import MAX_TOKENS, window
 
 HOSTILE = [
@@ -51,7 +51,9 @@ def test_texts_travel_exactly_and_add_no_markup():
     # Whatever a parser takes for the end of a script.
     assert "<" not in text.partition('id="data">')[2].partition("</script>")[0]
     prompt, response = page.data["samples"][0]["runs"]
-    assert prompt["text"] + response["tokens"] == HOSTILE
+    assert prompt["text"] + response["text"] == "".join(HOSTILE)
+    # Of each token, in the units of JavaScript's strings.
+    assert np.frombuffer(base64.b64decode(response["lengths"]), "<u2").tolist() == [len(text) for text in HOSTILE[1:]]
     assert page.data["sentence"] == "</script><b>"
     assert page.data["settings"] == [["<b>", "</script>"]]
     assert page.data["facts"] == [["<a>", "<p>"]]
@@ -89,8 +91,17 @@ def test_numbers_travel_as_the_float32_that_they_are():
 
 def test_what_was_not_measured_takes_no_room():
     page = Page(render(report(record(["p", "a", "b"], rel=[None] * 3, history_nll=[None] * 3))))
-    assert page.data["moments"][0]["records"][0]["rel"] == ""
+    assert "rel" not in page.data["moments"][0]["records"][0]
     assert page.data["samples"][0]["history"] == ""
+
+
+def test_rel_travels_where_it_is_not_the_difference_of_the_losses():
+    made = drawn(50, seed=1)
+    assert "rel" not in Page(render(report(made))).data["moments"][0]["records"][0]
+    made["rel"][7] = float(np.nextafter(np.float32(made["rel"][7]), np.float32(9)))
+    np.testing.assert_array_equal(
+        numbers(Page(render(report(made))).data["moments"][0]["records"][0]["rel"]), np.array(made["rel"][4:], "<f4")
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,22 +135,22 @@ def test_a_short_sample_is_shown_whole():
 
 
 def test_a_long_prompt_loses_its_middle_and_the_response_stays_whole():
-    runs = window([False] * 5000 + [True] * 40)
+    runs = window([False] * 50000 + [True] * 40)
     assert [(run.response, run.shown) for run in runs] == [(False, True), (False, False), (False, True), (True, True)]
     assert shown(runs, True) == 40
     assert shown(runs, False) == MAX_TOKENS - 40
 
 
 def test_a_long_response_loses_its_end():
-    runs = window([False] * 20 + [True] * 5000)
+    runs = window([False] * 20 + [True] * 50000)
     assert [run.shown for run in runs] == [True, True, False]
-    assert runs[-1].stop - runs[-1].start == 5020 - MAX_TOKENS
+    assert runs[-1].stop - runs[-1].start == 50020 - MAX_TOKENS
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_the_window_covers_the_sample_and_shows_the_first_responses(seed):
     random = np.random.default_rng(seed)
-    lengths = random.integers(1, random.integers(2, 900), random.integers(1, 30))
+    lengths = random.integers(1, random.integers(2, 12_000), random.integers(1, 30))
     response = [bool((index + seed) % 2) for index, length in enumerate(lengths) for _ in range(length)]
     runs = window(response)
     assert [place for run in runs for place in range(run.start, run.stop)] == list(range(len(response)))
@@ -148,22 +159,24 @@ def test_the_window_covers_the_sample_and_shows_the_first_responses(seed):
     assert visible == [place for place, there in enumerate(response) if there][: len(visible)]
 
 
-def test_the_page_stays_small_with_many_long_samples_at_many_moments():
-    records = [drawn(4000, seed, prompt=96, sample=seed) for seed in range(40)]
-    moments = [moment(records, f"step {step}") for step in range(9)]
-    text = render(report(*moments))
-    assert len(text.encode()) < MAX_BYTES
+def test_samples_are_left_out_only_of_a_page_that_would_be_too_large_for_a_browser():
+    one = drawn(8000, 1, prompt=96)
+    records = [{**one, "sample": number} for number in range(130)]
+    text = render(report(*(moment(records, f"step {step}") for step in range(3))))
+    assert 0.95 * MAX_BYTES < len(text.encode()) < MAX_BYTES
     page = Page(text)
     # First and last, and as many samples as fit.
-    assert [entry["label"] for entry in page.data["moments"]] == ["step 0", "step 8"]
+    assert [entry["label"] for entry in page.data["moments"]] == ["step 0", "step 2"]
     count = len(page.data["samples"])
-    assert 20 < count < 40
-    assert page.data["left_out"].endswith(f"7 of 9 moments and the last {40 - count} of 40 samples.")
+    assert 80 < count < 130
+    assert page.data["left_out"].endswith(f"1 of 3 moments and the last {130 - count} of 130 samples.")
 
 
-def test_moments_are_thinned_out_before_samples():
+def test_moments_are_thinned_out_to_keep_the_page_small():
     records = [drawn(2000, seed, sample=seed) for seed in range(10)]
-    page = Page(render(report(*(moment(records, f"step {step}") for step in range(21)))))
+    text = render(report(*(moment(records, f"step {step}") for step in range(21))))
+    assert len(text.encode()) < SMALL_BYTES
+    page = Page(text)
     labels = [entry["label"] for entry in page.data["moments"]]
     assert len(page.data["samples"]) == 10
     assert 2 < len(labels) < 21
@@ -216,7 +229,7 @@ def test_curves_and_tables_beyond_the_limits_are_counted():
     tables = [Breakdown(f"table {index}", "", [("row", 2, 1)]) for index in range(15)]
     page = Page(render(report(log=log, breakdowns=tables))).data
     assert (len(page["series"]), len(page["tables"])) == (60, 12)
-    assert page["left_out"].endswith("MB: the last 5 of 65 curves and the last 3 of 15 tables.")
+    assert page["left_out"].endswith("small: the last 5 of 65 curves and the last 3 of 15 tables.")
 
 
 def test_spread_keeps_both_ends():

@@ -69,7 +69,7 @@ def test_a_run_too_short_to_be_watched_is_not_called_healthy():
 def test_it_says_where_the_evaluation_loss_went_and_that_one_run_cannot_tell(values, words):
     found = findings(log=lines() + [{"step": step, "eval_loss": value} for step, value in values])
     paid = found["Did it pay?"]
-    assert paid.answer == "One run cannot tell: it takes a plain one beside it."
+    assert paid.answer == "One run alone cannot tell."
     assert paid.sentences[0] == f"The evaluation loss, over all response tokens, {words}"
     # The two losses never stand together without that.
     assert "The training loss is another thing, over kept tokens alone" in said(paid)

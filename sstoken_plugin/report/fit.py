@@ -27,13 +27,16 @@ def spread(count: int, wanted: int) -> list[int]:
     return [round(index * (count - 1) / (wanted - 1)) for index in range(wanted)]
 
 
-def choose(moments: int, sizes: Sequence[tuple[int, Sequence[int]]], room: int) -> tuple[list[int], int]:
+def choose(moments: int, sizes: Sequence[tuple[int, Sequence[int]]], small: int, room: int) -> tuple[list[int], int]:
     """Choose what fits: first fewer moments, down to first and last, then fewer samples, from the end.
+
+    Moments keep the page small; a sample is left out only where it would be too large for a browser.
 
     Args:
         moments: how many there are.
         sizes: of each sample, the bytes of what is the same at every moment, and of each moment.
-        room: bytes.
+        small: bytes that moments may fill.
+        room: bytes that samples may.
 
     Returns:
         Indices of the moments that stay, and how many samples do.
@@ -44,7 +47,7 @@ def choose(moments: int, sizes: Sequence[tuple[int, Sequence[int]]], room: int) 
         return list(accumulate(fixed + sum(each[index] for index in chosen) for fixed, each in sizes))
 
     chosen = list(range(moments))
-    while len(chosen) > 2 and sizes and used(chosen)[-1] > room:
+    while len(chosen) > 2 and sizes and used(chosen)[-1] > small:
         chosen = spread(moments, len(chosen) - 1)
     return chosen, sum(total <= room for total in used(chosen))
 

@@ -18,17 +18,17 @@ from sstoken_plugin.report.fit import MAX_POINTS, MAX_TABLES, choose, is_number,
 from sstoken_plugin.report.verdict import verdict
 from sstoken_plugin.selection.selectors import SELECTORS
 
-# The whole document, so that it opens on a phone and can be mailed.
-MAX_BYTES = 5_000_000
+# The whole document: small enough to be mailed where fewer moments can make it so, and never more than opens at once.
+SMALL_BYTES, MAX_BYTES = 5_000_000, 40_000_000
 # Of one answer: there may be as many warnings as steps.
 MAX_SENTENCES = 20
-MAX_SETTINGS = 40
+MAX_SETTINGS = 60
 MAX_FACTS = 12
 
 # In this order: a file uses, or overrides, what those before it define.
 _STYLES = ("page.css", "verdict.css", "samples.css", "figures.css", "screens.css")
-_SCRIPTS = ("numbers.js", "text.js", "state.js", "verdict.js", "samples.js", "strips.js", "tokens.js", "controls.js",
-            "curves.js", "tables.js", "start.js")  # fmt: skip
+_SCRIPTS = ("numbers.js", "text.js", "state.js", "verdict.js", "samples.js", "search.js", "strips.js", "tokens.js",
+            "controls.js", "curves.js", "tables.js", "start.js")  # fmt: skip
 
 # What could end the data's element, and what an HTML parser or an editor would not leave as it is.
 _UNSAFE = re.compile("[<>&\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
@@ -36,6 +36,8 @@ _UNSAFE = re.compile("[<>&\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]"
 
 def render(report: Report) -> str:
     """Return the page: one HTML document below `MAX_BYTES` bytes that asks the network for nothing.
+
+    It is below `SMALL_BYTES` where leaving out moments makes it so.
 
     What does not fit is left out, and the page says so.
     """
@@ -46,9 +48,9 @@ def render(report: Report) -> str:
     frame = _frame(report)
     # Room for the commas between, and for labels and sentences that the choice adds.
     heads = sum(_size(_json(_moment(moment))) for moment in moments)
-    room = MAX_BYTES - _size(_document(_json(frame), "[]", "[]")) - heads - 2000
+    used = _size(_document(_json(frame), "[]", "[]")) + heads + 2000
     sizes = [(_size(text) + 2, [_size(entry) + 2 for entry in each]) for text, each in zip(fixed, scored, strict=True)]
-    chosen, count = choose(len(moments), sizes, room)
+    chosen, count = choose(len(moments), sizes, SMALL_BYTES - used, MAX_BYTES - used)
     left_out = [
         *([f"{len(moments) - len(chosen)} of {len(moments)} moments"] if len(chosen) < len(moments) else []),
         *([f"the last {len(samples) - count} of {len(samples)} samples"] if count < len(samples) else []),
@@ -122,7 +124,7 @@ def _lines(values: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _left_out(parts: Sequence[str]) -> str:
-    return f"Left out to keep this page below {MAX_BYTES / 1e6:g} MB: {' and '.join(parts)}." if parts else ""
+    return f"Left out to keep this page small: {' and '.join(parts)}." if parts else ""
 
 
 def _in_bytes(size: int) -> str:

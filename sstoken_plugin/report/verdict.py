@@ -150,7 +150,7 @@ def _paid(report: Report) -> Finding:
             "The training loss is another thing, over kept tokens alone: it compares neither with that nor with the "
             "training loss of a plain run."
         )
-    return Finding("Did it pay?", "One run cannot tell: it takes a plain one beside it.", found)
+    return Finding("Did it pay?", "One run alone cannot tell.", found)
 
 
 def _course(values: Sequence[tuple[float, float]]) -> str:

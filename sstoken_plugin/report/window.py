@@ -1,4 +1,4 @@
-"""Which part of a sample's text the page shows: all of a short sample, what is telling of a long one."""
+"""Which part of a sample's text goes onto the page: all of it, unless it is very long; then what is telling."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-# Tokens of a sample whose text is shown.
-MAX_TOKENS = 600
-# Of those, what the prompts may take even where the response would fill the page: what was asked stays readable.
-MIN_PROMPT_TOKENS = 150
+# Tokens of a sample whose text goes onto the page, which folds what is more than a screen.
+MAX_TOKENS = 8192
+# Of those, what the prompts may take even where the response would take all: what was asked stays readable.
+MIN_PROMPT_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Run:
         number: 1 for the first run of its kind in the sample, 2 for the second.
         start: place of the first token in the sample.
         stop: place behind the last token.
-        shown: whether their text is shown.
+        shown: whether their text goes onto the page.
     """
 
     response: bool
@@ -35,7 +35,7 @@ class Run:
 
 
 def window(response: Sequence[bool]) -> list[Run]:
-    """Choose what is shown of a sample.
+    """Choose what goes onto the page of a sample.
 
     Long prompts lose their middle first, then responses their end, so the response tokens shown are always the
     first ones of the sample.

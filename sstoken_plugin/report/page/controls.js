@@ -1,6 +1,7 @@
 // Moment, shading and what-if: each change repaints the samples and says what it did.
 
 let waiting = false;
+let summing = 0;
 
 // Sliders fire faster than the screen draws.
 function refreshSoon() {
@@ -92,11 +93,19 @@ function describeWhatIf() {
     moment.hasRel ? "" : " REL was not measured and counts as 0.",
     moment.hasAttention ? "" : " Attention was not measured and counts as 0.",
   ].join("");
-  find("what-if-note").textContent =
-    (isWhatIf()
-      ? wholeChange()
-      : "Shown is the training's own selection. Move a slider to select anew from the same numbers.") +
-    (blended || missing ? blended + missing : "");
+  // Of a large page the sum waits until the slider rests.
+  clearTimeout(summing);
+  const isLarge = tokensOnPage > FEW_TOKENS;
+  if (isWhatIf() && isLarge) summing = setTimeout(() => describe(wholeChange()), 200);
+  describe(isWhatIf() && isLarge ? "Adding up ..." : null);
+
+  function describe(sum) {
+    find("what-if-note").textContent =
+      (isWhatIf()
+        ? (sum ?? wholeChange())
+        : "Shown is the training's own selection. Move a slider to select anew from the same numbers.") +
+      (blended || missing ? blended + missing : "");
+  }
 }
 
 function wholeChange() {

@@ -5,15 +5,17 @@ const f32 = Math.fround;
 const EPSILON = f32(1e-8);
 
 function bytesOf(base64) {
-  return Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+  const text = atob(base64);
+  const bytes = new Uint8Array(text.length);
+  for (let index = 0; index < text.length; index++) bytes[index] = text.charCodeAt(index);
+  return bytes;
 }
 
+// Arrays travel in the byte order of every machine that a browser runs on.
+const arrayOf = (Kind, base64) => new Kind(bytesOf(base64).buffer);
+
 // Float32Array, or null for "", which stands for an array of nothing but NaN.
-function floatsOf(base64) {
-  if (!base64) return null;
-  const view = new DataView(bytesOf(base64).buffer);
-  return Float32Array.from({ length: view.byteLength / 4 }, (_, index) => view.getFloat32(4 * index, true));
-}
+const floatsOf = (base64) => (base64 ? arrayOf(Float32Array, base64) : null);
 
 function bitsOf(base64, count) {
   const bytes = bytesOf(base64);

@@ -29,15 +29,37 @@ function startSamples() {
   startControls();
   showAll();
   // An example of what a token tells; on a phone it would cover the text.
-  const first = cards.findIndex((card) => card.tokens.length);
+  const first = samples.findIndex((sample) => sample.texts);
   if (first >= 0 && !isPhone()) showReadout({ sample: first, index: 0 });
   const theme = matchMedia("(prefers-color-scheme: dark)");
   theme.addEventListener("change", refreshSoon);
   // The strips are drawn in pixels.
   window.addEventListener("resize", refreshSoon);
-  window.addEventListener("beforeprint", () => {
-    for (const index of cards.keys()) paintCard(index);
-  });
+  window.addEventListener("beforeprint", openAll);
+  window.addEventListener("afterprint", closeAgain);
+  startSearch();
+  startLinks();
+}
+
+const opened = [];
+
+// A print shows what is folded on the screen.
+function openAll() {
+  for (const node of document.querySelectorAll("details:not([open])")) {
+    node.open = true;
+    opened.push(node);
+  }
+  for (const [index, card] of cards.entries()) {
+    if (tokensOnPage <= PRINTED_TOKENS && !card.isOpen) {
+      card.isOpen = true;
+      card.isBuilt = false;
+    }
+    showCard(index);
+  }
+}
+
+function closeAgain() {
+  for (const node of opened.splice(0)) node.open = false;
 }
 
 start();

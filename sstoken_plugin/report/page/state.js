@@ -4,11 +4,16 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 const { samples, moments } = DATA;
 for (const sample of samples) {
   sample.whole = sample.numbers === sample.responses;
+  // Response tokens whose text is here.
+  sample.texts = sample.runs.reduce((sum, run) => sum + (run.lengths === undefined ? 0 : run.count), 0);
   sample.endMarks = new Uint8Array(sample.numbers);
   for (const index of sample.ends) sample.endMarks[index] = 1;
 }
+const historyOf = (record, sampleIndex) => record.history ?? samples[sampleIndex].history;
+// Where REL is the difference of the losses to the last bit, it does not travel.
+const isMeasured = (record, sampleIndex) => record.rel ?? (record.current && historyOf(record, sampleIndex));
 for (const moment of moments) {
-  moment.hasRel = moment.records.some((record) => record.rel);
+  moment.hasRel = moment.records.some(isMeasured);
   moment.hasAttention = moment.records.some((record) => record.attention);
 }
 
@@ -41,16 +46,22 @@ function gammaAt(moment) {
 // Arrays by response token of a sample at a moment; null where nothing was measured.
 function numbersAt(momentIndex, sampleIndex) {
   const record = moments[momentIndex].records[sampleIndex];
-  record.arrays ??= {
-    current: floatsOf(record.current),
-    history: floatsOf(record.history ?? samples[sampleIndex].history),
-    rel: floatsOf(record.rel),
-    attention: floatsOf(record.attention),
-    score: floatsOf(record.score),
-    kept: bitsOf(record.selected, samples[sampleIndex].numbers),
-  };
+  if (!record.arrays) {
+    const [current, history] = [floatsOf(record.current), floatsOf(historyOf(record, sampleIndex))];
+    record.arrays = {
+      current,
+      history,
+      rel: "rel" in record ? floatsOf(record.rel) : difference(history, current),
+      attention: floatsOf(record.attention),
+      score: floatsOf(record.score),
+      kept: bitsOf(record.selected, samples[sampleIndex].numbers),
+    };
+  }
   return record.arrays;
 }
+
+const difference = (history, current) =>
+  history && current ? history.map((loss, index) => f32(loss - current[index])) : null;
 
 // The training's own selection.
 function recordedAt(momentIndex, sampleIndex) {
@@ -58,8 +69,17 @@ function recordedAt(momentIndex, sampleIndex) {
   if (!record.recorded) {
     const sample = samples[sampleIndex];
     const { score, kept } = numbersAt(momentIndex, sampleIndex);
-    const rank = score && sample.whole ? ranksOf(rankOrder(score, sample.endMarks)) : null;
-    record.recorded = { score, kept, rank, total: record.kept };
+    let rank;
+    record.recorded = {
+      score,
+      kept,
+      total: record.kept,
+      // Sorting is most of the work, and only a token that is looked at needs it.
+      get rank() {
+        rank ??= score && sample.whole ? ranksOf(rankOrder(score, sample.endMarks)) : null;
+        return rank;
+      },
+    };
   }
   return record.recorded;
 }

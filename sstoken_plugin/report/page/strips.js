@@ -15,7 +15,7 @@ function buildStrips(card, sample, index) {
     row.addEventListener("click", (event) => {
       showMoment(momentIndex);
       const place = placeIn(canvas, event, sample.numbers);
-      if (place >= 0 && place < card.tokens.length && !isPhone()) showReadout({ sample: index, index: place });
+      if (place >= 0 && place < sample.texts && !isPhone()) showReadout({ sample: index, index: place });
     });
     return { row, canvas };
   });

@@ -8,6 +8,9 @@ const DRAWN = /[\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\u{110bd}\u{110cd}]/u
 // Where joiners shape the text: inside emoji, and in scripts whose letters join.
 const JOINS = /[\p{Extended_Pictographic}\p{Emoji_Modifier}\p{M}]|(?=\P{Script=Latin})\p{L}/u;
 
+// Most text: nothing in it needs a look.
+const PLAIN = /^[\x20-\x7e]+$/;
+
 function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -34,6 +37,10 @@ function markOf(character, before) {
 
 // Append a text to a parent. `before` is the character that precedes it; returns its last character.
 function appendText(parent, text, before = "") {
+  if (PLAIN.test(text)) {
+    parent.append(text);
+    return text.at(-1);
+  }
   let plain = "";
   const flush = () => {
     if (plain) parent.append(plain);

@@ -4,7 +4,12 @@ let shown = null;
 let pinned = null;
 const find = (id) => document.getElementById(id);
 
-const tokenAt = (place) => cards[place.sample].tokens[place.index];
+// A token that a reader looks at; its text is built and opened as far as that takes.
+function tokenAt({ sample, index }) {
+  showCard(sample);
+  if (index >= cards[sample].tokens.length) openCard(sample);
+  return cards[sample].tokens[index];
+}
 const placeOf = (target) => target.closest?.(".t")?.place ?? null;
 
 function listenToTokens(parent) {
@@ -81,13 +86,14 @@ function showReadout(place) {
     element("p", { class: `verdict ${facts.kept ? "kept" : "dropped"}` }, facts.verdict),
     list,
     ...facts.lines.map((line) => element("p", { class: "note" }, line)),
+    element("a", { class: "note", href: `#${fragmentOf(place.sample, place.index)}` }, "Link to this token"),
   );
   find("readout-body").hidden = false;
   find("readout-hint").hidden = true;
   find("readout").classList.add("open");
   token.node.setAttribute(
     "aria-label",
-    [token.text || "part of a character", facts.verdict, ...facts.numbers.map((pair) => pair.join(" "))].join(", "),
+    [spoken(token.text), facts.verdict, ...facts.numbers.map((pair) => pair.join(" "))].join(", "),
   );
 }
 
