@@ -7,6 +7,7 @@ import torch
 
 from sstoken_plugin.engine.step import Phase, TokenScores
 from sstoken_plugin.report.breakdown import FENCE, KeptCounts, part_of
+from sstoken_plugin.report.content import KINDS
 from sstoken_plugin.selection.samples import BatchLayout
 from sstoken_plugin.selection.turns import EndTokens, Turns
 
@@ -55,8 +56,9 @@ def test_two_packed_samples_are_counted_by_hand(tokenizer):
     assert found["By text"][END] == (3, 3)
     assert found["By turn"]["turn 2"] == (3, 0)
     assert found["By turn"]["turn 1"] == (3 * (total - 1), 3 * kept)
-    parts = found["By part of the text"]
-    assert parts["template tokens"] == (3, 3)
+    parts = found[KINDS]
+    assert parts["end of turn"] == (3, 3)
+    assert "template tokens" not in parts
     texts = [tokenizer.decode([token]) for token in step.layout.target[6:].tolist()]
     first, last = (place for place, text in enumerate(texts) if FENCE in text)
     assert parts["code"][0] == 3 * (last - first + 1)
@@ -134,16 +136,35 @@ def test_parts_of_text():
         ",": "punctuation",
         " $": "punctuation",
         "x1": "words",
+        " Paris": "names",
+        "NASA": "names",
+        " I": "words",
         "é": "words",
     }.items():
         assert part_of(text) == part, text
+    assert part_of(" The", begins=True) == "words"
+
+
+def test_a_capital_makes_a_name_unless_it_begins_a_sentence(tokenizer):
+    counts = KeptCounts(tokenizer, len(tokenizer))
+    text = (
+        "The capital is Paris. The river is the Seine, and I like it!\nIt is 12 km: Long.\n- First\n```\nX = Y\n```\n"
+    )
+    counts.add(Step(tokenizer, [["Ask", text + END, " more", "Then Rome"]]))
+    parts = {name: seen for name, (seen, _) in tables(counts)[KINDS].items()}
+    ids = tokenizer(" Paris Seine Rome", add_special_tokens=False)["input_ids"]
+    # Pieces behind the first, of a name of several, are words.
+    assert parts["names"] == sum(tokenizer.decode([token]).strip()[0].isupper() for token in ids) == 3
+    assert parts["end of turn"] == 1
+    assert "template tokens" not in parts
+    assert parts["numbers"] == len(tokenizer("12")["input_ids"])
 
 
 def test_letters_of_several_tokens_are_no_punctuation(tokenizer):
     counts = KeptCounts(tokenizer, len(tokenizer))
     counts.add(Step(tokenizer, [["Say it", "你好世界我喜欢学习。안녕 🎉"]]))
     found = tables(counts)
-    parts = found["By part of the text"]
+    parts = found[KINDS]
     assert "punctuation" not in parts or parts["punctuation"][0] <= 3
     assert parts["parts of characters"][0] > 10
     assert "\ufffd" not in "".join(found["By text"])

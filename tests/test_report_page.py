@@ -1,5 +1,6 @@
 """The report page in a real browser: what a reader sees, and that the page selects exactly as training does."""
 
+import re
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -347,6 +348,31 @@ def test_curves_are_drawn_and_read_out(browser):
     assert browser.text(pair + ".chart-legend").split() == ["kept", "1", "dropped", "3", "step", "1"]
     ticks = browser.run("return [...document.querySelectorAll(arguments[0])].map(t => t.textContent)", pair + ".tick")
     assert {"0", "1", "2", "3", "5", "20"} <= set(ticks)
+
+
+def test_histograms_tell_kept_from_dropped_and_how_far_one_cut_would_agree(browser):
+    records = [drawn(400, seed, sample=seed) for seed in range(5)]
+    browser.open(report(moment(records)))
+    labels = "return [...document.querySelectorAll('#histograms svg[role=img]')].map(n => n.getAttribute('aria-label'))"
+
+    def expect(chosen):
+        for label, name in zip(browser.run(labels), ("rel", "attention", "score"), strict=True):
+            values = np.concatenate([one[name][4:] for one in records])
+            alike = max(
+                float(np.mean((values >= cut) == chosen)) for cut in np.linspace(values.min(), values.max(), 2000)
+            )
+            words = re.search(r"alone would choose (\d+)\xa0% of these", label)
+            found = int(words[1]) / 100 if words else max(chosen.mean(), 1 - chosen.mean())
+            assert found == pytest.approx(alike, abs=0.02), label
+            assert f"{int(chosen.sum()):,} kept tokens, median {np.median(values[chosen]):.1f}"[:-1] in label
+
+    kept = np.concatenate([one["selected"][4:] for one in records])
+    expect(kept)
+    drawn_bars = "return [...document.querySelectorAll('#histograms figure:first-child .bar-kept')].length"
+    assert browser.run(drawn_bars) > 20
+    # By another rule other tokens are kept.
+    browser.set("ratio", 0.3)
+    expect(np.array([mark == "1" for marks in browser.kept() for mark in marks]))
 
 
 def test_too_few_points_make_no_curve(browser):

@@ -1,7 +1,8 @@
-"""Which tokens are kept over all the data: counts by token, place, turn, loss of the history, and part of the text."""
+"""Which tokens are kept over all the data: counts by kind of token, token, place, turn, and loss of the history."""
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -12,14 +13,22 @@ from torch import Tensor
 
 from sstoken_plugin.engine.step import ScoredStep
 from sstoken_plugin.report.attempt import attempt
-from sstoken_plugin.report.content import Breakdown
+from sstoken_plugin.report.content import KINDS, Breakdown
 from sstoken_plugin.report.token_text import REPLACEMENT, LoneTokens
 
 PLACES, TURNS = 10, 8
 # Tenths of a power of two, from a loss of 2^-20 to one of 2^6: fine enough to be merged into deciles.
 LOSS_BINS, LOSS_FLOOR, PER_OCTAVE = 260, -20, 10
-PARTS = ("words", "numbers", "punctuation", "whitespace", "parts of characters", "code", "template tokens")
+PARTS = (
+    "words", "names", "numbers", "punctuation", "whitespace", "code", "end of turn", "template tokens",
+    "parts of characters",
+)  # fmt: skip
 FENCE = "```"
+# Where a token stands, which its text alone does not tell.
+INSIDE, START, CODE, END = range(4)
+CONTEXTS = 4
+# Pieces of a vocabulary behind which a capital is no sign of a name: ends of sentences, lines, quotes, marks of items.
+_BREAK = re.compile(r"""[.!?:;"'()\[\]*#>|\-\d`][\sĠ▁]*$|[\nĊ]|<0x0A>""")
 # Of the table by text.
 MOST_TOKENS = 400
 
@@ -45,9 +54,11 @@ class KeptCounts:
         self.rule: str | None = None
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
-        self._fences = torch.tensor([token for text, token in tokenizer.get_vocab().items() if FENCE in text])
-        # Tokens outside and inside of code, and so on.
-        self._sizes = {"token": 2 * vocabulary, "place": PLACES, "turn": TURNS, "loss": LOSS_BINS}
+        pieces = tokenizer.get_vocab().items()
+        self._fences = torch.tensor([token for text, token in pieces if FENCE in text])
+        self._breaks = torch.tensor([token for text, token in pieces if _BREAK.search(str(text))])
+        # Tokens in each context, and so on.
+        self._sizes = {"token": CONTEXTS * vocabulary, "place": PLACES, "turn": TURNS, "loss": LOSS_BINS}
         self.failed = False
         self.counts = torch.zeros(2, sum(self._sizes.values()), dtype=torch.int64)
 
@@ -68,9 +79,11 @@ class KeptCounts:
             self.rule = step.phase.rule
             self.counts.zero_()
         layout, kept = step.layout, step.kept
-        self.counts, self._fences = self.counts.to(kept.device), self._fences.to(kept.device)
+        self.counts, self._fences, self._breaks = (
+            tensor.to(kept.device) for tensor in (self.counts, self._fences, self._breaks)
+        )
         groups = {
-            "token": layout.target + self._vocabulary * self._in_code(step),
+            "token": layout.target + self._vocabulary * self._context(step),
             "place": PLACES * layout.index_in_sample // layout.lengths[layout.sample],
             "turn": step.turns.number.clamp(max=TURNS - 1),
         }
@@ -91,7 +104,7 @@ class KeptCounts:
             ValueError: they are of another vocabulary, or none.
         """
         if counts.shape != self.counts.shape or counts.dtype != self.counts.dtype:
-            raise ValueError("they are of another vocabulary")
+            raise ValueError("they are of another vocabulary, or of a version that counted other things")
         if not bool((counts[1] >= 0).all() and (counts[1] <= counts[0]).all()):
             raise ValueError("more tokens kept than seen")
         self.rule, self.counts = rule, counts
@@ -105,15 +118,16 @@ class KeptCounts:
         if self.failed:
             return []
         pieces = dict(zip(self._sizes, counts.split(list(self._sizes.values()), dim=1), strict=True))
-        tokens = pieces["token"].view(2, 2, self._vocabulary)
+        tokens = pieces["token"].view(2, CONTEXTS, self._vocabulary)
         total, measured = (int(pieces[name][0].sum()) for name in ("place", "loss"))
         # By which nothing ranks is measured on samples.
         sampled = "" if measured == total else f" Measured on {measured} tokens, a sample of those."
         found = [
             (
-                "By part of the text",
-                "Code is what stands between ``` and ```; template tokens are the tokenizer's special ones; parts of "
-                "characters are what letters and emoji of several tokens are made of.",
+                KINDS,
+                "By the text of each token: names are words with a capital that do not begin a sentence (in German, "
+                "nouns too); code is what stands between ``` and ```; template tokens are the tokenizer's special ones "
+                "that end no turn; parts of characters are what letters and emoji of several tokens are made of.",
                 self._parts(tokens),
             ),
             (
@@ -136,18 +150,30 @@ class KeptCounts:
         scope = f"{total} tokens, ranked by {self.rule}."
         return [Breakdown(title, f"{note} {scope}", rows) for title, note, rows in found if rows]
 
-    def _in_code(self, step: ScoredStep) -> Tensor:
-        fence = torch.isin(step.layout.target, self._fences)
-        return ((_count_in_sample(fence, step) % 2 == 1) | fence).long()
+    def _context(self, step: ScoredStep) -> Tensor:
+        """Return where each token stands, int64 [R]: `INSIDE`, `START`, ..."""
+        layout, turns = step.layout, step.turns
+        fence = torch.isin(layout.target, self._fences)
+        in_code = (_count_in_sample(fence, step) % 2 == 1) | fence
+        begins = layout.index_in_sample == 0
+        begins[1:] |= turns.number[1:] != turns.number[:-1]
+        begins[1:] |= torch.isin(layout.target[:-1], self._breaks)
+        context = torch.where(begins, START, INSIDE)
+        return torch.where(turns.ends, END, torch.where(in_code, CODE, context))
 
     def _parts(self, tokens: Tensor) -> list[Row]:
         special, alone = set(self._tokenizer.all_special_ids), LoneTokens(self._tokenizer)
         totals = {name: [0, 0] for name in PARTS}
         seen, kept = tokens
-        for inside, token in (seen > 0).nonzero().tolist():
-            part = "template tokens" if token in special else "code" if inside else part_of(alone.decoded(token))
-            totals[part][0] += int(seen[inside, token])
-            totals[part][1] += int(kept[inside, token])
+        for context, token in (seen > 0).nonzero().tolist():
+            if context == END:
+                part = "end of turn"
+            elif token in special:
+                part = "template tokens"
+            else:
+                part = "code" if context == CODE else part_of(alone.decoded(token), begins=context == START)
+            totals[part][0] += int(seen[context, token])
+            totals[part][1] += int(kept[context, token])
         return [(name, counts[0], counts[1]) for name, counts in totals.items() if counts[0]]
 
     def _texts(self, tokens: Tensor) -> list[Row]:
@@ -161,8 +187,13 @@ class KeptCounts:
         return _rows(shown, tokens[:, order])
 
 
-def part_of(text: str) -> str:
-    """Return the member of `PARTS` that a token's text is, on its own."""
+def part_of(text: str, *, begins: bool = False) -> str:
+    """Return the member of `PARTS` that a token's text is, on its own.
+
+    Args:
+        text: of the token.
+        begins: whether it begins a sentence, so that a capital does not make it a name.
+    """
     content = text.strip()
     if not content:
         return "whitespace"
@@ -171,7 +202,9 @@ def part_of(text: str) -> str:
     kinds = {unicodedata.category(character)[0] for character in content}
     if kinds == {"N"}:
         return "numbers"
-    return "punctuation" if kinds <= {"P", "S"} else "words"
+    if kinds <= {"P", "S"}:
+        return "punctuation"
+    return "names" if content[0].isupper() and content != "I" and not begins else "words"
 
 
 def _count_in_sample(marks: Tensor, step: ScoredStep) -> Tensor:

@@ -28,7 +28,7 @@ MAX_FACTS = 12
 # In this order: a file uses, or overrides, what those before it define.
 _STYLES = ("page.css", "verdict.css", "samples.css", "figures.css", "screens.css")
 _SCRIPTS = ("numbers.js", "text.js", "state.js", "verdict.js", "samples.js", "search.js", "strips.js", "tokens.js",
-            "controls.js", "curves.js", "tables.js", "start.js")  # fmt: skip
+            "controls.js", "curves.js", "histograms.js", "tables.js", "start.js")  # fmt: skip
 
 # What could end the data's element, and what an HTML parser or an editor would not leave as it is.
 _UNSAFE = re.compile("[<>&\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")

@@ -18,6 +18,7 @@ function showAll() {
   describeShade();
   describeWhatIf();
   refresh();
+  refreshHistograms();
   if (shown) showReadout(shown);
 }
 

@@ -5,7 +5,11 @@ function start() {
   startSamples();
   startTraining();
   find("tables").append(...DATA.tables.map(buildTable));
-  find("where").hidden = !DATA.tables.length;
+  // An inspection counts the samples that it scores.
+  find("tables-note").hidden = !DATA.tables.length || !Object.keys(DATA.series).length;
+  // Histograms of a large page come later.
+  const hasFigures = find("histograms").childElementCount > 0 || tokensOnPage > FEW_TOKENS;
+  find("where").hidden = !DATA.tables.length && !hasFigures;
   for (const heading of document.querySelectorAll("main > section:not([hidden]) > h2"))
     find("nav").append(element("a", { href: `#${heading.parentNode.id}` }, heading.textContent));
 }
@@ -27,6 +31,7 @@ function startSamples() {
   buildCards(find("cards"));
   listenToTokens(find("cards"));
   startControls();
+  startHistograms();
   showAll();
   // An example of what a token tells; on a phone it would cover the text.
   const first = samples.findIndex((sample) => sample.texts);
