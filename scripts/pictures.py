@@ -18,7 +18,12 @@ from browser import open_browser  # noqa: E402
 
 PAGE = ROOT / "outputs" / "cpu-demo" / "sstoken" / "report.html"
 # Section of the page, and height of the picture, in CSS pixels.
-PICTURES = {"selection": ("samples", 860), "report-training": ("training", 760), "report-where": ("where", 900)}
+PICTURES = {
+    "report-verdict": ("verdict", 400),
+    "selection": ("samples", 860),
+    "report-training": ("training", 760),
+    "report-where": ("where", 980),
+}
 WIDTH = 1240
 
 

@@ -75,12 +75,16 @@ class Browser:
         self._folder = folder
         self._count = 0
 
-    def open(self, report: Report, width: int = 1280, height: int = 900, *, dark: bool = False) -> None:
-        """Open a report in a window of this size, in CSS pixels."""
+    def write(self, report: Report) -> Path:
+        """Write a report to a file of its own."""
         self._count += 1
         file = self._folder / f"report-{self._count}.html"
         file.write_text(render(report), encoding="utf-8")
-        self.show(file, width, height, dark=dark)
+        return file
+
+    def open(self, report: Report, width: int = 1280, height: int = 900, *, dark: bool = False) -> None:
+        """Open a report in a window of this size, in CSS pixels."""
+        self.show(self.write(report), width, height, dark=dark)
 
     def show(self, file: Path, width: int = 1280, height: int = 900, *, dark: bool = False) -> None:
         """Open a page in a window of this size, in CSS pixels."""

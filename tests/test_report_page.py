@@ -11,6 +11,7 @@ from reports import drawn, moment, record, report
 from selenium.webdriver.common.keys import Keys
 
 from sstoken_plugin.report import Breakdown
+from sstoken_plugin.report.content import KINDS
 from sstoken_plugin.selection import scores as selection
 
 LOG = [
@@ -434,6 +435,25 @@ def test_hostile_text_is_shown_as_text(browser):
         browser.run("document.querySelectorAll('.response .t')[arguments[0]].focus()", place)
     assert browser.run("return window.pwned ?? null") is None
     assert browser.run("return document.documentElement.scrollWidth") <= 360
+    assert browser.errors() == []
+
+
+def test_what_is_said_of_a_run_is_text_too(browser):
+    attack = "`<img src=x onerror='window.pwned = 1'>` \u202e </script><script>window.pwned = 1</script>"
+    tables = [Breakdown(KINDS, attack, [(attack, 100, 1), ("words", 100, 90)])]
+    made = moment([record(["p", attack, "b"], sample=0), record(["p", "a"], sample=1)], label=attack, rule=attack)
+    browser.open(
+        report(made, made, sentence=attack, facts={attack: attack, "data": attack}, settings={attack: attack},
+               versions={attack: attack}, history=attack, warnings=[attack], compare=attack, breakdowns=tables,
+               log=[{"step": step, "loss": step, attack: step} for step in (1, 2)], notes={attack: attack})
+    )  # fmt: skip
+    browser.run("for (const node of document.querySelectorAll('details')) node.open = true")
+    browser.run("location.hash = '#sample-' + arguments[0]", attack)
+    browser.driver.find_element("id", "search").send_keys("<img src=x")
+    browser.wait_for("#found", "1 time in 1 sample")
+    assert browser.texts(".finding.warning code") == ["<img src=x onerror='window.pwned = 1'>"]
+    assert "[U+202E]" in browser.text(".finding.warning li")
+    assert browser.run("return [window.pwned ?? null, document.images.length, document.scripts.length]") == [None, 0, 2]
     assert browser.errors() == []
 
 

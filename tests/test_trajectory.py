@@ -265,7 +265,7 @@ def test_the_page_says_what_was_run_and_where_its_evaluation_loss_went(config, t
     date = report.facts["date"]
     assert report.facts == {
         "model": config["base_model"], "data": f"{data} (18 samples)", "adapter": "LORA, r 4, alpha 8",
-        "trainer": "Axolotl", "steps": "4", "date": date,
+        "trainer": "Axolotl", "steps": "4 steps", "date": date,
     }  # fmt: skip
     assert datetime.now().astimezone() - datetime.fromisoformat(date) < timedelta(minutes=10)
     paid, then = (one for one in verdict(report) if one.question in ("Did it pay?", "Next"))

@@ -31,12 +31,12 @@ def said(finding):
 def test_it_says_what_was_trained_on_in_numbers_and_words():
     rows = [("words", 800, 500), ("numbers", 100, 50), ("names", 10, 0), ("punctuation", 90, 80)]
     tables = [Breakdown("By turn", "", [("turn 1", 900, 600)]), Breakdown(KINDS, "", rows)]
-    found = findings(breakdowns=tables, facts={"data": "d.jsonl (170 samples)"})["What was trained on"]
+    found = findings(breakdowns=tables)["What was trained on"]
     assert found.answer == "63\u00a0% of the response tokens"
     assert found.sentences == [
-        "630 of 1,000 tokens from d.jsonl (170 samples): the best by 0.5 \u00d7 REL + 0.5 \u00d7 prompt attention.",
-        "That is more than `ratio: 0.6`, because the tokens kept of each sample are rounded up, and ends of turns come "
-        "first: it shows where responses are short.",
+        "630 of 1,000: the best by 0.5 \u00d7 REL + 0.5 \u00d7 prompt attention.",
+        "More than `ratio: 0.6`: what is kept of each sample is rounded up, ends of turns included, which shows where "
+        "responses are short.",
         # Names were too few to tell.
         "Dropped most often: numbers (50\u00a0%), words (38\u00a0%).",
     ]
@@ -98,7 +98,7 @@ def test_plain_training_is_called_so():
 def test_an_inspection_claims_no_training():
     found = findings(log=[])
     assert list(found) == ["What would be trained on", "Next"]
-    assert "2 of 4 tokens" in said(found["What would be trained on"])
+    assert "2 of 4: the best" in said(found["What would be trained on"])
     assert found["Next"].answer == "Nothing was trained for this page."
 
 

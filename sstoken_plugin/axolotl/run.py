@@ -25,8 +25,8 @@ NAMES = Names(
     rate_warmup="warmup_ratio or warmup_steps",
     without=WITHOUT,
     compare=(
-        "To know whether it pays, run `axolotl sstoken-compare config.yaml`: it trains plain runs beside selected ones "
-        "with several seeds, and tells by your evaluation data."
+        "Run `axolotl sstoken-compare config.yaml`: it trains plain runs beside selected ones, with several seeds, and "
+        "tells by your evaluation data."
     ),
     announcer=SHOWN,
 )

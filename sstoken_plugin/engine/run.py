@@ -39,8 +39,8 @@ class Names:
     rate_warmup: str = "warmup_steps"
     without: str = "train without sstoken"
     compare: str = (
-        "To know whether it pays, train once more with `selector: all`, the same data and the same seed, and compare "
-        "the evaluation losses, better over several seeds."
+        "Train once more with `selector: all`, the same data and the same seed, and compare the evaluation losses, "
+        "better over several seeds."
     )
     announcer: str = OWN
 

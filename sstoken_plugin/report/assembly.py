@@ -84,7 +84,7 @@ def facts_of(run: Run, model: Any, samples: Any, steps: int | None = None) -> di
         "data": f"{run.data} ({size})" if run.data else size,
         "adapter": _adapters(model),
         "trainer": run.names.trainer,
-        "steps": "" if steps is None else f"{steps:,}",
+        "steps": "" if steps is None else f"{steps:,} steps",
         "date": datetime.now().astimezone().isoformat(" ", "minutes"),
     }
     return {name: value for name, value in found.items() if value}

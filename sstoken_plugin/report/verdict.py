@@ -57,13 +57,12 @@ def _trained_on(report: Report, question: str) -> Finding:
     seen, kept = _counted(report)
     if not seen:
         return Finding(question, "Nothing was counted.", [])
-    samples = report.facts.get("data", "")
-    found = [f"{kept:,} of {seen:,} tokens{f' from {samples}' if samples else ''}: {_rule(report)}."]
+    found = [f"{kept:,} of {seen:,}: {_rule(report)}."]
     ratio = report.settings.get("ratio")
     if isinstance(ratio, float) and not _keeps_all(report) and kept / seen > ratio + ROUNDED:
         found.append(
-            f"That is more than `ratio: {ratio:g}`, because the tokens kept of each sample are rounded up, and ends of "
-            "turns come first: it shows where responses are short."
+            f"More than `ratio: {ratio:g}`: what is kept of each sample is rounded up, ends of turns included, which "
+            "shows where responses are short."
         )
     if dropped := _dropped_kinds(report.breakdowns):
         found.append(f"Dropped most often: {dropped}.")
