@@ -49,9 +49,12 @@ function blend(rel, attention, gamma, hasPrompt, count) {
   return scaled.map((value, index) => f32(one * value) + f32(other * mass[index]));
 }
 
-// Indices, best first: end tokens, then by score; among equals the earlier token. No finite score is last.
+// What ranks: no finite score is last.
+const keysOf = (score) => score.map((value) => (Number.isFinite(value) ? value : -Infinity));
+
+// Indices, best first: end tokens, then by score; among equals the earlier token.
 function rankOrder(score, ends) {
-  const key = score.map((value) => (Number.isFinite(value) ? value : -Infinity));
+  const key = keysOf(score);
   return Uint32Array.from(score.keys()).sort((a, b) => {
     if (ends[a] !== ends[b]) return ends[b] - ends[a];
     if (key[a] !== key[b]) return key[a] > key[b] ? -1 : 1;
@@ -64,10 +67,41 @@ function keptCount(ratio, count, ends) {
   return Math.max(Math.ceil(ratio * count), Math.min(2 * ends, count));
 }
 
-// { score, rank: 1 for the best, kept: 1 where kept, total: how many are kept }
+// { score, rank: 1 for the best, kept: 1 where kept, total: how many are kept, of which end tokens are the first }
 function selectTop(score, ends, total) {
-  const rank = ranksOf(rankOrder(score, ends));
-  return { score, rank, kept: Uint8Array.from(rank, (place) => (place <= total ? 1 : 0)), total };
+  return ranked({ score, kept: bestOf(score, ends, total), total }, score, ends);
+}
+
+// Give a selection its ranks. They are made when a token is looked at, because ranking is most of the work.
+function ranked(selection, score, ends) {
+  let rank;
+  return Object.defineProperty(selection, "rank", {
+    get: () => {
+      rank ??= score ? ranksOf(rankOrder(score, ends)) : null;
+      return rank;
+    },
+  });
+}
+
+// As the first `total` of the order by rank, but by the lowest score that is kept.
+function bestOf(score, ends, total) {
+  const key = keysOf(score);
+  const kept = Uint8Array.from(ends);
+  const others = key.filter((_, index) => !ends[index]);
+  let left = total - (key.length - others.length);
+  if (left <= 0) return kept;
+  const lowest = others.sort()[others.length - left];
+  key.forEach((value, index) => {
+    if (ends[index] || !(value > lowest)) return;
+    kept[index] = 1;
+    left--;
+  });
+  for (let index = 0; left > 0; index++) {
+    if (ends[index] || key[index] !== lowest) continue;
+    kept[index] = 1;
+    left--;
+  }
+  return kept;
 }
 
 function ranksOf(order) {

@@ -69,17 +69,7 @@ function recordedAt(momentIndex, sampleIndex) {
   if (!record.recorded) {
     const sample = samples[sampleIndex];
     const { score, kept } = numbersAt(momentIndex, sampleIndex);
-    let rank;
-    record.recorded = {
-      score,
-      kept,
-      total: record.kept,
-      // Sorting is most of the work, and only a token that is looked at needs it.
-      get rank() {
-        rank ??= score && sample.whole ? ranksOf(rankOrder(score, sample.endMarks)) : null;
-        return rank;
-      },
-    };
+    record.recorded = ranked({ score, kept, total: record.kept }, sample.whole ? score : null, sample.endMarks);
   }
   return record.recorded;
 }
@@ -103,7 +93,7 @@ function selectionAt(momentIndex, sampleIndex) {
       sample.responses,
     );
     const chosen = selectTop(score, sample.endMarks, keptCount(ratio, sample.responses, sample.ends.length));
-    record.whatIf = { ratio, gamma, ...chosen };
+    record.whatIf = Object.assign(chosen, { ratio, gamma });
   }
   return record.whatIf;
 }
