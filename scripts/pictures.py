@@ -19,7 +19,7 @@ from browser import open_browser  # noqa: E402
 PAGE = ROOT / "outputs" / "cpu-demo" / "sstoken" / "report.html"
 # Section of the page, and height of the picture, in CSS pixels.
 PICTURES = {
-    "report-verdict": ("verdict", 400),
+    "report-verdict": ("top", 400),
     "selection": ("samples", 860),
     "report-training": ("training", 760),
     "report-where": ("where", 980),
