@@ -149,10 +149,10 @@ def test_an_unknown_selector_is_an_error_and_never_ranks():
         ({}, True, True, True, True),
         ({"warmup_ratio": 0.0}, True, True, True, False),
         ({"gamma": 0.0}, False, False, True, False),
-        ({"gamma": 1.0}, True, True, True, True),
-        ({"gamma": 1.0, "warmup_selector": "all"}, True, True, False, True),
+        ({"gamma": 1.0}, True, True, False, True),
+        ({"gamma": 1.0, "warmup_selector": "attention"}, True, True, True, True),
         ({"gamma": 1.0, "warmup_ratio": 0.0}, True, True, False, False),
-        ({"selector": "rel"}, True, True, True, True),
+        ({"selector": "rel"}, True, True, False, True),
         ({"selector": "rel", "gamma": 0.0, "warmup_selector": "random"}, True, True, False, True),
         ({"selector": "attention", "gamma": 1.0}, False, False, True, False),
         ({"selector": "random"}, False, False, False, False),
@@ -203,8 +203,8 @@ def test_the_phase_of_a_step_weighs_rel_as_the_selector_does():
         return found.rule, found.gamma, found.ratio
 
     assert phase() == ("sstoken", 0.7, 0.4)
-    assert phase(in_warmup=True) == ("attention", 0.0, 0.4)
-    assert phase(in_warmup=True, warmup_selector="all") == ("all", 0.0, 1.0)
+    assert phase(in_warmup=True) == ("all", 0.0, 1.0)
+    assert phase(in_warmup=True, warmup_selector="attention") == ("attention", 0.0, 0.4)
     assert phase(selector="rel") == ("rel", 1.0, 0.4)
     assert phase(selector="attention", in_warmup=True) == ("attention", 0.0, 0.4)
     assert phase(selector="random") == ("random", 0.0, 0.4)
@@ -227,12 +227,12 @@ BEST = "60% of each sample's response tokens, the best by "
     ("block", "sentence"),
     [
         (
-            {"gamma": 0.25},
+            {"gamma": 0.25, "warmup_selector": "attention"},
             BEST + "0.25 x REL + 0.75 x prompt attention (in the first 20% of the optimizer steps the best by prompt "
             "attention)",
         ),
         (
-            {"selector": "rel", "warmup_selector": "all"},
+            {"selector": "rel"},
             BEST + "REL (in the first 20% of the optimizer steps all of them)",
         ),
         (

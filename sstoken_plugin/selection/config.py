@@ -75,8 +75,9 @@ class SSTokenConfig(BaseModel):
         "model and its history are nearly the same and REL is noise.",
     )
     warmup_selector: WarmupName = Field(
-        default="attention",
-        description="What selects during the warm-up, see `selector`; `attention` is what the authors' code does.",
+        default="all",
+        description="What selects during the warm-up, see `selector`; `attention` is what the authors' code does, and "
+        "`all` learns what is to be compared (docs/evidence.md).",
     )
     attention_layer: int = Field(
         default=-1,
