@@ -36,8 +36,10 @@ def tracked(small_run: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("tracked")
     settings = {
         "use_tensorboard": True,
+        "use_wandb": True,
         "wandb_project": "test",
         "wandb_mode": "offline",
+        "use_mlflow": True,
         "mlflow_experiment_name": "test",
         "mlflow_tracking_uri": (folder / "mlflow").as_uri(),
         "use_trackio": True,
