@@ -299,6 +299,8 @@ def test_what_if_says_where_no_blend_ranked(browser):
         ("reference", "the excess loss against the reference model; 60\u00a0% of each response was kept"),
         ("lowest_base_loss", "their loss under the history, lowest first; 60\u00a0% of each response was kept"),
         ("probability", "their probability, highest first; 60\u00a0% of each response was kept"),
+        ("capped_rel", "REL, capped; 60\u00a0% of each response was kept"),
+        ("threshold", "their probability: those with `min_probability` or more were kept"),
         ("all", "nothing: every response token was kept"),
         ("gone since", "gone since; 60\u00a0% of each response was kept"),
     ],
@@ -310,7 +312,7 @@ def test_it_says_what_ranked_and_where_what_if_begins(browser, rule, words):
     blends = rule in ("sstoken", "rel", "attention")
     assert ("what-if ranks by gamma" in browser.text("#what-if-note")) is not blends
     assert browser.text("#gamma-value") == ("0.25" if blends else "0.8")
-    assert browser.text("#ratio-value") == ("0.4" if rule == "all" else "0.6")
+    assert browser.text("#ratio-value") == ("0.4" if rule in ("all", "threshold") else "0.6")
     assert browser.errors() == []
 
 

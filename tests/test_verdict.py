@@ -42,6 +42,12 @@ def test_it_says_what_was_trained_on_in_numbers_and_words():
     ]
 
 
+def test_a_threshold_is_no_ratio():
+    found = findings({"selector": "threshold", "min_probability": 0.05})["What was trained on"]
+    assert found.sentences[0].endswith(": those with a probability of 0.05 or more.")
+    assert "ratio" not in said(found)
+
+
 def test_each_warning_is_a_sentence_and_comes_before_all_that_could_be_done():
     found = findings(warnings=["ssToken: the loss on dropped tokens rose.", "sstoken.ratio: lower it."])
     health = found["Does it look healthy?"]

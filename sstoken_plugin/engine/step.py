@@ -88,7 +88,7 @@ class Phase:
         """
         in_warmup = in_warmup and config.has_warmup
         row = selector_of(config.warmup_selector if in_warmup else config.selector)
-        ratio = 1.0 if row.keeps_all or row.is_threshold else config.ratio
+        ratio = config.ratio if row.reads_ratio else 1.0
         least = math.log(config.min_probability) if row.is_threshold else None
         return cls(row.name, row.gamma(config.gamma), ratio, draw, least)
 

@@ -80,7 +80,7 @@ def _frame(report: Report) -> dict[str, Any]:
         # Where a moment's rule has no use for them, what-if begins with those of the settings.
         **{name: report.settings[name] for name in ("ratio", "gamma") if is_number(report.settings.get(name))},
         "selectors": {
-            name: {"words": row.page or row.words, "blends": row.rel_weight is not None, "keepsAll": row.keeps_all}
+            name: {"words": row.page or row.words, "blends": row.rel_weight is not None, "readsRatio": row.reads_ratio}
             for name, row in SELECTORS.items()
         },
         "settings": _lines(report.settings),

@@ -59,7 +59,7 @@ def _trained_on(report: Report, question: str) -> Finding:
         return Finding(question, "Nothing was counted.", [])
     found = [f"{kept:,} of {seen:,}: {_rule(report)}."]
     ratio = report.settings.get("ratio")
-    if isinstance(ratio, float) and not _keeps_all(report) and kept / seen > ratio + ROUNDED:
+    if isinstance(ratio, float) and _reads_ratio(report) and kept / seen > ratio + ROUNDED:
         found.append(
             f"More than `ratio: {ratio:g}`: what is kept of each sample is rounded up, ends of turns included, which "
             "shows where responses are short."
@@ -87,6 +87,8 @@ def _rule(report: Report) -> str:
         return f"ranked by {name}"
     if row.keeps_all:
         return "every one, as in plain training"
+    if row.is_threshold:
+        return f"those with a probability of {report.settings.get('min_probability'):g} or more"
     gamma = report.settings.get("gamma", 0.5)
     return f"the best by {(row.page or row.words).format(gamma=f'{gamma:g}', rest=f'{1 - gamma:g}')}"
 
@@ -94,6 +96,11 @@ def _rule(report: Report) -> str:
 def _keeps_all(report: Report) -> bool:
     row = SELECTORS.get(str(report.settings.get("selector")))
     return row is not None and row.keeps_all
+
+
+def _reads_ratio(report: Report) -> bool:
+    row = SELECTORS.get(str(report.settings.get("selector")))
+    return row is None or row.reads_ratio
 
 
 def _dropped_kinds(tables: Sequence[Breakdown]) -> str:

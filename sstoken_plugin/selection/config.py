@@ -244,7 +244,7 @@ class SSTokenConfig(BaseModel):
     @property
     def reads_ratio(self) -> bool:
         """Whether `ratio` says at any time how many tokens are kept."""
-        return any(not (row.keeps_all or row.is_threshold) for row in self._active)
+        return any(row.reads_ratio for row in self._active)
 
     def warmup_steps(self, steps: int) -> int:
         """Return how many optimizer steps of a run of so many come before REL counts, if any do."""

@@ -99,6 +99,11 @@ class Selector:
     is_threshold: bool = False
     is_position: bool = False
 
+    @property
+    def reads_ratio(self) -> bool:
+        """Whether `ratio` says how many tokens of a sample are kept."""
+        return not (self.keeps_all or self.is_threshold)
+
     def gamma(self, gamma: float) -> float:
         """Return the weight of REL in the score where the settings say `gamma`, 0 to 1."""
         return 0.0 if self.rel_weight is None else self.rel_weight(gamma)

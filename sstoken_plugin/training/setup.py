@@ -138,7 +138,7 @@ def describe(selection: TokenSelection, tokenizer: Any) -> str:
     config = selection.config
     row = selector_of(config.selector)
     text = row.in_words(config.gamma, selection.seed, config.min_probability)
-    if row.keeps_all or row.is_threshold:
+    if not row.reads_ratio:
         text = f"it trains on {text}"
     else:
         text = f"it trains on {config.ratio:.0%} of each sample's response tokens, the best by {text}"
@@ -168,7 +168,7 @@ def explain_share(selection: TokenSelection) -> str:
     It is "" where that share is not known, or rounds to `ratio`.
     """
     config, share = selection.config, selection.kept_share
-    if share is None or selector_of(config.selector).keeps_all or abs(share - config.ratio) < _ROUNDING:
+    if share is None or not selector_of(config.selector).reads_ratio or abs(share - config.ratio) < _ROUNDING:
         return ""
     places = "at least two for each end of a turn (keep_eos), and " if config.keep_eos else ""
     return (

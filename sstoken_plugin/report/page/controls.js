@@ -57,7 +57,7 @@ function describeMoment() {
   find("moment-label").textContent = label;
   find("moment").setAttribute("aria-valuetext", label);
   const where = moments.length > 1 ? "At this moment" : `${label}:`;
-  const share = selectorOf(moment).keepsAll ? "" : `; ${figure(100 * moment.ratio)}\u00a0% of each response was kept`;
+  const share = selectorOf(moment).readsRatio ? `; ${figure(100 * moment.ratio)}\u00a0% of each response was kept` : "";
   find("rule").textContent = `${where} tokens were ranked by ${ruleInWords(moment)}${share}.`;
 }
 

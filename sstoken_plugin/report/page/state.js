@@ -26,7 +26,7 @@ const state = {
 };
 
 // A page that was restored from a checkpoint may hold the name of a selector that is not there any more.
-const selectorOf = (moment) => DATA.selectors[moment.rule] ?? { words: moment.rule, blends: false, keepsAll: false };
+const selectorOf = (moment) => DATA.selectors[moment.rule] ?? { words: moment.rule, blends: false, readsRatio: true };
 const ruleInWords = (moment) =>
   selectorOf(moment)
     .words.replace("{gamma}", figure(moment.gamma))
@@ -36,7 +36,7 @@ const isWhatIf = () => state.ratio !== null || state.gamma !== null;
 
 // What the sliders say at a moment. Where no blend ranked, the settings give what the blend would take.
 function ratioAt(moment) {
-  return state.ratio ?? (selectorOf(moment).keepsAll ? (DATA.ratio ?? moment.ratio) : moment.ratio);
+  return state.ratio ?? (selectorOf(moment).readsRatio ? moment.ratio : (DATA.ratio ?? moment.ratio));
 }
 
 function gammaAt(moment) {
