@@ -9,6 +9,7 @@ from typing import Any
 AGAINST = ("all", "random", "position")
 # The authors' code; named, so that an arm stays what it is whatever the defaults become.
 _ATTENTION_FIRST = {"warmup_selector": "attention"}
+_ALL_FIRST = {"warmup_selector": "all"}
 
 
 def arms(base_model: str, reference: str | None = None) -> dict[str, Mapping[str, Any] | None]:
@@ -30,7 +31,9 @@ def arms(base_model: str, reference: str | None = None) -> dict[str, Mapping[str
         "paper": {"warmup_ratio": 0, "keep_eos": False},
         # Their code ranks by attention alone for the first 10,000 of 50,000 samples, and has no rule for ends.
         "authors": {"warmup_ratio": 0.2, "warmup_selector": "attention", "keep_eos": False},
-        "warmup-all": {"warmup_selector": "all"},
+        "warmup-all": _ALL_FIRST,
+        "capped-rel": {"selector": "capped_rel", **_ALL_FIRST},
+        "threshold": {"selector": "threshold", **_ALL_FIRST},
         "lowest_base_loss": {"selector": "lowest_base_loss"},
         "probability": {"selector": "probability"},
         # The loss now minus that of the base is REL with the opposite sign: what has improved most is dropped, as whole
@@ -41,18 +44,10 @@ def arms(base_model: str, reference: str | None = None) -> dict[str, Mapping[str
 
 
 def rules() -> dict[str, Mapping[str, Any] | None]:
-    """Return the controls, the authors' warm-up, and what is meant to do better, after a warm-up that learns."""
-    learns = {"warmup_selector": "all"}
-    return {
-        "all": None,
-        "random": {"selector": "random"},
-        "position": {"selector": "position"},
-        "sstoken": _ATTENTION_FIRST,
-        "warmup-all": learns,
-        "probability": {"selector": "probability"},
-        "capped-rel": {"selector": "capped_rel", **learns},
-        "threshold": {"selector": "threshold", **learns},
-    }
+    """Return the arms that decide which rule is better than the paper's, and the controls."""
+    every = arms("")
+    names = ("all", "random", "position", "sstoken", "warmup-all", "probability", "capped-rel", "threshold")
+    return {name: every[name] for name in names}
 
 
 def settings() -> dict[str, Mapping[str, Any] | None]:
