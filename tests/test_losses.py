@@ -118,9 +118,10 @@ def test_a_batch_without_response_tokens_has_no_loss_and_a_gradient_of_zero(mode
     assert not any(gradient.any() for gradient in gradients(model, loss).values())
 
 
-def test_a_step_without_response_tokens_has_no_loss_and_a_gradient_of_zero(model):
+@pytest.mark.parametrize("phase", [Phase("position", 0.0, 0.6), Phase("threshold", 0.0, 1.0, least=-3.0)], ids=str)
+def test_a_step_without_response_tokens_has_no_loss_and_a_gradient_of_zero(model, phase):
     batch = batch_of(prompts=(12, 9))
-    step = TokenSelection(SSTokenConfig(), None, None, []).begin(model, batch, Phase("position", 0.0, 0.6))
+    step = TokenSelection(SSTokenConfig(), None, None, []).begin(model, batch, phase)
     with step.observed():
         outputs = model(**inputs_of(batch))
     loss = step.loss(outputs)

@@ -27,6 +27,7 @@ from sstoken_plugin.report import Moment, Report, assembly, inspection
 from sstoken_plugin.report.breakdown import KeptCounts
 from sstoken_plugin.report.content import Record
 from sstoken_plugin.selection.config import SSTokenConfig
+from sstoken_plugin.selection.selectors import selector_of
 from sstoken_plugin.training import checkpoint
 from sstoken_plugin.training.cache import planned_folder
 from sstoken_plugin.training.parts import Saved
@@ -248,11 +249,12 @@ def without_rel(settings: SSTokenConfig, phase: Phase, records: Sequence[Record]
     """
     if not settings.ranks_by_rel or any(value for record in records for value in record["rel"]):
         return []
-    left = (
-        "this shows prompt attention alone"
-        if phase.reads_attention
-        else "this shows no choice at all: among equals the earlier token is kept"
-    )
+    if phase.reads_attention:
+        left = "this shows prompt attention alone"
+    elif "history" in selector_of(phase.rule).needs:
+        left = "this shows what the loss before training ranks, which is something else"
+    else:
+        left = "this shows no choice at all: among equals the earlier token is kept"
     return [
         f"REL is zero at every token, because the model is still what it is compared with, so that {left}. "
         "`--after 20` trains the first 20 steps of the YAML for a look, `--adapter DIR` takes a trained adapter."

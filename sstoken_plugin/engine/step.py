@@ -388,7 +388,7 @@ class ScoredStep:
         elif phase.least is not None:
             self.kept = selection.keep_above(self.scores.score, phase.least, ends)
             # How many those are is known too late to be counted over micro-batches and ranks: all response tokens are.
-            num_items_in_batch = len(layout.position) if num_items_in_batch is None else num_items_in_batch
+            num_items_in_batch = max(1, len(layout.position)) if num_items_in_batch is None else num_items_in_batch
         else:
             self.kept = selection.keep_top(self.scores.score, layout.sample, self.places, ends)
         loss = mean_kept(nll, self.kept, num_items_in_batch)

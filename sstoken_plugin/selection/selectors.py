@@ -142,12 +142,11 @@ def _excess(signals: Signals) -> Tensor:
 def _capped_rel(signals: Signals) -> Tensor:
     # What the model had no idea of, as noise where it knows the task, has the largest loss and so the most to gain;
     # capped, such a token ranks by what it costs now.
-    if signals.history is None:
+    if signals.history is None or signals.rel is None:
         return signals.or_zero(None)
-    return (
-        torch.minimum(signals.history, mean_of_sample(signals.history, signals.sample, signals.samples))
-        - signals.current
-    )
+    # min(h, mean h) - c, by way of REL, which is exactly zero where the model has not changed.
+    mean = mean_of_sample(signals.history, signals.sample, signals.samples)
+    return signals.rel - torch.relu(signals.history - mean)
 
 
 def _lowest_history(signals: Signals) -> Tensor:

@@ -28,7 +28,8 @@ METRICS = {
 # Logged where it is not 0.
 _IF_ANY = {"sstoken/not_finite"}
 MEANINGS = {
-    "sstoken/selected_ratio": "kept tokens per response token; above `ratio` where answers are short",
+    "sstoken/selected_ratio": "kept tokens per response token; above `ratio` where answers are short, and 1 in a warm-up "
+    "on all of them",
     "sstoken/rel_mean": "mean REL over response tokens, in nats",
     "sstoken/attention_mean": "mean share of attention on the prompt over response tokens",
     "sstoken/loss_selected": "mean loss of kept tokens, in nats",
@@ -88,7 +89,7 @@ def counts(step: ScoredStep) -> dict[str, Tensor]:
             "rel_tokens": usable.sum(),
             "non_finite": (~usable).sum(),
         }
-        if scores.attention is not None:
+        if scores.attention is not None and step.settings.config.reads_ratio:
             # The ratio of the settings, so that a warm-up on all tokens shows where the signals stand too.
             each = step.settings.kept_per_sample(layout, step.turns, step.settings.config.ratio)
             by_rel = selection.keep_top(scores.rel, layout.sample, each)
