@@ -582,7 +582,7 @@ def test_a_share_that_is_not_the_ratio_is_explained_in_the_log_and_on_the_page(c
     kept = [line["sstoken/selected_ratio"] for line in run.lines]
     assert sum(kept) / len(kept) == pytest.approx(float(share) / 100, abs=0.005)
     assert (
-        f"above `ratio` where answers are short; ratio: 0.6 comes to {share}%"
+        f"above `ratio` where answers are short, and in a warm-up; ratio: 0.6 comes to {share}%"
         in (tmp_path / "out" / "sstoken" / "report.html").read_text()
     )
 

@@ -28,8 +28,7 @@ METRICS = {
 # Logged where it is not 0.
 _IF_ANY = {"sstoken/not_finite"}
 MEANINGS = {
-    "sstoken/selected_ratio": "kept tokens per response token; above `ratio` where answers are short, and 1 in a warm-up "
-    "on all of them",
+    "sstoken/selected_ratio": "kept tokens per response token; above `ratio` where answers are short, and in a warm-up",
     "sstoken/rel_mean": "mean REL over response tokens, in nats",
     "sstoken/attention_mean": "mean share of attention on the prompt over response tokens",
     "sstoken/loss_selected": "mean loss of kept tokens, in nats",
