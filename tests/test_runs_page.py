@@ -346,7 +346,7 @@ def test_a_damaged_state_of_a_plain_training_is_one_sentence(runs, content):
 
 def test_a_damaged_checkpoint_is_one_sentence(runs):
     folder = runs / "many" / "checkpoint-2"
-    for name in ("moments.json.gz", "page.json.gz"):
+    for name in ("moments.json.gz", "page.json.gz", "state.json"):
         copy = runs / name
         shutil.copytree(folder, copy)
         cut(name, 300)(copy / "sstoken")

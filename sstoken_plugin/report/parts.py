@@ -170,6 +170,9 @@ def read_checkpoint(folder: Path, log: list[dict[str, Any]]) -> PageData | None:
     found = checkpoint.read(folder, names)
     if found is None:
         return None
+    # It has the warnings, of which a page would say that there were none.
+    if found.fault:
+        raise ValueError(found.fault)
     for name in names:
         if name in found.lost:
             raise ValueError(found.lost[name])
