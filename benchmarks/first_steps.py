@@ -2,7 +2,8 @@
 
     python benchmarks/first_steps.py config.yaml --samples 30
 
-For each N, of the tokens that are kept then or at the end, the share that is kept both times.
+For each N, of the tokens that are kept then or at the end, the share that is kept both times. The warm-up selects by
+attention, whatever the YAML says.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=30)
     options = parser.parse_args()
     cfg = load(options.config)
+    cfg.sstoken = {**(cfg.sstoken or {}), "warmup_selector": "attention"}
     data = data_of(cfg)
     with tempfile.TemporaryDirectory() as folder:
         first = trial.without_traces(cfg, Path(folder))

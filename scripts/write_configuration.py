@@ -96,14 +96,15 @@ removes, and tells no tracker; a folder that you name as `history_cache` is used
 one process: `deepspeed`, `fsdp_config` and `use_ray` are refused.
 
 How many steps? One run of the demo (SmolLM2-135M, LoRA, 22 steps of 8 samples; 30 samples scored; `python
-benchmarks/first_steps.py example_configs/cpu-demo.yaml`), where of the tokens that are kept after N steps or at the end
-this share is kept both times:
+benchmarks/first_steps.py example_configs/cpu-demo.yaml`, which sets `warmup_selector: attention`), where of the tokens
+that are kept after N steps or at the end this share is kept both times:
 
 | N | 1 | 2 | 3 | 5 | 8 | 10 | 15 | 20 |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |
 | kept both times | 0.61 | 0.73 | 0.79 | 0.87 | 0.90 | 0.91 | 0.99 | 1.00 |
 | mean of REL without its sign, nats | 0.00 | 0.36 | 0.98 | 2.05 | 2.85 | 3.06 | 3.10 | 3.08 |
 
+It was measured with `warmup_selector: attention`; how soon a run with the default, `all`, comes to its choice was not.
 After one step, at the start of the learning rate's warm-up, the choice is still that of attention alone. This run is
 short and its learning rate high (0.001); where REL stays small, take more steps. They took 738 s, samples included, on
 two cores that other work had too; alone the demo trains in about two minutes.
@@ -142,15 +143,17 @@ The first lines of `axolotl sstoken-inspect`, and one line in the log of every t
 
 ```
 data     24 samples, 288 response tokens (22% of 1,280)
-kept     183 response tokens, 63.5%
+kept     all in the warm-up, then 183 response tokens, 63.5%
 steps    4, 0.7 epochs, 1 of them the selection's warm-up
 history  initial, no memory; its losses are not kept; a forward pass of it in 76% of the micro-batches
-time     1.07 to 1.31 of plain training's steps, by docs/performance.md (cpu, adapter)
+time     1.13 to 1.31 of plain training's steps, by docs/performance.md (cpu, adapter)
 ```
 
 - **data, kept**: counted from the labels, of every sample that has a response. Of more than 20,000 rows or 20 million
   tokens, rows all over the data set are counted and scaled up ("about"). More than `ratio` is kept where answers are
   short: each sample keeps ceil(ratio * n) of its n response tokens, with `keep_eos` at least twice its ends of turns.
+  Under `selector: threshold` no number is known before: it says "what has a probability of 0.05 or more", by
+  `min_probability`. A `warmup_selector` that keeps another share than `selector` is named first.
 - **steps**: by `sstoken-inspect`, those of one process; with `--after` and in a training, the trainer's own number.
 - **history**: what it adds to memory, where its losses are kept and what they take there before compression, and in how
   many micro-batches it is computed: not in the warm-up but for one in 20, not again where losses are kept.

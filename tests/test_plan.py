@@ -3,21 +3,29 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from datasets import Dataset
 
 from sstoken_plugin.engine.step import Phase
 from sstoken_plugin.selection.config import SSTokenConfig
-from sstoken_plugin.training.plan import MEASURED, Plan, Schedule, _passes
+from sstoken_plugin.selection.turns import EndTokens
+from sstoken_plugin.training import plan as module
+from sstoken_plugin.training.plan import MEASURED, Plan, Schedule, _passes, plan_of
+from sstoken_plugin.training.survey import Survey
 
 PLAN = Plan(
     samples=52_002,
     tokens=9_000_000,
     response=4_103_211,
     kept=2_490_021,
+    least=0.05,
     about=True,
     schedule=Schedule(4875, 3.0),
     warmup=975,
+    warmup_keeps="all",
     history="initial",
     memory=0,
     store="out/sstoken/history",
@@ -31,7 +39,7 @@ def test_it_is_one_screen_of_lines_of_one_line():
     parts = dict(PLAN.parts())
     assert list(parts) == ["data", "kept", "steps", "history", "time"]
     assert parts["data"] == "about 52,002 samples, 4,103,211 response tokens (46% of 9,000,000)"
-    assert parts["kept"] == "about 2,490,021 response tokens, 60.7%"
+    assert parts["kept"] == "all in the warm-up, then about 2,490,021 response tokens, 60.7%"
     assert parts["steps"] == "4,875, 3 epochs, 975 of them the selection's warm-up"
     assert parts["history"] == (
         "initial, no memory; its losses are kept in out/sstoken/history, 9.4 MiB at most; "
@@ -42,8 +50,7 @@ def test_it_is_one_screen_of_lines_of_one_line():
 
 
 def test_what_is_not_known_is_said():
-    plan = replace(PLAN, time=None, kind="mps, adapter", history="", about=False)
-    parts = dict(plan.parts())
+    parts = dict(replace(PLAN, time=None, kind="mps, adapter", history="", about=False).parts())
     assert "nothing was measured" in parts["time"]
     assert "mps" in parts["time"]
     assert parts["history"] == "none"
@@ -69,6 +76,42 @@ def test_a_sample_needs_a_pass_of_the_history_once_or_in_each_epoch(block, epoch
     assert _passes(Phase.of(config), warmup, epochs, keeps=keeps) == pytest.approx(expected)
 
 
+def plan(**block):
+    """Return the plan of 10 steps of one epoch, in a full training whose losses of the history are all kept."""
+    rows = [{"input_ids": [1, *range(5, 15)], "labels": [-100, *range(5, 15)]}] * 4
+    selection = SimpleNamespace(config=SSTokenConfig(**block), history=None)
+    survey = Survey.of(Dataset.from_list(rows), EndTokens({2}))
+    return plan_of(selection, SimpleNamespace(device=torch.device("cpu")), survey, Schedule(10, 1.0), "")
+
+
+@pytest.mark.parametrize(
+    ("block", "kept"),
+    [
+        ({}, "all in the warm-up, then 24 response tokens, 60.0%"),
+        ({"warmup_selector": "attention"}, "24 response tokens, 60.0%"),
+        ({"warmup_ratio": 0.0}, "24 response tokens, 60.0%"),
+        ({"selector": "random"}, "24 response tokens, 60.0%"),
+        ({"ratio": 1.0}, "40 response tokens, 100.0%"),
+        ({"selector": "threshold"}, "all in the warm-up, then what has a probability of 0.05 or more"),
+        (
+            {"selector": "threshold", "warmup_selector": "attention", "min_probability": 0.2},
+            "after the warm-up what has a probability of 0.2 or more",
+        ),
+        ({"selector": "threshold", "warmup_ratio": 0.0}, "what has a probability of 0.05 or more"),
+    ],
+    ids=repr,
+)
+def test_what_is_kept_is_said_of_the_steps_in_which_it_is(block, kept):
+    assert dict(plan(**block).parts())["kept"] == kept
+
+
+def test_steps_of_a_warm_up_that_keeps_all_are_those_of_plain_training():
+    (low, high), _ = MEASURED["cpu", "full"]
+    assert plan(warmup_selector="attention").time == pytest.approx((low, high))
+    assert plan().time == pytest.approx((0.2 + 0.8 * low, 0.2 + 0.8 * high))
+    assert plan(warmup_ratio=1.0).time == pytest.approx((1, 1))
+
+
 def test_the_docs_have_the_numbers_that_the_rule_takes():
     page = (Path(__file__).parents[1] / "docs" / "performance.md").read_text()
     section = page.split("## The rule of the plan")[1].split("\n## ")[0]
@@ -88,3 +131,13 @@ def test_a_training_begins_with_its_plan(config, train, caplog):
     assert "out/sstoken/history" in line
     # 0.75 of two epochs' passes are asked for, and each sample needs one: 1 / 2, and one in 20 of the warm-up.
     assert "a forward pass of it in 51% of the micro-batches" in line
+
+
+def test_a_plan_that_fails_is_told_and_costs_no_training(config, train, caplog, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no such number")
+
+    monkeypatch.setattr(module, "_passes", fail)
+    run = train({**config, "max_steps": 1, "sstoken": {"report": False}})
+    assert run.trainer.state.global_step == 1
+    assert "ssToken: there is no plan of the run: RuntimeError: no such number." in caplog.text

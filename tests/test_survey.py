@@ -54,6 +54,11 @@ def test_the_share_that_short_answers_keep_is_known_before_training():
     assert look(row([5, 6], [-100, -100])).kept_share(SSTokenConfig()) is None
 
 
+def test_what_a_threshold_keeps_is_not_known_before_training():
+    found, settings = look(row([1, 5, 6])), SSTokenConfig(selector="threshold")
+    assert (found.kept(settings), found.kept_share(settings)) == (None, None)
+
+
 SINGLE = row([5, 6, 7, 8], position_ids=[0, 1, 2, 3], attention_mask=[1, 1, 1, 1])
 # Positions of somebody's own, that one sample may have.
 ALONE = {

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sstoken_plugin.base.attempt import attempt
 from sstoken_plugin.engine.step import ScoredStep
-from sstoken_plugin.report.attempt import attempt
 from sstoken_plugin.report.content import KINDS, Breakdown
 from sstoken_plugin.report.token_text import REPLACEMENT, LoneTokens
 

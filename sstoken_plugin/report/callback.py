@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
+from sstoken_plugin.base.attempt import attempt
 from sstoken_plugin.base.logs import announce, logger
 from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.engine.run import Run
 from sstoken_plugin.report.assembly import facts_of, report_of, write_page
-from sstoken_plugin.report.attempt import attempt
 from sstoken_plugin.report.breakdown import KeptCounts
 from sstoken_plugin.report.content import Breakdown, Report
 from sstoken_plugin.report.page_data import FILE, PageData, training_of, write_page_data

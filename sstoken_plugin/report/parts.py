@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from sstoken_plugin.base.attempt import attempt
 from sstoken_plugin.base.checked import checked
 from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.engine.run import Run
 from sstoken_plugin.report.assembly import facts_of, report_of
-from sstoken_plugin.report.attempt import attempt
 from sstoken_plugin.report.breakdown import KeptCounts
 from sstoken_plugin.report.content import Moment
 from sstoken_plugin.report.page_data import UNREADABLE, PageData, as_json, moments_from, page_data, training_of

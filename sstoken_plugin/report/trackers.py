@@ -22,7 +22,7 @@ from transformers.integrations import (
     WandbCallback,
 )
 
-from sstoken_plugin.report.attempt import attempt
+from sstoken_plugin.base.attempt import attempt
 from sstoken_plugin.report.token_table import COLUMNS, markdown
 
 BLOCK = "sstoken"

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from sstoken_plugin.base.attempt import attempt
 from sstoken_plugin.base.logs import announce, logger
 from sstoken_plugin.engine.sharding import is_sharded
 from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.report import Moment
-from sstoken_plugin.report.attempt import attempt
 from sstoken_plugin.report.content import Record
 from sstoken_plugin.report.inspection import records_of, score_samples
 from sstoken_plugin.selection.samples import BatchLayout, as_batch, samples_in

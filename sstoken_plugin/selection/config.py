@@ -247,7 +247,7 @@ class SSTokenConfig(BaseModel):
         return any(row.reads_ratio for row in self._active)
 
     def warmup_steps(self, steps: int) -> int:
-        """Return how many optimizer steps of a run of so many come before REL counts, if any do."""
+        """Return how many optimizer steps of a run of so many come before the selector acts, if any do."""
         return math.ceil(self.warmup_ratio * steps)
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import TrainerCallback
 
+from sstoken_plugin.base.attempt import attempt
 from sstoken_plugin.base.logs import announce
 from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.history.build import memory_in_training
@@ -49,10 +50,12 @@ class Plan:
         samples: samples with a response.
         tokens: tokens of the data set.
         response: response tokens of all samples.
-        kept: those of them that an epoch after the warm-up trains on; None where that is not known before.
+        kept: those of them that an epoch after the warm-up trains on; None where a threshold decides.
+        least: probability from which on a threshold keeps a token, 0 to 1.
         about: whether these numbers are those of rows all over a large data set, scaled up.
         schedule: how long the run is.
         warmup: optimizer steps of the selection's warm-up.
+        warmup_keeps: what it trains on, where that is not what is `kept`: "all", "others"; else "".
         history: value of `sstoken.history`; "" if REL is not measured.
         memory: bytes that the history adds.
         store: where losses are kept; "" if they are not.
@@ -65,9 +68,11 @@ class Plan:
     tokens: int
     response: int
     kept: int | None
+    least: float
     about: bool
     schedule: Schedule
     warmup: int
+    warmup_keeps: str
     history: str
     memory: int
     store: str
@@ -83,15 +88,19 @@ class Plan:
             "data",
             (f"{about}{self.samples:,} samples, {self.response:,} response tokens ({share:.0%} of {self.tokens:,})"),
         )
-        if self.kept is None:
-            yield "kept", "what is likely enough, however much that is"
-        else:
-            yield "kept", f"{about}{self.kept:,} response tokens, {self.kept / max(self.response, 1):.1%}"
+        yield "kept", self._of_kept(about)
         epochs = f"{self.schedule.epochs:.1f}".removesuffix(".0")
         warmup = f", {self.warmup:,} of them the selection's warm-up" if self.warmup else ""
         yield "steps", f"{self.schedule.steps:,}, {epochs} epoch{'s' if epochs != '1' else ''}{warmup}"
         yield "history", self._of_history()
         yield "time", self._of_time()
+
+    def _of_kept(self, about: str) -> str:
+        kept = f"what has a probability of {self.least:.3g} or more"
+        if self.kept is not None:
+            kept = f"{about}{self.kept:,} response tokens, {self.kept / max(self.response, 1):.1%}"
+        first = {"": "", "all": "all in the warm-up, then ", "others": "after the warm-up "}
+        return first[self.warmup_keeps] + kept
 
     def _of_time(self) -> str:
         if self.time is None:
@@ -125,31 +134,30 @@ def plan_of(selection: TokenSelection, model: Any, survey: Survey, schedule: Sch
         store: where losses of the history are kept, in words; "" if they are not.
     """
     config, losses, scale = selection.config, selection.history, survey.scale
-    phase = Phase.of(config)
+    phase, in_warmup = Phase.of(config), Phase.of(config, in_warmup=True)
     kept = survey.kept(config)
-    warmup = math.ceil(config.warmup_ratio * schedule.steps) if config.has_warmup else 0
+    warmup = config.warmup_steps(schedule.steps) if config.has_warmup else 0
+    share = warmup / max(schedule.steps, 1)
     passes = 0.0
     # Where a cache has all losses, no model is held.
     if losses is not None and losses.history is not None:
-        passes = _passes(phase, warmup / max(schedule.steps, 1), schedule.epochs, keeps=bool(store))
+        passes = _passes(phase, share, schedule.epochs, keeps=bool(store))
     kind = (model.device.type, "adapter" if isinstance(model, PeftModel) else "full")
-    time = None
-    if kind in MEASURED:
-        low, high = ((warm + passes * (full - warm)) for warm, full in zip(*MEASURED[kind], strict=True))
-        time = low, high
     return Plan(
         samples=round(len(survey.lengths) * scale),
         tokens=round(survey.tokens * scale),
         response=round(int(survey.lengths.sum()) * scale),
         kept=None if kept is None else round(int(kept.sum()) * scale),
+        least=config.min_probability,
         about=scale > 1,
         schedule=schedule,
         warmup=warmup,
+        warmup_keeps=_other_share(in_warmup, phase) if warmup else "",
         history="" if losses is None else config.history,
         memory=0 if losses is None or losses.history is None else memory_in_training(losses.history, model),
         store=store,
         passes=passes,
-        time=time,
+        time=_time(kind, passes, plain=share if in_warmup.keeps_everything else 0.0),
         kind=", ".join(kind),
     )
 
@@ -171,6 +179,29 @@ def _passes(phase: Phase, warmup: float, epochs: float, *, keeps: bool) -> float
     return ranked + warmup / EVERY
 
 
+def _other_share(in_warmup: Phase, later: Phase) -> str:
+    """Return `Plan.warmup_keeps`."""
+    if (in_warmup.ratio, in_warmup.least) == (later.ratio, later.least):
+        return ""
+    return "all" if in_warmup.keeps_everything else "others"
+
+
+def _time(kind: tuple[str, str], passes: float, *, plain: float) -> tuple[float, float] | None:
+    """Return `Plan.time`.
+
+    Args:
+        kind: see `MEASURED`.
+        passes: see `_passes`.
+        plain: share of the steps that are those of plain training, because all is kept.
+    """
+    if kind not in MEASURED:
+        return None
+    low, high = (
+        plain + (1 - plain) * without + passes * (full - without) for without, full in zip(*MEASURED[kind], strict=True)
+    )
+    return low, high
+
+
 def schedule_of(trainer: Any) -> Schedule:
     """Return how long the training of a trainer is, once it has begun."""
     state, batches = trainer.state, trainer.sstoken.batches
@@ -190,7 +221,10 @@ class PlanCallback(TrainerCallback):
         session = self._trainer.sstoken
         if not session.is_first_rank or session.survey is None:
             return
+        # Other ranks are at their first step, and would wait for this one.
+        attempt("there is no plan of the run", lambda: announce(self._plan(session).sentence()))
+
+    def _plan(self, session: Any) -> Plan:
         losses = session.selection.history
         store = "" if losses is None or losses.store is None else str(losses.store.file.parent)
-        schedule = schedule_of(self._trainer)
-        announce(plan_of(session.selection, session.model, session.survey, schedule, store).sentence())
+        return plan_of(session.selection, session.model, session.survey, schedule_of(self._trainer), store)
