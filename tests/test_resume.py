@@ -216,6 +216,7 @@ DAMAGE = {
     "tokens of no vocabulary": (record(labels=lambda one: [10**30] * len(one["input_ids"])), "the page's samples"),
     "records of other kinds": (record(score="high"), "the page's samples"),
     "a record without its place": (record(sample=None), "the page's samples"),
+    "half of the page": (cut("page.json.gz", 200), ""),
     "no counts": (gone("kept.safetensors"), "the page's tables"),
     "counts that are cut": (cut("kept.safetensors", 40), "the page's tables"),
     "counts that are a folder": (in_its_place("kept.safetensors"), "the page's tables"),
@@ -288,7 +289,15 @@ def test_damage_costs_its_own_part_alone(config, train, tmp_path, stopped, damag
 
 @pytest.mark.parametrize(
     "damage",
-    ["no text", "an empty monitor", "half of the moments", "records of other kinds", "no counts", "a field to come"],
+    [
+        "no text",
+        "an empty monitor",
+        "half of the moments",
+        "records of other kinds",
+        "no counts",
+        "a field to come",
+        "half of the page",
+    ],
 )
 def test_a_run_goes_on_without_the_part_and_with_its_history(config, train, tmp_path, stopped, damage):
     change, words = DAMAGE[damage]

@@ -129,6 +129,8 @@ class PagePart(Part):
     name = "page"
     words = "the page's settings"
     is_spare = True
+    # A run that goes on has settings of its own.
+    is_taken_over = False
 
     def __init__(self, trainer: Any, session: Session, run: Run, trajectory: Trajectory):
         self._trainer = trainer
@@ -147,13 +149,6 @@ class PagePart(Part):
         report = report_of(session.selection, session.tokenizer, self._trajectory.moments, (), facts)
         data = PageData(replace(report, moments=()), training_of(self._trainer))
         return Saved(document=json.loads(as_json(data)))
-
-    def restore(self, saved: Saved | None) -> None:
-        """Take over nothing: a run that goes on has settings of its own."""
-
-    def begin_anew(self) -> str:
-        """Begin with nothing, as always."""
-        return ""
 
 
 def read_checkpoint(folder: Path, log: list[dict[str, Any]]) -> PageData | None:

@@ -40,11 +40,13 @@ class Part:
         name: of its files in the checkpoint, and of its facts among those of the other parts.
         words: what is lost without it, for users.
         is_spare: whether a checkpoint that cannot hold it is written without it.
+        is_taken_over: whether a run that resumes reads it.
     """
 
     name: str
     words: str
     is_spare: bool = False
+    is_taken_over: bool = True
 
     def state(self) -> Saved | None:
         """Return what `restore` needs; None for nothing."""

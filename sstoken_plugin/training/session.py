@@ -270,10 +270,10 @@ class Session:
         """
         if self.selection is None:
             return
-        parts = self._all_parts()
+        parts = [part for part in self._all_parts() if part.is_taken_over]
         found, reason = None, "another rank could not read it"
         try:
-            found = checkpoint.read(folder)
+            found = checkpoint.read(folder, {part.name for part in parts})
             reason = "it was made without the plugin" if found is None else reason
         except ValueError as error:
             reason = str(error)
