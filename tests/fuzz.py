@@ -29,6 +29,7 @@ from material import MODELS, write_chats, write_tiny_llama
 import sstoken_plugin
 import sstoken_startup
 from sstoken_plugin.selection.config import SSTokenConfig
+from sstoken_plugin.selection.selectors import SELECTORS
 
 LIMIT_SECONDS = 120
 BAD = ("HUNG", "FELL IN PLUGIN", "NAMES NO KEY", "SILENT")
@@ -140,7 +141,9 @@ def outcome_of_training(text: str, lines: list[dict[str, Any]], selection: Any) 
     kept = [line.get("sstoken/selected_ratio") for line in lines]
     if kept and None in kept and "no response token" not in Path("log.txt").read_text(errors="replace"):
         return "SILENT", f"no metrics of the selection in {lines}"
-    ratio = 1.0 if selection.config.selector == "all" else selection.config.ratio
+    row = SELECTORS[selection.config.selector]
+    # A threshold may keep any share.
+    ratio = 1.0 if row.keeps_all else selection.config.ratio if row.reads_ratio else 0.0
     if any(share is not None and not ratio - 1e-6 <= share <= 1 for share in kept):
         return "SILENT", f"kept {kept} instead of {ratio}"
     return "trained", f"{len(lines)} lines, kept {kept}"

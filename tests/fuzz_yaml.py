@@ -75,6 +75,7 @@ VALUES: dict[str, list[Any]] = {
     "selector": [*SELECTORS, "REL", "sstokn"],
     "ratio": [1e-9, 0.01, 0.5, 0.999999, 1.0, 1, "0.4", 1.0000001, 60, "60%", "0,6", math.nan],
     "gamma": [0, 1e-9, 0.5, 1, 1.0000001, 50, "50 %"],
+    "min_probability": [1e-9, 0.05, 0.999999, 1, 0, "0.1", 5, "5%", math.nan],
     "warmup_ratio": [0, 0.0, 1, 1.0, 0.5, 1e-9],
     "warmup_selector": ["attention", "all", "random", "rel"],
     "attention_layer": [-1, -3, -4, 0, 2, 3, 1.0, 1.5],
@@ -86,6 +87,9 @@ VALUES: dict[str, list[Any]] = {
     "keep_eos": [True, False, "yes", "no", "perhaps", 1, 2],
     "seed": [0, 1, 2**32 - 1, 2**32, 1.0],
     "report": [True, False, "no"],
+    "report_samples": [1, 12, 100, 101, 0, 1.0, 2.5],
+    "report_seconds": [1e-9, 0.5, 5, None, 0, math.inf],
+    "report_upload": [True, False, "no", 2],
 }
 MISSPELT = ["rato", "Ratio", "ratio ", "gama", "warmup", "history_model", "keep-eos", "héllo", "", "seeds", "report.x"]
 OUTSIDE = [
