@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import AXOLOTL, write
+from conftest import AXOLOTL, load, write
 from material import run_command
 from safetensors.torch import load_file
 
@@ -168,6 +168,17 @@ def test_the_first_steps_are_those_of_the_run(config, train, inspect, tmp_path, 
 def test_the_first_steps_of_a_shorter_run_are_all_of_it(config, inspect):
     result, _ = inspect({**config, "max_steps": 1}, "--samples", "2", "--after", "20")
     assert "after 1 of 1 steps" in result.output
+
+
+def test_first_steps_without_a_page_do_not_speak_of_its_settings(config, tmp_path):
+    from sstoken_plugin.axolotl.trial import without_traces
+    from sstoken_plugin.selection.config import SSTokenConfig
+
+    block = {"ratio": 0.4, "report_samples": 3, "report_seconds": 9.0, "report_upload": False}
+    found = without_traces(load({**config, "sstoken": block}, tmp_path), tmp_path)
+    settings = SSTokenConfig.from_block(found.sstoken)
+    assert (settings.ratio, settings.report) == (0.4, False)
+    assert settings.keys_without_effect() == []
 
 
 def test_first_steps_and_an_adapter_are_one_too_many(config, inspect, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,15 @@ def without_traces(cfg: Any, folder: Path) -> Any:
             "save_strategy": "no",
             "load_best_model_at_end": False,
             "auto_resume_from_checkpoints": False,
-            # The page of a run scores samples, which takes time; it changes nothing of the training.
-            "sstoken": {**(cfg.sstoken or {}), "report": False},
+            "sstoken": _without_page(cfg.sstoken or {}),
         }
     )
+
+
+def _without_page(block: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a block of settings that asks for no page, which changes nothing of a training and takes time."""
+    # What its other keys ask for would be warned of as without effect.
+    return {**{key: value for key, value in block.items() if not key.startswith("report")}, "report": False}
 
 
 class Steps(TrainerCallback):
