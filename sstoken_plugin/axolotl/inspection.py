@@ -30,7 +30,7 @@ from sstoken_plugin.selection.config import SSTokenConfig
 from sstoken_plugin.selection.selectors import selector_of
 from sstoken_plugin.training import checkpoint
 from sstoken_plugin.training.cache import planned_folder
-from sstoken_plugin.training.parts import Saved
+from sstoken_plugin.training.parts import HistoryPart, Saved
 from sstoken_plugin.training.plan import Plan, Schedule, plan_of, schedule_of
 from sstoken_plugin.training.setup import build_selection, look_at_data, vocabulary_size
 from sstoken_plugin.training.survey import Survey
@@ -326,11 +326,11 @@ def _trained(folder: Path) -> TrainedAdapter:
     """Return a trained adapter, with the history that its checkpoint holds."""
     reason = ""
     try:
-        found = checkpoint.read(folder)
+        found = checkpoint.read(folder, (HistoryPart.name,))
     except ValueError as error:
         found, reason = None, str(error)
     if found is None:
         return TrainedAdapter(folder, reason=reason)
-    saved = found.parts.get("history", Saved())
+    saved = found.parts.get(HistoryPart.name, Saved())
     kind = saved.facts.get("kind") if isinstance(saved.facts, dict) else None
-    return TrainedAdapter(folder, kind, dict(saved.tensors), found.lost.get("history", ""))
+    return TrainedAdapter(folder, kind, dict(saved.tensors), found.lost.get(HistoryPart.name, ""))
