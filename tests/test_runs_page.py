@@ -117,6 +117,33 @@ def test_a_checkpoint_and_a_run_that_did_not_end_are_drawn_as_of_then(runs, brow
     assert browser.text("#moment-label") == "step 4 of 4"
 
 
+def test_a_run_killed_in_the_folder_of_an_earlier_one_is_drawn_once_it_has_a_checkpoint(
+    runs, small_run, tmp_path, monkeypatch
+):
+    from transformers import TrainerCallback, trainer
+
+    class Kill(TrainerCallback):
+        at = 0
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == self.at:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "DEFAULT_CALLBACKS", [*trainer.DEFAULT_CALLBACKS, Kill])
+    folder = runs / "many"
+    page = (folder / "sstoken" / "report.html").read_bytes()
+    settings = {**small_run, "output_dir": str(folder), "save_strategy": "steps", "save_steps": 5, "max_steps": 8}
+    for step, told in ((3, ""), (6, "has not come to its end, so that it is shown as of checkpoint-5")):
+        Kill.at = step
+        with pytest.raises(KeyboardInterrupt):
+            run_axolotl(settings, tmp_path)
+        found = report(folder)
+        assert found.code == 0
+        assert told in found.output
+        assert bool(told) == ("Note" in found.output)
+        assert (folder / "sstoken" / "report.html").read_bytes() == page
+
+
 @pytest.mark.parametrize(("width", "dark"), [(390, True), (1280, False)])
 def test_several_runs_stand_on_one_page(runs, browser, width, dark):
     out = runs / "page.html"

@@ -77,6 +77,16 @@ class ReportCallback(TrainerCallback):
         else:
             self.trajectory.after_step(state.global_step, state.max_steps)
 
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take away what an earlier run in this folder left to be drawn again: a checkpoint of this one is there now.
+
+        Not before, so that a run that ends before its first checkpoint costs nothing; and the earlier page stays until
+        the new one is written.
+        """
+        if state.is_world_process_zero:
+            file = _file(args).with_name(FILE)
+            attempt(f"{file} is of an earlier run and stays", lambda: file.unlink(missing_ok=True))
+
     def end(self, args: Any, state: Any) -> None:
         """Draw the page, and give it to the trackers; every rank must call this."""
         self._finish(state)
