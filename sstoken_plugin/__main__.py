@@ -8,8 +8,8 @@ from __future__ import annotations
 import click
 
 from sstoken_plugin.axolotl.cli import inspect_command, score_command
-from sstoken_plugin.axolotl.report_command import report_command
 from sstoken_plugin.experiments.compare import compare_command
+from sstoken_plugin.report.runs.command import report_command
 
 if __name__ == "__main__":
     commands = [inspect_command, score_command, compare_command, report_command]

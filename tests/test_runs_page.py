@@ -19,8 +19,8 @@ from material import ROOT
 from reports import drawn, moment, record
 from reports import report as drawing
 
-from sstoken_plugin.axolotl.report_command import report_command
 from sstoken_plugin.report.page_data import FILE, read_page_data
+from sstoken_plugin.report.runs.command import report_command
 from sstoken_plugin.report.runs.finished import FinishedRun
 from sstoken_plugin.report.runs.page import render_runs
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,8 +17,9 @@ import yaml
 
 from sstoken_plugin.axolotl import SHOWN
 from sstoken_plugin.base.files import expand
-from sstoken_plugin.base.streams import has_colours, replace_what_streams_lack
-from sstoken_plugin.base.visible_text import in_short, one_line, visible
+from sstoken_plugin.base.streams import has_colours
+from sstoken_plugin.base.told import is_told, told_in_a_sentence
+from sstoken_plugin.base.visible_text import in_short, one_line
 from sstoken_plugin.selection.config import SSTokenConfig, nearest
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def _others_aside() -> Iterator[tuple[Path, Path, Callable[[str], None]]]:
             with set_aside(log, ("sstoken_plugin", SHOWN)) as tell, _own_debug_log(folder):
                 yield folder, log, tell
         except (Exception, SystemExit) as error:
-            if not (isinstance(error, ValueError) and _is_told(error)):
+            if not (isinstance(error, ValueError) and is_told(error)):
                 said = log.read_text(encoding="utf-8", errors="replace").splitlines()[-MOST_LINES:]
                 click.echo("\n".join([*map(one_line, said), ""]), err=True)
             raise
@@ -296,26 +296,6 @@ def _read(config: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{config} holds no keys; a YAML of Axolotl has lines such as `base_model: FOLDER`.")
     return found
-
-
-@contextmanager
-def told_in_a_sentence() -> Iterator[None]:
-    """Tell errors about the configuration in a sentence, on a terminal that may not have every character."""
-    replace_what_streams_lack()
-    try:
-        yield
-    except ValueError as error:
-        if not _is_told(error):
-            raise
-        words = str(error)
-        raise click.ClickException(one_line(words) if type(error) is ValueError else visible(words)) from error
-
-
-def _is_told(error: ValueError) -> bool:
-    """Tell whether an error was raised to be read by users: by us, or as the result of validation."""
-    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-    ours = frames[-1].f_globals.get("__name__", "").partition(".")[0] in ("sstoken_plugin", "sstoken_startup")
-    return ours or (type(error) is not ValueError and not isinstance(error, UnicodeError))
 
 
 def _overrides(context: click.Context) -> dict[str, str]:

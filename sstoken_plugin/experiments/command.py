@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from sstoken_plugin.axolotl.cli import told_in_a_sentence
+from sstoken_plugin.base.told import told_in_a_sentence
 from sstoken_plugin.experiments.config import read
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import yaml
 
-from sstoken_plugin.axolotl.cli import told_in_a_sentence
 from sstoken_plugin.base.files import expand
+from sstoken_plugin.base.told import told_in_a_sentence
 from sstoken_plugin.experiments.config import Experiment, parse
 from sstoken_plugin.experiments.yaml_file import read_mapping
 from sstoken_plugin.selection.config import SSTokenConfig, nearest

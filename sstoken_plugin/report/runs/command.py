@@ -1,10 +1,10 @@
-"""`axolotl sstoken-report`; it imports nothing of Axolotl's, so that `python -m sstoken_plugin` has it everywhere."""
+"""`sstoken-report`, for runs of every trainer."""
 
 from __future__ import annotations
 
 import click
 
-from sstoken_plugin.axolotl.cli import told_in_a_sentence
+from sstoken_plugin.base.told import told_in_a_sentence
 from sstoken_plugin.base.visible_text import one_line
 
 

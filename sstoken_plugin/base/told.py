@@ -1,0 +1,32 @@
+"""What a command of ours tells of an error: one sentence, or the stack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from traceback import walk_tb
+
+import click
+
+from sstoken_plugin.base.streams import replace_what_streams_lack
+from sstoken_plugin.base.visible_text import one_line, visible
+
+
+@contextmanager
+def told_in_a_sentence() -> Iterator[None]:
+    """Tell errors about the configuration in a sentence, on a terminal that may not have every character."""
+    replace_what_streams_lack()
+    try:
+        yield
+    except ValueError as error:
+        if not is_told(error):
+            raise
+        words = str(error)
+        raise click.ClickException(one_line(words) if type(error) is ValueError else visible(words)) from error
+
+
+def is_told(error: ValueError) -> bool:
+    """Tell whether an error was raised to be read by users: by us, or as the result of validation."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    ours = frames[-1].f_globals.get("__name__", "").partition(".")[0] in ("sstoken_plugin", "sstoken_startup")
+    return ours or (type(error) is not ValueError and not isinstance(error, UnicodeError))
