@@ -40,11 +40,18 @@ def test_what_is_printed_inside_is_in_the_file_alone(tmp_path):
         assert words in lines
 
 
-@pytest.mark.parametrize("closed", ["1", "2"])
+@pytest.mark.parametrize("closed", [1, 2])
 def test_a_stream_that_is_closed_costs_nothing(tmp_path, closed):
-    command = ["sh", "-c", f'exec "$@" {closed}>&-', "sh", sys.executable, "-c", SCRIPT, str(tmp_path / "log")]
-    subprocess.run(command, capture_output=True, text=True)
-    assert "of a child" in (tmp_path / "log").read_text() or closed == "1"
+    result = run(tmp_path, "sh", "-c", f'exec "$@" {closed}>&-', "sh")
+    assert result.returncode == 0, result.stderr
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert "of a library" in lines
+    if closed == 1:
+        # What goes to no stdout goes to stderr.
+        assert result.stderr.splitlines() == ["ours to be told␊[INFO] forged", "what goes on", "after it"]
+    else:
+        assert "of a child" in lines
+        assert result.stdout.splitlines() == ["ours", "after it"]
 
 
 def test_a_terminal_keeps_its_progress_bars(tmp_path):

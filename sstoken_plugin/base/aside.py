@@ -69,6 +69,9 @@ class _Teller(logging.Handler):
 
 
 def _is_open(number: int) -> bool:
+    # Of a stream that was closed from the start, the number may be that of another file by now.
+    if (sys.__stdout__, sys.__stderr__)[number - 1] is None:
+        return False
     try:
         os.fstat(number)
     except OSError:
