@@ -300,17 +300,18 @@ def test_what_if_says_where_no_blend_ranked(browser):
         ("lowest_base_loss", "their loss under the history, lowest first; 60\u00a0% of each response was kept"),
         ("probability", "their probability, highest first; 60\u00a0% of each response was kept"),
         ("capped_rel", "REL, capped; 60\u00a0% of each response was kept"),
-        ("threshold", "their probability: those with `min_probability` or more were kept"),
+        ("threshold", "their probability: those with 0.125 or more were kept, and the ends of turns"),
         ("all", "nothing: every response token was kept"),
         ("gone since", "gone since; 60\u00a0% of each response was kept"),
     ],
 )
 def test_it_says_what_ranked_and_where_what_if_begins(browser, rule, words):
-    settings = {"gamma": 0.8, "ratio": 0.4}
+    settings = {"gamma": 0.8, "ratio": 0.4, "min_probability": 0.125}
     browser.open(report(moment([drawn(10, 1)], rule=rule, gamma=0.25), settings=settings))
     assert browser.text("#rule") == f"step 3: tokens were ranked by {words}."
     blends = rule in ("sstoken", "rel", "attention")
     assert ("what-if ranks by gamma" in browser.text("#what-if-note")) is not blends
+    assert ("keeps a share" in browser.text("#what-if-note")) == (rule in ("all", "threshold"))
     assert browser.text("#gamma-value") == ("0.25" if blends else "0.8")
     assert browser.text("#ratio-value") == ("0.4" if rule in ("all", "threshold") else "0.6")
     assert browser.errors() == []

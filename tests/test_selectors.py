@@ -130,8 +130,9 @@ def test_every_row_has_words_and_nothing_in_them_is_left_open():
         words = row.in_words(0.25, 7, 0.05)
         assert words
         assert not re.search("[{}]", words)
+        assert not re.search("[{}`]|None", row.on_page(0.25, 0.05))
         # What the page fills in.
-        assert set(re.findall(r"\{(.*?)\}", row.page or row.words)) <= {"gamma", "rest"}
+        assert set(re.findall(r"\{(.*?)\}", row.page or row.words)) <= {"gamma", "rest", "least"}
 
 
 def test_an_unknown_selector_is_an_error_and_never_ranks():

@@ -9,17 +9,18 @@ from sstoken_plugin.report import Breakdown
 from sstoken_plugin.report.content import KINDS
 from sstoken_plugin.report.verdict import verdict
 
-SETTINGS = {"selector": "sstoken", "ratio": 0.6, "gamma": 0.5, "keep_eos": True}
+SETTINGS = {"selector": "sstoken", "ratio": 0.6, "gamma": 0.5, "keep_eos": True, "warmup_ratio": 0.0}
 
 
 def lines(count=20, **fields):
     return [{"step": step, "loss": 1.0, "sstoken/loss_unselected": 1.0, **fields} for step in range(1, count + 1)]
 
 
-def findings(settings=(), **fields):
+def findings(settings=(), rule=None, label="step 20 of 20", **fields):
+    settings = {**SETTINGS, **dict(settings)}
     made = report(
-        moment([record(["p", "a", "b", "c", "d"])]),
-        **{"settings": {**SETTINGS, **dict(settings)}, "log": lines(), "compare": "Compare it so.", **fields},
+        moment([record(["p", "a", "b", "c", "d"])], label=label, rule=rule or settings["selector"]),
+        **{"settings": settings, "log": lines(), "compare": "Compare it so.", **fields},
     )
     return {one.question: one for one in verdict(made)}
 
@@ -31,21 +32,61 @@ def said(finding):
 def test_it_says_what_was_trained_on_in_numbers_and_words():
     rows = [("words", 800, 500), ("numbers", 100, 50), ("names", 10, 0), ("punctuation", 90, 80)]
     tables = [Breakdown("By turn", "", [("turn 1", 900, 600)]), Breakdown(KINDS, "", rows)]
-    found = findings(breakdowns=tables)["What was trained on"]
+    found = findings(breakdowns=tables, share="ratio: 0.6 comes to 63.0% here")["What was trained on"]
     assert found.answer == "63\u00a0% of the response tokens"
     assert found.sentences == [
-        "630 of 1,000: the best by 0.5 \u00d7 REL + 0.5 \u00d7 prompt attention.",
-        "More than `ratio: 0.6`: what is kept of each sample is rounded up, ends of turns included, which shows where "
-        "responses are short.",
+        "630 of 1,000, ranked by 0.5 \u00d7 REL + 0.5 \u00d7 prompt attention.",
+        "ratio: 0.6 comes to 63.0% here.",
         # Names were too few to tell.
         "Dropped most often: numbers (50\u00a0%), words (38\u00a0%).",
     ]
 
 
 def test_a_threshold_is_no_ratio():
-    found = findings({"selector": "threshold", "min_probability": 0.05})["What was trained on"]
-    assert found.sentences[0].endswith(": those with a probability of 0.05 or more.")
-    assert "ratio" not in said(found)
+    settings = {"selector": "threshold", "min_probability": 0.125}
+    found = findings(settings)["What was trained on"]
+    words = "ranked by their probability: those with 0.125 or more were kept"
+    assert found.sentences == [f"2 of 4 there (step 20 of 20), {words}, and the ends of turns."]
+    assert findings({**settings, "keep_eos": False})["What was trained on"].sentences[0].endswith(f", {words}.")
+
+
+WARMUPS = [("all", "all of them"), ("attention", "the best by prompt attention"), ("random", "random ones")]
+
+
+@pytest.mark.parametrize(("warmup", "words"), WARMUPS)
+def test_what_the_warm_up_trained_on_is_told_apart(warmup, words):
+    tables = [Breakdown("By turn", "", [("turn 1", 100, 60)], "sstoken")]
+    settings = {"warmup_ratio": 0.2, "warmup_selector": warmup}
+    assert findings(settings, breakdowns=tables)["What was trained on"].sentences == [
+        "60 of 100 after the warm-up, ranked by 0.5 \u00d7 REL + 0.5 \u00d7 prompt attention.",
+        f"The warm-up, the first 20\u00a0% of the optimizer steps, trained on {words}.",
+    ]
+
+
+@pytest.mark.parametrize(("warmup", "words"), [("all", "every one"), ("attention", "ranked by prompt attention")])
+def test_a_run_that_was_all_warm_up_does_not_claim_the_rule_of_the_settings(warmup, words):
+    """By the tables where there are some, as where a run was stopped in its warm-up, and by the last moment."""
+    settings = {"warmup_ratio": 0.5, "warmup_selector": warmup}
+    tables = [Breakdown("By turn", "", [("turn 1", 100, 100)], warmup)]
+    for fields in ({"breakdowns": tables, "rule": "sstoken"}, {"rule": warmup}):
+        found = findings(settings, share="ratio: 0.6 comes to 63.0% here", **fields)
+        trained = found["What was trained on"]
+        assert words in trained.sentences[0]
+        assert trained.sentences[1:] == [
+            "That is the warm-up (`warmup_ratio: 0.5`): `selector: sstoken` has not ranked."
+        ]
+        assert "REL" not in said(trained)
+        assert ("This run was plain training." in found["Did it pay?"].sentences) == (warmup == "all")
+
+
+def test_without_tables_it_is_of_the_samples_shown():
+    found = findings(label="step 9 of 40")["What was trained on"]
+    assert found.answer == "50\u00a0% of the response tokens in the samples shown"
+    assert found.sentences[0].startswith("2 of 4 there (step 9 of 40), ranked by ")
+
+
+def test_a_checkpoint_before_the_first_log_line_is_of_a_training():
+    assert "What was trained on" in findings(log=[], facts={"steps": "2 steps"})
 
 
 def test_each_warning_is_a_sentence_and_comes_before_all_that_could_be_done():
@@ -61,6 +102,26 @@ def test_a_run_too_short_to_be_watched_is_not_called_healthy():
     short = findings(log=lines(9))["Does it look healthy?"]
     assert short.tone == "plain"
     assert "takes 10 log lines to tell, and this run has 9" in said(short)
+
+
+def test_the_lines_of_the_warm_up_do_not_count():
+    """Attention drops tokens there, whose loss is logged too, and the watch begins anew behind it."""
+    settings = {"warmup_ratio": 0.5, "warmup_selector": "attention"}
+    assert "this run has 9 with a loss on them after the warm-up" in said(
+        findings(settings, log=lines(19), label="step 19 of 20")["Does it look healthy?"]
+    )
+    # Of a checkpoint, the warm-up is that of the whole run.
+    assert "this run has 5" in said(findings(settings, label="step 20 of 30")["Does it look healthy?"])
+    assert findings(settings)["Does it look healthy?"].tone == "good"
+
+
+@pytest.mark.parametrize(
+    ("selector", "is_watched"), [("sstoken", True), ("random", True), ("position", False), ("threshold", False)]
+)
+def test_it_claims_nothing_of_position_where_that_is_not_watched(selector, is_watched):
+    found = findings({"selector": selector})["Does it look healthy?"]
+    assert "Dropped tokens were not unlearned" in said(found)
+    assert ("position" in said(found)) == is_watched
 
 
 @pytest.mark.parametrize(
@@ -94,8 +155,11 @@ def test_ends_of_turns_that_were_dropped_are_named_with_the_key():
     assert "keep_eos" not in said(findings(log=lines(**{"sstoken/eos_selected": 1.0}))["Next"])
 
 
-def test_plain_training_is_called_so():
-    found = findings({"selector": "all"})
+@pytest.mark.parametrize("settings", [{"selector": "all"}, {"ratio": 1.0}, {"ratio": 1, "warmup_ratio": 0.2}], ids=str)
+def test_plain_training_is_called_so(settings):
+    found = findings(settings, log=[{"step": 1, "loss": 1.0, "sstoken/eos_selected": 0.5}])
+    assert "logging_steps" not in said(found["Does it look healthy?"])
+    assert "keep_eos" not in said(found["Next"])
     assert "every one, as in plain training" in said(found["What was trained on"])
     assert "This run was plain training." in found["Did it pay?"].sentences
     assert "kept tokens alone" not in said(found["Did it pay?"])
@@ -104,8 +168,14 @@ def test_plain_training_is_called_so():
 def test_an_inspection_claims_no_training():
     found = findings(log=[])
     assert list(found) == ["What would be trained on", "Next"]
-    assert "2 of 4: the best" in said(found["What would be trained on"])
-    assert found["Next"].answer == "Nothing was trained for this page."
+    assert "2 of 4 there" in said(found["What would be trained on"])
+
+
+@pytest.mark.parametrize("label", ["untrained model", "adapter outputs/a", "after 20 of 60 steps"])
+def test_an_inspection_names_the_model_that_selects(label):
+    found = findings(log=[], label=label)["Next"]
+    assert found.sentences[0] == f"The model that selects here: {label}."
+    assert "Nothing was trained" not in said(found)
 
 
 def test_a_selector_that_is_not_there_any_more_has_its_name():

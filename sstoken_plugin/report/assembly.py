@@ -17,7 +17,6 @@ from sstoken_plugin.report.inspection import ends_of_turns
 from sstoken_plugin.training.metrics import MEANINGS
 from sstoken_plugin.training.setup import describe, describe_history, explain_share
 
-RATIO = "sstoken/selected_ratio"
 PACKAGES = ("sstoken-plugin", "axolotl", "trl", "llamafactory", "ms-swift", "torch", "transformers", "peft")
 
 # Of the trainer's own numbers, by name.
@@ -48,7 +47,6 @@ def report_of(
         log: lines of the training's log.
         warnings: those raised about the selection.
     """
-    share = explain_share(selection)
     moments = [_in_order(moment) for moment in moments]
     ends: list[list[int]] = []
     if selection.config.keep_eos and moments:
@@ -57,6 +55,7 @@ def report_of(
         sentence=describe(selection, tokenizer),
         facts=facts,
         compare=selection.names.compare,
+        share=explain_share(selection),
         settings=selection.config.model_dump(),
         versions={name: found for name in PACKAGES if (found := _version(name))},
         history="" if selection.history is None else describe_history(selection.history),
@@ -65,7 +64,7 @@ def report_of(
         log=log,
         warnings=warnings,
         breakdowns=tables,
-        notes={**LOSSES, **MEANINGS, **({RATIO: f"{MEANINGS[RATIO]}; {share}"} if share else {})},
+        notes={**LOSSES, **MEANINGS},
     )
 
 

@@ -148,7 +148,7 @@ class KeptCounts:
             ("By text", f"The most frequent tokens, {MOST_TOKENS} at most.", self._texts(tokens.sum(1))),
         ]
         scope = f"{total} tokens, ranked by {self.rule}."
-        return [Breakdown(title, f"{note} {scope}", rows) for title, note, rows in found if rows]
+        return [Breakdown(title, f"{note} {scope}", rows, self.rule or "") for title, note, rows in found if rows]
 
     def _context(self, step: ScoredStep) -> Tensor:
         """Return where each token stands, int64 [R]: `INSIDE`, `START`, ..."""

@@ -53,7 +53,8 @@ class Moment:
         label: names the moment: "before training", "step 40 of 100", "adapter out/a".
         rule: what ranked the tokens then: the name of a selector.
         gamma: weight of REL in the score then, 0 to 1.
-        ratio: fraction of each sample's response tokens that was kept, above 0 and up to 1.
+        ratio: fraction of each sample's response tokens that was kept, above 0 and up to 1; 1 where no
+            ratio decides, as with a threshold.
         records: one a sample, with the fields of a line of selections.jsonl. The texts in `tokens` join to the
             decoded sample: a token inside a character that an earlier token began has an empty text. Losses and
             REL are in nats. Every moment has the same samples in the same order.
@@ -74,11 +75,13 @@ class Breakdown:
         title: "By text", "By turn", ...
         note: one sentence that says what is counted.
         rows: label, tokens seen, tokens kept.
+        rule: what ranked these tokens: the name of a selector; "" if that is not known.
     """
 
     title: str
     note: str
     rows: Sequence[tuple[str, int, int]]
+    rule: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Report:
         sentence: what was selected and how, in words.
         facts: what was run, name to value: model, data, adapter, date.
         compare: a sentence that says how to find out whether the selection pays.
+        share: why the data keeps another share of its tokens than `ratio`, a sentence without its stop; "" if it does
+            not, or that is not known.
         settings: the `sstoken:` block.
         versions: package name to version.
         history: what the history is, in words; "" if there is none.
@@ -112,6 +117,7 @@ class Report:
     notes: Mapping[str, str] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     compare: str = ""
+    share: str = ""
 
 
 def is_record(found: Mapping[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """Samples and moments as the page's script reads them: `samples` and `moments` of the JSON in its element `data`.
 
 What else is in there, the frame, is made by `render`: `verdict`, `facts`, `settings`, `versions`, `series` (steps and
-values of logged numbers by name), `tables`, `notes`, `selectors`, and texts.
+values of logged numbers by name), `tables`, `notes`, and texts.
 
 Numbers travel as base64 of little-endian float32, NaN for None: exact, because selection works in float32, and small.
 An array of nothing but NaN travels as "". A sample's arrays have one entry a response token, from the first on.
@@ -14,9 +14,10 @@ A run is an unbroken stretch of prompt or response: `label`, `start` (its place 
 `text`; one of the response has `lengths` (uint16, UTF-16 units of `text` of each token) and `ids` (int32), too. One
 that is left out has `cut`, its tokens, alone.
 
-A moment has `label`, `rule`, `gamma` and `ratio`, see `Moment`, and `records`, one a sample: `kept` (how many tokens
-are), `selected` (one bit a token, lowest first), `current`, `attention`, `score`, `rel` unless it is `history` -
-`current` to the last bit, and `history` where it changes.
+A moment has `label`, `gamma` and `ratio`, see `Moment`, `rule` (what ranked, in words), `blends` and `readsRatio`
+(whether that is a blend of REL and attention, and whether it reads a ratio), and `records`, one a sample: `kept` (how
+many tokens are), `selected` (one bit a token, lowest first), `current`, `attention`, `score`, `rel` unless it is
+`history` - `current` to the last bit, and `history` where it changes.
 """
 
 from __future__ import annotations

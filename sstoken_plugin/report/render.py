@@ -15,8 +15,9 @@ from sstoken_plugin.base.visible_text import cut
 from sstoken_plugin.report.content import Moment, Report
 from sstoken_plugin.report.encoding import encode
 from sstoken_plugin.report.fit import MAX_POINTS, MAX_TABLES, choose, is_number, series, table
+from sstoken_plugin.report.ranking import Ranking, config_of
 from sstoken_plugin.report.verdict import verdict
-from sstoken_plugin.selection.selectors import SELECTORS
+from sstoken_plugin.selection.config import SSTokenConfig
 
 # The whole document: small enough to be mailed where fewer moments can make it so, and never more than opens at once.
 SMALL_BYTES, MAX_BYTES = 5_000_000, 40_000_000
@@ -46,8 +47,10 @@ def render(report: Report) -> str:
     fixed = [_json(sample.fixed) for sample in samples]
     scored = [[_json(record) for record in sample.moments] for sample in samples]
     frame = _frame(report)
+    config = config_of(report.settings)
+    named = [_json(_moment(moment, config)) for moment in moments]
     # Room for the commas between, and for labels and sentences that the choice adds.
-    heads = sum(_size(_json(_moment(moment))) for moment in moments)
+    heads = sum(map(_size, named))
     used = _size(_document(_json(frame), "[]", "[]")) + heads + 2000
     sizes = [(_size(text) + 2, [_size(entry) + 2 for entry in each]) for text, each in zip(fixed, scored, strict=True)]
     chosen, count = choose(len(moments), sizes, SMALL_BYTES - used, MAX_BYTES - used)
@@ -57,8 +60,7 @@ def render(report: Report) -> str:
         *frame["left_out"],
     ]
     shown = [
-        _json(_moment(moments[index]))[:-1] + ',"records":[' + ",".join(each[index] for each in scored[:count]) + "]}"
-        for index in chosen
+        named[index][:-1] + ',"records":[' + ",".join(each[index] for each in scored[:count]) + "]}" for index in chosen
     ]
     parts = "[" + ",".join(fixed[:count]) + "]", "[" + ",".join(shown) + "]"
     frame["left_out"] = _left_out(left_out)
@@ -79,10 +81,6 @@ def _frame(report: Report) -> dict[str, Any]:
         "facts": _lines(report.facts)[:MAX_FACTS],
         # Where a moment's rule has no use for them, what-if begins with those of the settings.
         **{name: report.settings[name] for name in ("ratio", "gamma") if is_number(report.settings.get(name))},
-        "selectors": {
-            name: {"words": row.page or row.words, "blends": row.rel_weight is not None, "readsRatio": row.reads_ratio}
-            for name, row in SELECTORS.items()
-        },
         "settings": _lines(report.settings),
         "versions": _lines(report.versions),
         "notes": {name: cut(report.notes[name]) for name in drawn if name in report.notes},
@@ -105,10 +103,14 @@ def _thinned(lines: int) -> str:
     return f"Of {lines} log lines, curves show up to {MAX_POINTS}, evenly chosen." if lines > MAX_POINTS else ""
 
 
-def _moment(moment: Moment) -> dict[str, Any]:
+def _moment(moment: Moment, config: SSTokenConfig | None) -> dict[str, Any]:
+    ranking = Ranking(moment.rule, moment.gamma, config)
+    row = ranking.row
     return {
         "label": cut(moment.label, 200),
-        "rule": moment.rule,
+        "rule": cut(ranking.words),
+        "blends": row is not None and row.rel_weight is not None,
+        "readsRatio": row is None or row.reads_ratio,
         "gamma": float(moment.gamma),
         "ratio": float(moment.ratio),
     }

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from sstoken_plugin.report.content import KINDS, Breakdown, Report
 from sstoken_plugin.report.fit import points
-from sstoken_plugin.selection.selectors import SELECTORS
+from sstoken_plugin.report.ranking import Ranking
+from sstoken_plugin.selection.selectors import selector_of
 from sstoken_plugin.training.monitor import WINDOW
 
 # Kinds that are named, of those seen at least so often.
 MOST_KINDS, LEAST_SEEN = 3, 20
-# A share this much above the ratio is explained.
-ROUNDED = 0.01
 # Relative change of a loss that is none.
 STEADY = 0.005
 HEALTH = "Does it look healthy?"
+# The label of a moment of a run.
+_STEP = re.compile(r"step \d+ of (\d+)")
 
 
 @dataclass(frozen=True)
@@ -41,66 +43,70 @@ def verdict(report: Report) -> list[Finding]:
     """Return the findings that a report allows; what it cannot tell is said.
 
     Args:
-        report: of a training, which has a log, or of an inspection.
+        report: of a training, which has taken steps, or of an inspection.
     """
-    if report.log:
-        return [_trained_on(report, "What was trained on"), _health(report), _paid(report), _next(report)]
-    answer = "Nothing was trained for this page."
+    ranking = Ranking.of_counted(report)
+    if _is_training(report):
+        return [_trained_on(report, ranking), _health(report, ranking), _paid(report, ranking), _next(report, ranking)]
+    models = "; ".join(moment.label for moment in report.moments)
     return [
-        _trained_on(report, "What would be trained on"),
+        _trained_on(report, ranking),
         *([_warned(report)] if report.warnings else []),
-        Finding("Next", answer, ["Train: the run writes a page like this one, with curves and warnings."]),
+        Finding(
+            "Next",
+            "Read the samples, then train.",
+            [
+                *([f"The model that selects here: {models}."] if models else []),
+                "A run writes a page like this one, with curves and warnings.",
+            ],
+        ),
     ]
 
 
-def _trained_on(report: Report, question: str) -> Finding:
-    seen, kept = _counted(report)
-    if not seen:
-        return Finding(question, "Nothing was counted.", [])
-    found = [f"{kept:,} of {seen:,}: {_rule(report)}."]
-    ratio = report.settings.get("ratio")
-    if isinstance(ratio, float) and _reads_ratio(report) and kept / seen > ratio + ROUNDED:
-        found.append(
-            f"More than `ratio: {ratio:g}`: what is kept of each sample is rounded up, ends of turns included, which "
-            "shows where responses are short."
-        )
-    if dropped := _dropped_kinds(report.breakdowns):
-        found.append(f"Dropped most often: {dropped}.")
-    return Finding(question, f"{_percent(kept, seen)} of the response tokens", found)
+def _is_training(report: Report) -> bool:
+    # A checkpoint may be older than the first line of the log.
+    return bool(report.log) or "steps" in report.facts
 
 
-def _counted(report: Report) -> tuple[int, int]:
-    """Return how many response tokens were seen and kept: over the data, or else on the samples of the last moment."""
+def _trained_on(report: Report, ranking: Ranking) -> Finding:
+    is_training = _is_training(report)
+    question = "What was trained on" if is_training else "What would be trained on"
     totals = [tuple(map(sum, list(zip(*table.rows, strict=True))[1:])) for table in report.breakdowns if table.rows]
-    if report.log and totals:
+    if is_training and totals:
         # Some tables leave tokens out, and one at least counts them all.
         seen, kept = max(totals)
-        return seen, kept
-    records = report.moments[-1].records if report.moments else []
-    return sum(sum(record["response"]) for record in records), sum(sum(record["selected"]) for record in records)
+        of, where = "", " after the warm-up" if ranking.follows_warmup else ""
+    else:
+        last = report.moments[-1] if report.moments else None
+        records = last.records if last else []
+        seen, kept = (sum(sum(record[name]) for record in records) for name in ("response", "selected"))
+        of, where = " in the samples shown", f" there ({last.label})" if last else ""
+    if not seen:
+        return Finding(question, "Nothing was counted.", [])
+    rule = "every one, as in plain training" if ranking.keeps_everything else f"ranked by {ranking.words}"
+    found = [f"{kept:,} of {seen:,}{where}, {rule}.", *_warmup(ranking, is_training)]
+    if report.share and not ranking.is_warmup:
+        found.append(f"{_sentence(report.share)}.")
+    if dropped := _dropped_kinds(report.breakdowns):
+        found.append(f"Dropped most often: {dropped}.")
+    return Finding(question, f"{_percent(kept, seen)} of the response tokens{of}", found)
 
 
-def _rule(report: Report) -> str:
-    name = report.settings.get("selector")
-    row = SELECTORS.get(str(name))
-    if row is None:
-        return f"ranked by {name}"
-    if row.keeps_all:
-        return "every one, as in plain training"
-    if row.is_threshold:
-        return f"those with a probability of {report.settings.get('min_probability'):g} or more"
-    gamma = report.settings.get("gamma", 0.5)
-    return f"the best by {(row.page or row.words).format(gamma=f'{gamma:g}', rest=f'{1 - gamma:g}')}"
-
-
-def _keeps_all(report: Report) -> bool:
-    row = SELECTORS.get(str(report.settings.get("selector")))
-    return row is not None and row.keeps_all
-
-
-def _reads_ratio(report: Report) -> bool:
-    row = SELECTORS.get(str(report.settings.get("selector")))
-    return row is None or row.reads_ratio
+def _warmup(ranking: Ranking, is_training: bool) -> list[str]:
+    """Say what a warm-up has to do with what was counted; nothing where there is none."""
+    config = ranking.config
+    if config is not None and ranking.is_warmup:
+        return [
+            f"That is the warm-up (`warmup_ratio: {config.warmup_ratio:g}`): `selector: {config.selector}` has not "
+            "ranked."
+        ]
+    if config is not None and ranking.follows_warmup:
+        takes = "trained" if is_training else "trains"
+        return [
+            f"The warm-up, the first {_percent(config.warmup_ratio, 1)} of the optimizer steps, {takes} on "
+            f"{selector_of(config.warmup_selector).warmup}."
+        ]
+    return []
 
 
 def _dropped_kinds(tables: Sequence[Breakdown]) -> str:
@@ -112,46 +118,52 @@ def _dropped_kinds(tables: Sequence[Breakdown]) -> str:
     return ", ".join(f"{label} ({share:.0%})".replace("%", "\u00a0%") for share, label in named)
 
 
-def _warnings(report: Report) -> list[str]:
-    return [_sentence(warning.removeprefix("ssToken: ")) for warning in report.warnings]
-
-
 def _warned(report: Report) -> Finding:
-    count = len(report.warnings)
-    answer = f"{count:,} warning{'s' * (count != 1)}"
-    return Finding(
-        HEALTH, answer, [_sentence(warning.removeprefix("ssToken: ")) for warning in report.warnings], "warning"
-    )
+    found = [_sentence(warning.removeprefix("ssToken: ")) for warning in report.warnings]
+    return Finding(HEALTH, f"{len(found):,} warning{'s' * (len(found) != 1)}", found, "warning")
 
 
-def _health(report: Report) -> Finding:
+def _health(report: Report, ranking: Ranking) -> Finding:
     if report.warnings:
         return _warned(report)
-    if _keeps_all(report):
+    if ranking.keeps_everything:
         return Finding(HEALTH, "Yes: no warning", ["Nothing was dropped that could be unlearned."], "good")
-    lines = len(points(report.log, "sstoken/loss_unselected"))
+    lines = _watched_lines(report, ranking)
     if lines < 2 * WINDOW:
+        after = " after the warm-up" if ranking.follows_warmup else ""
         return Finding(
             HEALTH,
             "No warning, in a short run",
             [
                 f"Whether dropped tokens are unlearned takes {2 * WINDOW} log lines to tell, and this run has {lines} "
-                "with a loss on them; a lower `logging_steps` gives more."
+                f"with a loss on them{after}; a lower `logging_steps` gives more."
             ],
         )
-    return Finding(
-        HEALTH, "Yes: no warning", ["Dropped tokens were not unlearned, and position alone does not rank."], "good"
-    )
+    row = ranking.row
+    is_watched = row is not None and not (row.is_position or row.is_threshold)
+    position = ", and position alone does not rank" if is_watched else ""
+    return Finding(HEALTH, "Yes: no warning", [f"Dropped tokens were not unlearned{position}."], "good")
 
 
-def _paid(report: Report) -> Finding:
+def _watched_lines(report: Report, ranking: Ranking) -> int:
+    """Return how many log lines the watch for unlearning has seen, which begins anew after the warm-up."""
+    steps = [int(step) for step, _ in points(report.log, "sstoken/loss_unselected")]
+    config = ranking.config
+    if config is None or not ranking.follows_warmup or not steps:
+        return len(steps)
+    label = _STEP.fullmatch(report.moments[-1].label) if report.moments else None
+    begin = config.warmup_steps(int(label[1]) if label else steps[-1])
+    return sum(step > begin for step in steps)
+
+
+def _paid(report: Report, ranking: Ranking) -> Finding:
     evaluated = points(report.log, "eval_loss")
-    found = ["This run was plain training."] if _keeps_all(report) else []
+    found = ["This run was plain training."] if ranking.keeps_everything else []
     if evaluated:
         found.append(f"The evaluation loss, over all response tokens, {_course(evaluated)}.")
     else:
         found.append("It was not evaluated, so that no loss over all response tokens is known.")
-    if not _keeps_all(report):
+    if not ranking.keeps_everything:
         found.append(
             "The training loss is another thing, over kept tokens alone: it compares neither with that nor with the "
             "training loss of a plain run."
@@ -174,10 +186,10 @@ def _course(values: Sequence[tuple[float, float]]) -> str:
     return f"{verb} (steps {start:,} to {end:,}{lowest})"
 
 
-def _next(report: Report) -> Finding:
+def _next(report: Report, ranking: Ranking) -> Finding:
     found = []
     ends = points(report.log, "sstoken/eos_selected")
-    if ends and ends[-1][1] < 1 and not _keeps_all(report):
+    if ends and ends[-1][1] < 1 and not ranking.keeps_everything:
         found.append(
             f"Of the ends of turns {_percent(ends[-1][1], 1)} were kept at last: set `keep_eos: true` lest the model "
             "does not learn to stop."

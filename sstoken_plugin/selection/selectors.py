@@ -69,7 +69,7 @@ class Selector:
         name: value of `selector:`.
         docs: goes on from its name in docs/configuration.md: "`rel` uses REL alone".
         words: ends the start-up sentence "the best by ..."; where `ratio` is not read, "it trains on ...".
-        page: ends the page's sentence "tokens were ranked by ..." (no `{seed}` here); "" for `words`.
+        page: ends the page's sentences "ranked by ..." (no `{seed}` here); "" for `words`.
         score: what ranks the tokens, float [R], the highest first; among equals the earlier token is kept, and a score
             that is not finite ranks last.
         needs: what the score reads.
@@ -118,7 +118,15 @@ class Selector:
 
     def in_words(self, gamma: float, seed: int, min_probability: float) -> str:
         """Return its words for the start-up sentence."""
-        return self.words.format(gamma=f"{gamma:g}", rest=f"{1 - gamma:g}", seed=seed, least=f"{min_probability:.3g}")
+        return _filled(self.words, gamma, min_probability, seed)
+
+    def on_page(self, gamma: float, min_probability: float) -> str:
+        """Return its words for the page."""
+        return _filled(self.page or self.words, gamma, min_probability)
+
+
+def _filled(words: str, gamma: float, min_probability: float, seed: int | None = None) -> str:
+    return words.format(gamma=f"{gamma:g}", rest=f"{1 - gamma:g}", seed=seed, least=f"{min_probability:.3g}")
 
 
 def _blended(signals: Signals) -> Tensor:
@@ -244,7 +252,7 @@ _ROWS = (
         docs="keeps every token whose probability under the model in training is `min_probability` or more, however "
         "many those are of a sample (ProFit, arXiv 2601.09195, here after a warm-up)",
         words="every response token with a probability of {least} or more",
-        page="their probability: those with `min_probability` or more were kept",
+        page="their probability: those with {least} or more were kept",
         score=_lowest_current,
         reads=frozenset({"min_probability"}),
         waits=True,

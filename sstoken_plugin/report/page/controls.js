@@ -57,8 +57,8 @@ function describeMoment() {
   find("moment-label").textContent = label;
   find("moment").setAttribute("aria-valuetext", label);
   const where = moments.length > 1 ? "At this moment" : `${label}:`;
-  const share = selectorOf(moment).readsRatio ? `; ${figure(100 * moment.ratio)}\u00a0% of each response was kept` : "";
-  find("rule").textContent = `${where} tokens were ranked by ${ruleInWords(moment)}${share}.`;
+  const share = moment.readsRatio ? `; ${figure(100 * moment.ratio)}\u00a0% of each response was kept` : "";
+  find("rule").textContent = `${where} tokens were ranked by ${visibleLine(moment.rule)}${share}.`;
 }
 
 function describeShade() {
@@ -86,10 +86,11 @@ function describeWhatIf() {
     find(`${name}-value`).textContent = String(Number(value.toFixed(4)));
   }
   find("reset").disabled = !isWhatIf();
-  const blended = selectorOf(moment).blends
+  const keeping = moment.readsRatio ? "" : " and keeps a share of each response";
+  const blended = moment.blends
     ? ""
-    : ` The training ranked by ${ruleInWords(moment)} here; ` +
-      "what-if ranks by gamma × REL + (1 − gamma) × attention all the same.";
+    : ` The training ranked by ${visibleLine(moment.rule)}; ` +
+      `what-if ranks by gamma × REL + (1 − gamma) × attention${keeping} all the same.`;
   const missing = [
     moment.hasRel ? "" : " REL was not measured and counts as 0.",
     moment.hasAttention ? "" : " Attention was not measured and counts as 0.",

@@ -25,22 +25,15 @@ const state = {
   gamma: null,
 };
 
-// A page that was restored from a checkpoint may hold the name of a selector that is not there any more.
-const selectorOf = (moment) => DATA.selectors[moment.rule] ?? { words: moment.rule, blends: false, readsRatio: true };
-const ruleInWords = (moment) =>
-  selectorOf(moment)
-    .words.replace("{gamma}", figure(moment.gamma))
-    .replace("{rest}", figure(1 - moment.gamma));
-
 const isWhatIf = () => state.ratio !== null || state.gamma !== null;
 
 // What the sliders say at a moment. Where no blend ranked, the settings give what the blend would take.
 function ratioAt(moment) {
-  return state.ratio ?? (selectorOf(moment).readsRatio ? moment.ratio : (DATA.ratio ?? moment.ratio));
+  return state.ratio ?? (moment.readsRatio ? moment.ratio : (DATA.ratio ?? moment.ratio));
 }
 
 function gammaAt(moment) {
-  return state.gamma ?? (selectorOf(moment).blends ? moment.gamma : (DATA.gamma ?? 0.5));
+  return state.gamma ?? (moment.blends ? moment.gamma : (DATA.gamma ?? 0.5));
 }
 
 // Arrays by response token of a sample at a moment; null where nothing was measured.
