@@ -143,6 +143,14 @@ def test_that_rel_is_zero_is_said_only_where_it_would_rank(config, inspect, tmp_
     assert "REL is zero" not in (tmp_path / "inspection" / "inspect.html").read_text()
 
 
+@pytest.mark.parametrize("block", [{"ratio": 1}, {"warmup_ratio": 1}], ids=str)
+def test_that_rel_is_zero_is_not_said_where_all_is_kept(config, inspect, tmp_path, block):
+    options = [part for key, value in block.items() for part in (f"--sstoken.{key}", str(value))]
+    result, _ = inspect(config, "--samples", "2", *options)
+    assert "REL is zero" not in result.output
+    assert "every one, as in plain training" in (tmp_path / "inspection" / "inspect.html").read_text()
+
+
 @pytest.mark.parametrize("block", [{}, {"history": "ema", "history_ema_decay": 0.5, "warmup_ratio": 0.5}], ids=repr)
 def test_the_first_steps_are_those_of_the_run(config, train, inspect, tmp_path, block):
     from transformers import set_seed

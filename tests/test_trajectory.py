@@ -44,7 +44,7 @@ def test_the_same_samples_are_scored_along_a_run_by_the_rule_of_the_moment(confi
     train({**config, "max_steps": 12, "sstoken": BLOCK})
     (report,) = drawn
     assert [moment.label for moment in report.moments] == [f"step {s} of 12" for s in (2, 3, 5, 6, 8, 9, 11, 12)]
-    assert [moment.rule for moment in report.moments] == ["attention"] * 3 + ["sstoken"] * 5
+    assert [moment.rule for moment in report.moments] == ["all"] * 3 + ["sstoken"] * 5
     first, *_, last = (moment.records for moment in report.moments)
     assert len(first) == SAMPLES
     for one, other in zip(first, last, strict=True):
@@ -53,6 +53,15 @@ def test_the_same_samples_are_scored_along_a_run_by_the_rule_of_the_moment(confi
         assert one["history_nll"] == other["history_nll"]
         assert one["current_nll"] != other["current_nll"]
     assert [record["sample"] for record in first] == [2 * index for index in range(12)]
+
+
+def test_a_run_that_is_all_warm_up_shows_what_it_trained_on(config, train, drawn):
+    train({**config, "max_steps": 4, "sstoken": {"warmup_ratio": 1.0}})
+    (report,) = drawn
+    assert {moment.rule for moment in report.moments} == {table.rule for table in report.breakdowns} == {"all"}
+    trained = verdict(report)[0]
+    assert trained.answer == "100\u00a0% of the response tokens"
+    assert trained.sentences[1] == "That is the warm-up (`warmup_ratio: 1`): `selector: sstoken` has not ranked."
 
 
 @pytest.mark.parametrize(("history", "moments"), [("initial", 1), ("ema", 8)])

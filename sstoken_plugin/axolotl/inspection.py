@@ -225,8 +225,8 @@ def _schedule(cfg: Any, data: Any, survey: Survey) -> Schedule:
 
 
 def _scored(scorer: _Scorer, settings: SSTokenConfig, samples: Any, file: Path) -> Report:
-    """Score samples by the settings after the warm-up, and write the records to a file."""
-    phase = Phase.of(settings)
+    """Score samples by the settings after the warm-up, if anything is, and write the records to a file."""
+    phase = Phase.of(settings, in_warmup=settings.is_all_warmup)
     counts = KeptCounts(scorer.tokenizer, vocabulary_size(scorer.model, scorer.tokenizer))
     with scorer.precision():
         scored = inspection.inspect_samples(
@@ -247,7 +247,9 @@ def without_rel(settings: SSTokenConfig, phase: Phase, records: Sequence[Record]
         phase: what ranked.
         records: the scored samples.
     """
-    if not settings.ranks_by_rel or any(value for record in records for value in record["rel"]):
+    if not (settings.ranks_by_rel and phase.reads_history) or any(
+        value for record in records for value in record["rel"]
+    ):
         return []
     if phase.reads_attention:
         left = "this shows prompt attention alone"

@@ -81,12 +81,13 @@ class Trajectory:
                 self.left_out += 1
 
     def finish(self, step: int, steps: int) -> None:
-        """Score the samples with the trained model, by the rule that the settings name."""
+        """Score the samples with the trained model, by the rule that the settings name for the end of the run."""
         # What failed before may have been passing.
         self._failed = False
         if not self._samples:
             self._go_on()
-        phase = Phase.of(self._selection.config)
+        config = self._selection.config
+        phase = Phase.of(config, in_warmup=config.is_all_warmup)
         if self._samples and self.moments:
             self._take(step, steps, phase)
         else:

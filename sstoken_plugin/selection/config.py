@@ -242,6 +242,11 @@ class SSTokenConfig(BaseModel):
         return self.waits and self.warmup_ratio > 0
 
     @property
+    def is_all_warmup(self) -> bool:
+        """Whether `warmup_selector` acts in the whole run."""
+        return self.has_warmup and self.warmup_ratio == 1
+
+    @property
     def reads_ratio(self) -> bool:
         """Whether `ratio` says at any time how many tokens are kept."""
         return any(row.reads_ratio for row in self._active)
@@ -282,7 +287,7 @@ class SSTokenConfig(BaseModel):
         sentences = []
         if self.ratio == 1 and self.reads_ratio:
             sentences.append("sstoken.ratio: 1 keeps every response token, whatever ranks them.")
-        if self.has_warmup and self.warmup_ratio == 1:
+        if self.is_all_warmup:
             sentences.append(
                 f"sstoken.warmup_ratio: 1 leaves the whole run to warmup_selector: {self.warmup_selector}; selector: "
                 f"{self.selector} never ranks."
