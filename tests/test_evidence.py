@@ -263,7 +263,7 @@ def test_training_is_the_same_bit_for_bit_while_noise_is_measured(made, train, t
             {
                 **base,
                 "plugins": [*plugins, "sstoken_plugin.SSTokenPlugin"],
-                "sstoken": {"report": False, "warmup_ratio": 0.4},
+                "sstoken": {"report": False, "warmup_ratio": 0.4, "warmup_selector": "attention"},
                 "output_dir": str(tmp_path / name),
                 "dataset_prepared_path": str(tmp_path / "prepared"),
                 "logging_steps": 1,

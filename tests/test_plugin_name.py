@@ -211,7 +211,7 @@ NAMES = [
 
 @pytest.mark.parametrize("names", NAMES, ids=", ".join)
 def test_by_whatever_names_it_counts_once(names, config, train, steps, caplog):
-    run = train({**config, "max_steps": 1, "plugins": names, "sstoken": {"ratio": 0.5}})
+    run = train({**config, "max_steps": 1, "plugins": names, "sstoken": {"ratio": 0.5, "warmup_ratio": 0.0}})
     assert len(steps) == run.cfg.gradient_accumulation_steps
     assert run.lines[-1]["sstoken/selected_ratio"] == pytest.approx(0.5, abs=0.1)
     callbacks = [type(callback).__name__ for callback in run.trainer.callback_handler.callbacks]

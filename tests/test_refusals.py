@@ -421,7 +421,7 @@ def test_settings_without_effect_are_named():
         "sstoken.report_seconds: 60.0 has no effect with report: false.",
     ]
     assert "every response token" in SSTokenConfig.from_block({"ratio": 1}).keys_without_effect()[0]
-    assert "REL is measured and never ranks" in SSTokenConfig.from_block({"warmup_ratio": 1}).keys_without_effect()[0]
+    assert "selector: sstoken never ranks" in SSTokenConfig.from_block({"warmup_ratio": 1}).keys_without_effect()[0]
 
 
 def test_variables_and_home_are_replaced_in_paths(config, tmp_path, monkeypatch):

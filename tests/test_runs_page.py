@@ -424,7 +424,7 @@ def test_a_file_of_somebody_else_is_overwritten_only_if_asked(runs, monkeypatch)
 
 def test_little_that_is_known_of_runs_is_a_page_too(browser, tmp_path):
     nothing = record([], response=[])
-    long = drawn(3000, 1, prompt=2000)
+    long = drawn(9000, 1, prompt=2000)
     logs = [[], [{"step": 1, "eval_loss": math.nan}, {"eval_loss": 1.0}], [{"step": 3, "loss": 1e300}] * 2]
     reports = [drawing(nothing), drawing(moment([])), drawing(moment([nothing, record(["p", "a"]), long])),
                drawing(moment([long, record(["p", "a"], response=[False, False])]))]  # fmt: skip

@@ -449,7 +449,7 @@ def test_completion_data_is_ranked_by_rel_with_one_warning(config, train, steps,
 
 
 def test_losses_that_are_not_finite_rank_last_and_are_reported(config, train, steps):
-    run = train({**config, "max_steps": 1})
+    run = train({**config, "max_steps": 1, "sstoken": {"warmup_ratio": 0.0}})
     step, batch = steps[-1]
     again = run.trainer.sstoken.selection.begin(run.model, batch, step.phase)
     suppressed = again.layout.target[again.layout.index_in_sample == 1]
@@ -533,7 +533,8 @@ def test_the_yaml_of_the_design_trains(config, train):
         report: true
         """
     )
-    assert train({**config, "sstoken": block}).losses == train({**config, "sstoken": None}).losses
+    short = {"warmup_selector": "attention"}
+    assert train({**config, "sstoken": block}).losses == train({**config, "sstoken": short}).losses
 
 
 def test_gradient_checkpointing_changes_nothing(config, train):
@@ -556,8 +557,8 @@ def test_the_two_warm_ups_of_a_run_are_told_apart_once(config, train, caplog):
     told = [record.getMessage() for record in caplog.records if "warm-ups" in record.getMessage()]
     assert told == [
         "ssToken: there are two warm-ups: warmup_ratio or warmup_steps of Axolotl is that of the learning rate, which "
-        "rises over 2 of 4 optimizer steps; sstoken.warmup_ratio is that of the selection, which takes the best by "
-        "prompt attention in the first 1."
+        "rises over 2 of 4 optimizer steps; sstoken.warmup_ratio is that of the selection, which takes all of "
+        "them in the first 1."
     ]
 
 

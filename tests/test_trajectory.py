@@ -222,7 +222,7 @@ def test_tables_count_the_tokens_that_were_trained_on(config, train, drawn, step
     seen = sum(len(step.kept) for step, _ in steps if step.phase.rule == "sstoken")
     kept = sum(int(step.kept.sum()) for step, _ in steps if step.phase.rule == "sstoken")
     titles = [table.title for table in report.breakdowns]
-    assert titles[:3] == ["By part of the text", "By position in the response", "By turn"]
+    assert titles[:3] == ["By kind of token", "By position in the response", "By turn"]
     for table in report.breakdowns[:4]:
         assert (sum(row[1] for row in table.rows), sum(row[2] for row in table.rows)) == (seen, kept)
 
@@ -235,7 +235,7 @@ def test_the_page_of_a_run_has_its_curves_its_warnings_and_its_settings(config, 
     page = (tmp_path / "out" / "sstoken" / "report.html").read_text()
     (warning,) = run.trainer.sstoken.warnings
     losses = [line["sstoken/loss_selected"] for line in run.lines]
-    for shown in (warning, '["gamma","0.625"]', *(f"{loss:.6g}" for loss in losses)):
+    for shown in (warning.removeprefix("ssToken: "), '["gamma","0.625"]', *(f"{loss:.6g}" for loss in losses)):
         assert shown in page
 
 

@@ -38,7 +38,7 @@ from sstoken_plugin.training.trainer import TokenSelectionTrainer
 from trainers.runs import Micro, Plan, recorded, write_plans
 
 # In the first step the model is its own history, and REL is nothing but rounding.
-SELECTS = {"ratio": 0.6, "warmup_ratio": 0.25}
+SELECTS = {"ratio": 0.6, "warmup_ratio": 0.25, "warmup_selector": "attention"}
 
 
 class Cases:
