@@ -50,6 +50,8 @@ LEVELS = (0, 10, 20, 40)
 SETTINGS_LEVELS, SETTINGS_SEEDS = (0, 20), 3
 # Of the experiments with rules of our own.
 RULES_LEVELS = (0, 20, 40)
+# Of the experiments that confirm what the others chose; no other has these seeds.
+CONFIRMED_LEVELS, CONFIRMATION_SEEDS = (0, 20), (11, 12, 13, 14, 15)
 # Mastered by the base, and in no training data of the experiments.
 UNTOUCHED = "shift"
 # Samples: one epoch is 245 steps of `BATCH`.
@@ -112,7 +114,7 @@ def experiments(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
 
     Args:
         out: folder of everything.
-        seeds: of the trainings.
+        seeds: of the trainings, but for those that confirm.
     """
     found = {}
     for task in TASKS:
@@ -128,6 +130,9 @@ def experiments(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
         for level in RULES_LEVELS:
             name = f"{name_of(task, level)}-rules"
             found[name] = _experiment(out, name, task, level, rules(), seeds)
+        for level in CONFIRMED_LEVELS:
+            name = f"{name_of(task, level)}-confirmation"
+            found[name] = _experiment(out, name, task, level, rules(), CONFIRMATION_SEEDS)
     return found
 
 

@@ -224,6 +224,9 @@ def test_every_experiment_is_one_that_the_harness_takes():
         for level in known_truth.RULES_LEVELS:
             arms = {arm.name for arm in found[f"{known_truth.name_of(task, level)}-rules"].arms}
             assert arms >= {"all", "random", "position", "sstoken", "capped-rel", "threshold"}
+        for level in known_truth.CONFIRMED_LEVELS:
+            confirms = found[f"{known_truth.name_of(task, level)}-confirmation"]
+            assert set(confirms.seeds).isdisjoint(known_truth.SEEDS)
 
 
 @pytest.fixture(scope="module")
