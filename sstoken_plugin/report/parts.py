@@ -150,6 +150,10 @@ class PagePart(Part):
         data = PageData(replace(report, moments=()), training_of(self._trainer))
         return Saved(document=json.loads(as_json(data)))
 
+    def begin_anew(self) -> str:
+        """Begin with nothing, as always."""
+        return ""
+
 
 def read_checkpoint(folder: Path, log: list[dict[str, Any]]) -> PageData | None:
     """Read the data of a page from a checkpoint; None where it holds none.
