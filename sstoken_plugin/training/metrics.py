@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sstoken_plugin.engine.step import ScoredStep
 from sstoken_plugin.selection import scores as selection
+from sstoken_plugin.selection.selectors import selector_of
 
 # Logged name: (numerator, denominator).
 METRICS = {
@@ -88,9 +89,10 @@ def counts(step: ScoredStep) -> dict[str, Tensor]:
             "rel_tokens": usable.sum(),
             "non_finite": (~usable).sum(),
         }
-        if scores.attention is not None and step.settings.config.reads_ratio:
+        config = step.settings.config
+        if scores.attention is not None and not selector_of(config.selector).is_threshold:
             # The ratio of the settings, so that a warm-up on all tokens shows where the signals stand too.
-            each = step.settings.kept_per_sample(layout, step.turns, step.settings.config.ratio)
+            each = step.settings.kept_per_sample(layout, step.turns, config.ratio)
             by_rel = selection.keep_top(scores.rel, layout.sample, each)
             by_attention = selection.keep_top(scores.attention, layout.sample, each)
             both, either = selection.jaccard_counts(by_rel, by_attention)
