@@ -30,7 +30,7 @@ def arms(base_model: str, reference: str | None = None) -> dict[str, Mapping[str
         "sstoken": _ATTENTION_FIRST,
         "paper": {"warmup_ratio": 0, "keep_eos": False},
         # Their code ranks by attention alone for the first 10,000 of 50,000 samples, and has no rule for ends.
-        "authors": {"warmup_ratio": 0.2, "warmup_selector": "attention", "keep_eos": False},
+        "authors": {"warmup_ratio": 0.2, "keep_eos": False, **_ATTENTION_FIRST},
         "warmup-all": _ALL_FIRST,
         "capped-rel": {"selector": "capped_rel", **_ALL_FIRST},
         "threshold": {"selector": "threshold", **_ALL_FIRST},
@@ -45,17 +45,15 @@ def arms(base_model: str, reference: str | None = None) -> dict[str, Mapping[str
 
 def rules() -> dict[str, Mapping[str, Any] | None]:
     """Return the arms that decide which rule is better than the paper's, and the controls."""
-    every = arms("")
-    names = ("all", "random", "position", "sstoken", "warmup-all", "probability", "capped-rel", "threshold")
-    return {name: every[name] for name in names}
+    return _chosen("all", "random", "position", "sstoken", "warmup-all", "probability", "capped-rel", "threshold")
 
 
 def settings() -> dict[str, Mapping[str, Any] | None]:
     """Return the controls, the authors' warm-up, and arms that differ from it in one key, or two where it says so."""
     one_key: dict[str, Mapping[str, Any]] = {
-        "warmup-all": {"warmup_selector": "all"},
+        "warmup-all": _ALL_FIRST,
         "warmup-random": {"warmup_selector": "random"},
-        **{f"warmup-{share:.0%}".replace("%", ""): {"warmup_ratio": share} for share in (0.0, 0.1, 0.4)},
+        **{f"warmup-{share}": {"warmup_ratio": share} for share in (0.0, 0.1, 0.4)},
         **{f"gamma-{gamma}": {"gamma": gamma} for gamma in (0.25, 0.75, 1.0)},
         **{f"ratio-{ratio}": {"ratio": ratio} for ratio in (0.4, 0.5, 0.7, 0.8, 0.9)},
         "no-keep-eos": {"keep_eos": False},
@@ -63,14 +61,15 @@ def settings() -> dict[str, Mapping[str, Any] | None]:
         "ema": {"history": "ema"},
         "snapshot": {"history": "snapshot"},
     }
-    around = {name: {**_ATTENTION_FIRST, **changed} for name, changed in one_key.items()}
     return {
-        "all": None,
-        "random": {"selector": "random"},
-        "position": {"selector": "position"},
-        "sstoken": _ATTENTION_FIRST,
-        **around,
+        **_chosen("all", "random", "position", "sstoken"),
+        **{name: {**_ATTENTION_FIRST, **changed} for name, changed in one_key.items()},
         # Two keys: with what the warm-up has learnt, less may have to be dropped.
-        "warmup-all-40": {"warmup_selector": "all", "warmup_ratio": 0.4},
-        "warmup-all-ratio-0.8": {"warmup_selector": "all", "ratio": 0.8},
+        "warmup-all-0.4": {**_ALL_FIRST, "warmup_ratio": 0.4},
+        "warmup-all-ratio-0.8": {**_ALL_FIRST, "ratio": 0.8},
     }
+
+
+def _chosen(*names: str) -> dict[str, Mapping[str, Any] | None]:
+    every = arms("")
+    return {name: every[name] for name in names}

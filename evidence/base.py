@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,23 +119,14 @@ def make(folder: Path, recipe: Recipe = RECIPE) -> dict[str, Any]:
         What `made.json` has: the recipe, the steps of the second phase, seconds of one core, the number of parameters,
         a hash of the weights, and by task what it knows, see `knowledge`.
     """
-    file = folder / MADE
     wanted = json.loads(json.dumps(asdict(recipe)))
-    if file.exists() and (found := json.loads(file.read_text(encoding="utf-8")))["recipe"] == wanted:
-        return dict(found)
-    file.unlink(missing_ok=True)
+    if (found := made_before(folder, "recipe", wanted)) is not None:
+        return found
     begin = time.process_time()
-    # The order of a sum depends on how many share it.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         model = untrained(recipe.seed)
         half_steps = pretrain(model, recipe)
         knows = {task: knowledge(model, task, recipe.probed) for task in RULES}
-    finally:
-        torch.set_num_threads(threads)
-    model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
     made = {
         "recipe": wanted,
         "half_steps": half_steps,
@@ -142,8 +135,35 @@ def make(folder: Path, recipe: Recipe = RECIPE) -> dict[str, Any]:
         "weights_sha256": _digest(model),
         "knows": knows,
     }
-    file.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    write_model(folder, model, made)
     return made
+
+
+def made_before(folder: Path, key: str, wanted: Any) -> dict[str, Any] | None:
+    """Return what `made.json` has if the model of a folder was made as wanted; else None, and the folder has none."""
+    file = folder / MADE
+    if file.exists() and (found := json.loads(file.read_text(encoding="utf-8")))[key] == wanted:
+        return dict(found)
+    file.unlink(missing_ok=True)
+    return None
+
+
+def write_model(folder: Path, model: LlamaForCausalLM, made: Mapping[str, Any]) -> None:
+    """Write a model with its tokenizer, and last how it was made."""
+    model.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    (folder / MADE).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute by one thread inside the block: the order of a sum depends on how many share it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def pretrain(model: LlamaForCausalLM, recipe: Recipe) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from evidence.base import MADE, knowledge, tokenizer, train_step
+from evidence.base import MADE, knowledge, made_before, one_thread, train_step, write_model
 from evidence.tasks import RULES, answers, prompts, rows
 
 # As many steps as an arm has, at the same rate.
@@ -29,20 +29,17 @@ def make_reference(folder: Path, base: Path, task: str, steps: int = STEPS) -> d
     Returns:
         What it knows of the task, see `base.knowledge`.
     """
-    file = folder / MADE
     wanted = {"base": json.loads((base / MADE).read_text(encoding="utf-8"))["weights_sha256"], "steps": steps}
-    if file.exists() and (found := json.loads(file.read_text(encoding="utf-8")))["made_from"] == wanted:
+    if (found := made_before(folder, "made_from", wanted)) is not None:
         return dict(found["knows"])
-    file.unlink(missing_ok=True)
-    model = LlamaForCausalLM.from_pretrained(base)
-    rng = np.random.default_rng([_DATA_SEED, list(RULES).index(task)])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-    for step in range(steps):
-        of = prompts(BATCH, rng, held_out=False)
-        ids = torch.from_numpy(rows(task, of, answers(RULES[task], of)))
-        train_step(model, optimizer, LEARNING_RATE * (1 - step / steps), ids)
-    knows = knowledge(model, task, 256)
-    model.save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
-    file.write_text(json.dumps({"made_from": wanted, "knows": knows}, indent=1) + "\n", encoding="utf-8")
+    with one_thread():
+        model = LlamaForCausalLM.from_pretrained(base)
+        rng = np.random.default_rng([_DATA_SEED, list(RULES).index(task)])
+        optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+        for step in range(steps):
+            of = prompts(BATCH, rng, held_out=False)
+            ids = torch.from_numpy(rows(task, of, answers(RULES[task], of)))
+            train_step(model, optimizer, LEARNING_RATE * (1 - step / steps), ids)
+        knows = knowledge(model, task, 256)
+    write_model(folder, model, {"made_from": wanted, "knows": knows})
     return knows

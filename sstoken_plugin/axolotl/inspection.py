@@ -226,7 +226,7 @@ def _schedule(cfg: Any, data: Any, survey: Survey) -> Schedule:
 
 def _scored(scorer: _Scorer, settings: SSTokenConfig, samples: Any, file: Path) -> Report:
     """Score samples by the settings after the warm-up, if anything is, and write the records to a file."""
-    phase = Phase.of(settings, in_warmup=settings.is_all_warmup)
+    phase = Phase.at_end(settings)
     counts = KeptCounts(scorer.tokenizer, vocabulary_size(scorer.model, scorer.tokenizer))
     with scorer.precision():
         scored = inspection.inspect_samples(

@@ -92,6 +92,11 @@ class Phase:
         least = math.log(config.min_probability) if row.is_threshold else None
         return cls(row.name, row.gamma(config.gamma), ratio, draw, least)
 
+    @classmethod
+    def at_end(cls, config: SSTokenConfig) -> Phase:
+        """Return the phase of the last step of a run: that after the warm-up, if anything is."""
+        return cls.of(config, in_warmup=config.is_all_warmup)
+
     def layout(self, batch: Mapping[str, Tensor]) -> BatchLayout:
         """Return the layout of a batch as this phase sees it."""
         return BatchLayout.of(batch, as_plain=self.keeps_everything)

@@ -111,7 +111,7 @@ class TensorBoard(Tracker):
     def add_settings(self, settings: Mapping[str, Any]) -> None:
         """Add a text with a line for each key."""
         # Markdown shows lines as they are where they are indented.
-        lines = [f"    {BLOCK}.{key}: {json.dumps(value)}" for key, value in settings.items()]
+        lines = [f"    {key}: {json.dumps(value)}" for key, value in _dotted(settings).items()]
         self._run.add_text(f"{BLOCK}/settings", "\n".join(lines))
 
     def add_table(self, rows: Sequence[Sequence[Any]], step: int) -> None:
@@ -140,7 +140,7 @@ class MLflow(Tracker):
         """Log a parameter `sstoken.KEY` for each key."""
         import mlflow
 
-        mlflow.log_params({f"{BLOCK}.{key}": value for key, value in settings.items()})
+        mlflow.log_params(_dotted(settings))
 
     def add_table(self, rows: Sequence[Sequence[Any]], step: int) -> None:
         """Log the artifact sstoken/tokens-STEP.json, which MLflow shows as a table."""
@@ -171,7 +171,7 @@ class Comet(Tracker):
 
     def add_settings(self, settings: Mapping[str, Any]) -> None:
         """Log a parameter `sstoken.KEY` for each key."""
-        self._run.log_parameters({f"{BLOCK}.{key}": value for key, value in settings.items()})
+        self._run.log_parameters(_dotted(settings))
 
     def add_table(self, rows: Sequence[Sequence[Any]], step: int) -> None:
         """Log sstoken/tokens.csv, which Comet shows as a table."""
@@ -256,6 +256,11 @@ class Trackers(TrainerCallback):
             loss = f"{kind.name} did not take {what}, and gets nothing else of the selection but its metrics"
             if not attempt(loss, partial(_add, kind, callback, add)):
                 self._failed.add(kind)
+
+
+def _dotted(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings under their names in a YAML, `sstoken.KEY`."""
+    return {f"{BLOCK}.{key}": value for key, value in settings.items()}
 
 
 def _add(kind: type[Tracker], callback: Any, add: Callable[[Tracker], None]) -> bool:

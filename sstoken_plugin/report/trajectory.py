@@ -86,8 +86,7 @@ class Trajectory:
         self._failed = False
         if not self._samples:
             self._go_on()
-        config = self._selection.config
-        phase = Phase.of(config, in_warmup=config.is_all_warmup)
+        phase = Phase.at_end(self._selection.config)
         if self._samples and self.moments:
             self._take(step, steps, phase)
         else:

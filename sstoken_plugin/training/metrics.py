@@ -34,7 +34,7 @@ MEANINGS = {
     "sstoken/attention_mean": "mean share of attention on the prompt over response tokens",
     "sstoken/loss_selected": "mean loss of kept tokens, in nats",
     "sstoken/loss_unselected": "mean loss of dropped tokens, in nats",
-    "sstoken/signal_overlap": "Jaccard index of the top k by REL alone and by attention alone",
+    "sstoken/signal_overlap": "Jaccard index of the top k by REL alone and by attention alone; a threshold has no k",
     "sstoken/position_overlap": "Jaccard index of the kept tokens and the first k tokens",
     "sstoken/eos_selected": "share of the tokens that end a turn which were kept",
     "sstoken/gamma": "weight of REL in the score: 0 during the warm-up",

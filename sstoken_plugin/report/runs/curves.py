@@ -9,7 +9,7 @@ from typing import Any
 from sstoken_plugin.base.numbers import number
 from sstoken_plugin.report.drawing.chart import Curve, chart
 from sstoken_plugin.report.drawing.document import html_table
-from sstoken_plugin.report.fit import is_number, series
+from sstoken_plugin.report.fit import is_number, points, series
 from sstoken_plugin.report.runs.finished import FinishedRun
 
 _EVALUATION = re.compile(r"eval_(.+_)?loss")
@@ -74,27 +74,25 @@ def last_step(run: FinishedRun) -> int | None:
 def evaluations(runs: Sequence[FinishedRun], letters: str) -> str:
     """Return the tables of evaluation losses, with differences from the first run that has one; "" without any."""
     names = dict.fromkeys(name for run in runs for line in run.log for name in line if _is_evaluation(name))
-    return "".join(f"{_table(runs, letters, name)}" for name in names if any(_points(run, name) for run in runs))
+    tables = {name: [points(run.log, name) for run in runs] for name in names}
+    return "".join(_table(runs, letters, name, logged) for name, logged in tables.items() if any(logged))
 
 
-def _table(runs: Sequence[FinishedRun], letters: str, name: str) -> str:
-    first = next(place for place, run in enumerate(runs) if _points(run, name))
-    base = _points(runs[first], name)[-1][1]
+def _table(
+    runs: Sequence[FinishedRun], letters: str, name: str, logged: Sequence[Sequence[tuple[float, float]]]
+) -> str:
+    first = next(place for place, found in enumerate(logged) if found)
+    base = logged[first][-1][1]
     rows = []
-    for place, run in enumerate(runs):
-        points = _points(run, name)
-        if not points:
+    for place, (run, found) in enumerate(zip(runs, logged, strict=True)):
+        if not found:
             rows.append([f"{letters[place]} {run.name}", "none logged", "", "", ""])
             continue
-        (step, last), (lowest_step, lowest) = points[-1], min(points, key=lambda point: point[1])
+        (step, last), (lowest_step, lowest) = found[-1], min(found, key=lambda point: point[1])
         difference = "" if place == first else number(last - base, signed=True)
         lowest_told = f"{number(lowest)} at step {lowest_step:g}"
         rows.append([f"{letters[place]} {run.name}", number(last), f"{step:g}", difference, lowest_told])
     return html_table(["run", f"last {name}", "at step", f"difference from {letters[first]}", "lowest"], rows)
-
-
-def _points(run: FinishedRun, name: str) -> list[tuple[float, float]]:
-    return [(line["step"], line[name]) for line in run.log if is_number(line.get(name)) and is_number(line.get("step"))]
 
 
 def _over_all(line: Mapping[str, Any], run: FinishedRun) -> dict[str, float]:
