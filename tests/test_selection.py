@@ -15,7 +15,7 @@ from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.history.losses import HistoryLosses
 from sstoken_plugin.selection.config import SSTokenConfig
 from sstoken_plugin.selection.samples import BatchLayout
-from sstoken_plugin.selection.scores import blend, keep_top, kept_per_sample, normalise, random_scores
+from sstoken_plugin.selection.scores import blend, keep_above, keep_top, kept_per_sample, normalise, random_scores
 
 SIGNALS = ("current_nll", "history_nll", "prompt_attention")
 FEW = json.loads((Path(__file__).parent / "data" / "parity.json").read_text())
@@ -196,3 +196,10 @@ def test_random_scores_are_uniform():
         assert (counts - 1000).abs().max() < 150
         assert abs(scores.mean() - 0.5) < 0.015
         assert abs(torch.corrcoef(torch.stack([scores[:, :-1].flatten(), scores[:, 1:].flatten()]))[0, 1]) < 0.05
+
+
+def test_a_threshold_keeps_what_reaches_it_and_ends_of_turns_whatever_their_score():
+    score = torch.tensor([-1.0, -3.0, -3.5, math.nan, -math.inf, -9.0])
+    ends = torch.tensor([False, False, False, False, False, True])
+    assert keep_above(score, -3.0).tolist() == [True, True, False, False, False, False]
+    assert keep_above(score, -3.0, ends).tolist() == [True, True, False, False, False, True]
