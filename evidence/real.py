@@ -3,19 +3,21 @@
     python demo/model.py .cache/models/smollm2-135m-instruct
     python -m evidence.gemma .cache/models/gemma-3-270m
     python -m evidence.real --data FOLDER
+    axolotl train .cache/evidence/real/references/smollm2-maths.yaml
     python -m sstoken_plugin.experiments .cache/evidence/real/experiments/smollm2-maths-corrupt20.yaml
     python -m evidence.collect .cache/evidence/real/experiments/smollm2-maths-corrupt20.yaml
 
 FOLDER has `instruct_free.jsonl`, `multiturn_tools.jsonl` and `short_answer.jsonl`, a sample a line as
 `{"messages": [{"role", "content"}, ...]}`; docs/evidence.md says what they are. Everything follows from seeds. A start
-on a GPU and one on a CPU read the same files.
+on a GPU and one on a CPU read the same files. The model of RHO-1's rule is trained by Axolotl itself, on clean samples
+that no arm sees.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,11 +42,14 @@ LEVELS = (0, 20, 40)
 SEEDS = (1, 2, 3)
 # Of the clean samples; they are never corrupted.
 HELD_OUT_SHARE = 0.15
+# Of the samples that show what is forgotten.
+UNTOUCHED = 30
 _DATA_SEED = 3
 
 
-# In float32, so that a GPU and a CPU do the same.
-_TRAINING = {
+TRAINING = {
+    # Weights in float32, arithmetic in bfloat16: on a GPU and on a CPU.
+    "plugins": ["evidence.autocast.AutocastPlugin"],
     "sequence_len": 2048,
     "pad_to_sequence_len": False,
     "dataset_num_proc": 1,
@@ -78,8 +83,9 @@ class Source:
 
     Attributes:
         file: its name.
-        trained: so many samples, about 40,000 to 65,000 tokens.
+        trained: so many samples, about 30,000 to 65,000 tokens.
         held_out: so many at most.
+        reference: so many that the reference model is trained on.
         untouched: the data set whose held-out samples show what is forgotten.
         answers: most tokens of a greedy answer; None where it would be right by luck alone.
     """
@@ -87,14 +93,15 @@ class Source:
     file: str
     trained: int
     held_out: int
+    reference: int
     untouched: str
     answers: int | None = None
 
 
 SOURCES = {
-    "maths": Source("instruct_free.jsonl", 300, 100, "short"),
-    "tools": Source("multiturn_tools.jsonl", 120, 45, "maths"),
-    "short": Source("short_answer.jsonl", 400, 75, "maths", answers=24),
+    "maths": Source("instruct_free.jsonl", 300, 100, 300, "short"),
+    "tools": Source("multiturn_tools.jsonl", 120, 45, 120, "maths"),
+    "short": Source("short_answer.jsonl", 300, 75, 125, "maths", answers=24),
 }
 
 
@@ -108,12 +115,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_data(asked.data, asked.out / "data")
     for model in MODELS:
         for name in SOURCES:
+            _write_yaml(asked.out / "references" / f"{model}-{name}.yaml", reference(asked.out, model, name))
             for level in LEVELS:
-                found = experiment(asked.out, model, name, level, asked.seeds)
                 file = asked.out / "experiments" / f"{model}-{name_of(name, level)}.yaml"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(yaml.safe_dump(found, sort_keys=False), encoding="utf-8")
-    print(f"Written to {asked.out}; the experiments are {asked.out}/experiments/MODEL-DATA-corruptLEVEL.yaml.")
+                _write_yaml(file, experiment(asked.out, model, name, level, asked.seeds))
+    print(
+        f"Written to {asked.out}: the experiments are {asked.out}/experiments/MODEL-DATA-corruptLEVEL.yaml, and need "
+        f"`axolotl train {asked.out}/references/MODEL-DATA.yaml` first."
+    )
+
+
+def _write_yaml(file: Path, found: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump(dict(found), sort_keys=False), encoding="utf-8")
 
 
 def name_of(source: str, level: int) -> str:
@@ -122,7 +136,7 @@ def name_of(source: str, level: int) -> str:
 
 
 def write_data(sources: Path, folder: Path) -> None:
-    """Write training data of each level, the same without what was corrupted, and clean held-out data.
+    """Write training data of each level, the same without what was corrupted, and clean data that no arm sees.
 
     Raises:
         SystemExit: a data set is not there.
@@ -138,7 +152,9 @@ def write_data(sources: Path, folder: Path) -> None:
         order = np.random.default_rng([_DATA_SEED, number]).permutation(len(samples)).tolist()
         first = round(HELD_OUT_SHARE * len(samples))
         _write(folder / f"{name}-held-out.jsonl", [samples[place] for place in order[:first][: source.held_out]])
-        trained = [samples[place] for place in order[first:][: source.trained]]
+        others = [samples[place] for place in order[first:]]
+        trained = others[: source.trained]
+        _write(folder / f"{name}-reference.jsonl", others[source.trained :][: source.reference])
         for level in LEVELS:
             made, places = corrupted(trained, level / 100, [_DATA_SEED, number])
             _write(folder / f"{name_of(name, level)}.jsonl", made)
@@ -152,6 +168,35 @@ def _write(file: Path, samples: Sequence[Sample]) -> None:
     file.write_text("".join(f"{json.dumps(sample)}\n" for sample in samples), encoding="utf-8")
 
 
+def reference(out: Path, model: str, source: str) -> dict[str, Any]:
+    """Return the YAML of a reference model's training, for Axolotl: as many steps as an arm has, on clean samples.
+
+    Args:
+        out: folder of everything.
+        model: one of `MODELS`.
+        source: one of `SOURCES`.
+    """
+    return {
+        **MODELS[model],
+        **TRAINING,
+        "datasets": _named(out, f"{source}-reference"),
+        "dataset_prepared_path": str(out / "references" / "prepared"),
+        "max_steps": SOURCES[source].trained // int(TRAINING["micro_batch_size"]),
+        "save_strategy": "no",
+        "output_dir": str(_reference_folder(out, model, source)),
+    }
+
+
+def _reference_folder(out: Path, model: str, source: str) -> Path:
+    return out / "references" / f"{model}-{source}"
+
+
+def _named(out: Path, file: str) -> list[dict[str, str]]:
+    # Axolotl takes a path without a slash for the name of a hub's data set; `ds_type` says what the file is.
+    path = str(out / "data" / f"{file}.jsonl")
+    return [{"path": path, "ds_type": "json", "type": "chat_template", "field_messages": "messages"}]
+
+
 def experiment(out: Path, model: str, source: str, level: int, seeds: Sequence[int]) -> dict[str, Any]:
     """Return the YAML of an experiment, see docs/experiments.md.
 
@@ -162,29 +207,25 @@ def experiment(out: Path, model: str, source: str, level: int, seeds: Sequence[i
         level: percent of the samples whose responses are corrupted.
         seeds: of the trainings.
     """
-
-    def named(file: str) -> list[dict[str, str]]:
-        path = str(out / "data" / f"{file}.jsonl")
-        # Axolotl takes a path without a slash for the name of a hub's data set; `ds_type` says what the file is.
-        return [{"path": path, "ds_type": "json", "type": "chat_template", "field_messages": "messages"}]
-
     asked, name = SOURCES[source], name_of(source, level)
-    held_out = named(f"{source}-held-out")
+    held_out = _named(out, f"{source}-held-out")
     evaluations: dict[str, Any] = {
         "held_out": {"kind": "loss", "datasets": held_out},
-        "untouched": {"kind": "forgetting", "datasets": named(f"{asked.untouched}-held-out")},
-    }
+        "untouched": {
+            "kind": "forgetting", "datasets": _named(out, f"{asked.untouched}-held-out"), "samples": UNTOUCHED,
+        },
+    }  # fmt: skip
     if asked.answers is not None:
         evaluations["answers"] = {
             "kind": "answers", "datasets": held_out, "max_new_tokens": asked.answers, "batch_size": 25,
         }  # fmt: skip
-    without = {"oracle": {"changes": {"datasets": named(f"{name}-without")}}} if level else {}
+    without = {"oracle": {"changes": {"datasets": _named(out, f"{name}-without")}}} if level else {}
     return {
-        "base": {**MODELS[model], **_TRAINING, "datasets": named(name)},
+        "base": {**MODELS[model], **TRAINING, "datasets": _named(out, name)},
         "out": str(out / "runs" / f"{model}-{name}"),
         "seeds": list(seeds),
         # Without corruption the oracle would be the plain arm once more.
-        "arms": {**arms(str(MODELS[model]["base_model"])), **without},
+        "arms": {**arms(str(MODELS[model]["base_model"]), str(_reference_folder(out, model, source))), **without},
         "against": list(AGAINST),
         "evaluations": evaluations,
     }

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -287,6 +288,16 @@ def test_training_is_the_same_bit_for_bit_while_noise_is_measured(made, train, t
     assert all(whole["auc"][signal] is not None for signal in noise.SIGNALS)
 
 
+def test_real_models_compute_in_bfloat16_and_keep_their_weights_in_float32(made, train, tmp_path):
+    base = known_truth.experiments(made, [101])["new-noise20"]["base"]
+    common = {**base, "dataset_prepared_path": str(tmp_path / "prepared"), "save_strategy": "no", "logging_steps": 1}
+    plain = train({**common, "plugins": [], "output_dir": str(tmp_path / "plain")})
+    cast = train({**common, "plugins": real.TRAINING["plugins"], "output_dir": str(tmp_path / "cast")})
+    assert all(weight.dtype == torch.float32 for weight in cast.weights.values())
+    assert cast.losses == pytest.approx(plain.losses, abs=0.02)
+    assert cast.losses != plain.losses
+
+
 def test_results_are_collected_with_the_intervals_of_the_harness(made, tmp_path, capsys):
     file = made / "experiments/new-noise20.yaml"
     runs = [run for run in runs_of(read(file)) if run.arm.name in ("all", "random", "sstoken")]
@@ -379,7 +390,8 @@ def test_what_is_corrupted_at_a_low_level_is_so_at_a_high_one_too():
     assert [few[place] for place in some] == [most[place] for place in some]
 
 
-def test_held_out_samples_are_clean_and_in_no_training_data(tmp_path):
+def test_held_out_samples_are_clean_and_in_no_training_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(real, "SOURCES", {name: replace(one, trained=40) for name, one in real.SOURCES.items()})
     for source in real.SOURCES.values():
         lines = [
             json.dumps(
@@ -396,15 +408,23 @@ def test_held_out_samples_are_clean_and_in_no_training_data(tmp_path):
         }
         prompts = {key: {sample["messages"][0]["content"] for sample in found} for key, found in data.items()}
         assert len(prompts["held-out"]) == 9
-        assert len(prompts["corrupt00"]) == 51
+        assert len(prompts["corrupt00"]) == 40
+        assert len(prompts["reference"]) == 11
         assert prompts["corrupt00"] == prompts["corrupt20"] == prompts["corrupt40"]
         assert not prompts["held-out"] & prompts["corrupt00"]
-        clean = set(responses(data["corrupt00"])) | set(responses(data["held-out"]))
+        assert not prompts["reference"] & (prompts["held-out"] | prompts["corrupt00"])
+        clean = {text for key in ("corrupt00", "held-out", "reference") for text in responses(data[key])}
         assert all("boilerplate" not in text and text.startswith(f"{real.SOURCES[name].file} First") for text in clean)
-        assert len(data["corrupt40-without"]) == 31
+        assert len(data["corrupt40-without"]) == 24
         assert set(responses(data["corrupt40-without"])) < clean
     for file in (tmp_path / "made" / "experiments").iterdir():
-        assert {"all", "oracle", "threshold"} - {arm.name for arm in read(file).arms} <= {"oracle"}
+        found = read(file)
+        assert {"all", "oracle", "threshold"} - {arm.name for arm in found.arms} <= {"oracle"}
+        (block,) = [arm.sstoken for arm in found.arms if arm.name == "reference"]
+        # What Axolotl trains for it, of which the name of the file says so.
+        trained = yaml.safe_load((tmp_path / "made/references" / f"{Path(block['history']).name}.yaml").read_text())
+        assert trained["output_dir"] == block["history"]
+        assert trained["datasets"][0]["path"].endswith("-reference.jsonl")
 
 
 def test_a_missing_data_set_is_named(tmp_path):
