@@ -83,6 +83,13 @@ def test_a_value_that_is_not_finite_makes_no_number_and_no_verdict(experiment, r
     json.dumps(as_json(experiment, [table]), allow_nan=False)
 
 
+@pytest.mark.parametrize(("value", "charts"), [(None, 0), (1.5, 2)])
+def test_a_chart_is_drawn_only_where_a_value_is_finite(experiment, value, charts):
+    results = [result_of(run, value) for run in runs_of(experiment)]
+    table = tables_of(experiment, results)[0]
+    assert render(Page("title", [table], 0.01, results, len(results), [], [], {})).count("<svg") == charts
+
+
 def test_seeds_that_only_one_arm_has_are_left_out_of_pairs(experiment, results):
     some = [each for each in results if (each.arm, each.seed) != ("rel", 2)]
     (rel,) = [each for each in tables_of(experiment, some)[0].comparisons if (each.arm, each.against) == ("rel", "all")]

@@ -40,9 +40,11 @@ def draw(rows: Sequence[Row], title: str, *, zero: bool = False) -> str:
         zero: whether 0 is on the axis, with a line through it.
     """
     known = [value for row in rows for value in (*row.values, row.interval.mean, row.interval.low, row.interval.high)]
-    numbers = [value for value in known if value is not None] + ([0.0] if zero else [])
+    numbers = [value for value in known if value is not None]
     if not numbers:
         return ""
+    if zero:
+        numbers.append(0.0)
     low, high = min(numbers), max(numbers)
     # Of a single value, some room to either side.
     room = (high - low) * 0.04 or max(abs(high) * 0.1, 1e-3)
