@@ -36,6 +36,8 @@ def arms(base_model: str, reference: str | None = None) -> dict[str, Mapping[str
         "threshold": {"selector": "threshold", **_ALL_FIRST},
         "lowest_base_loss": {"selector": "lowest_base_loss"},
         "probability": {"selector": "probability"},
+        # No selection: Axolotl's own weighting of each token's loss by its probability (DFT, arXiv 2508.05629).
+        "dft": {"changes": {"use_dft": True}},
         # The loss now minus that of the base is REL with the opposite sign: what has improved most is dropped, as whole
         # samples are in TailSFT.
         "tailsft": {"selector": "reference", "history": base_model},
@@ -45,7 +47,9 @@ def arms(base_model: str, reference: str | None = None) -> dict[str, Mapping[str
 
 def rules() -> dict[str, Mapping[str, Any] | None]:
     """Return the arms that decide which rule is better than the paper's, and the controls."""
-    return _chosen("all", "random", "position", "sstoken", "warmup-all", "probability", "capped-rel", "threshold")
+    return _chosen(
+        "all", "random", "position", "sstoken", "warmup-all", "probability", "dft", "capped-rel", "threshold"
+    )
 
 
 def settings() -> dict[str, Mapping[str, Any] | None]:
