@@ -18,7 +18,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from evidence import collect, corrupt, known_truth, noise, real, reference, tasks  # noqa: E402
+from evidence import collect, corrupt, known_truth, noise, real, reference, table, tasks  # noqa: E402
 from evidence.base import Recipe, tokenizer  # noqa: E402
 from sstoken_plugin.experiments.config import parse, read  # noqa: E402
 from sstoken_plugin.experiments.measures import Measure  # noqa: E402
@@ -334,6 +334,37 @@ def test_results_are_collected_with_the_intervals_of_the_harness(made, tmp_path,
     (line,) = [line for line in table.splitlines() if line.startswith("| sstoken |")]
     assert "-0.190" in line
     assert "85.0%" in line
+
+
+def test_an_arm_helps_where_it_beats_every_control_and_hurts_where_plain_training_beats_it(tmp_path, capsys):
+    def experiment(values, verdicts):
+        arms = {arm: {"mean": value} for arm, value in values.items()}
+        pairs = [{"arm": arm, "against": other, "verdict": told} for (arm, other), told in verdicts.items()]
+        return {"measures": {"held_out/loss": {"arms": arms}}, "comparisons": {"held_out/loss": pairs}}
+
+    helps, hurts, untold = "helps", "hurts", "cannot be told from chance with 3 seeds"
+    against = table.AGAINST
+    first = experiment(
+        {"all": 0.5, "good": 0.1, "lucky": 0.2, "bad": 0.9},
+        {
+            **{("good", other): helps for other in against},
+            **{("lucky", other): untold if other == "random" else helps for other in against},
+            **{("bad", other): hurts if other == "all" else untold for other in against},
+        },
+    )
+    first["measures"]["answers/exact_match"] = {"arms": {"good": {"mean": 0.987}}}
+    write_json(first, tmp_path / "first.json")
+    write_json(experiment({"all": 0.25, "new": None}, {}), tmp_path / "second.json")
+    table.main(["first", "second", "--results", str(tmp_path)])
+    assert capsys.readouterr().out.splitlines() == [
+        "| arm | first | second |",
+        "| --- | --- | --- |",
+        "| all | 0.500 | 0.250 |",
+        "| good | 0.100 **helps**, 99% right |  |",
+        "| lucky | 0.200 |  |",
+        "| bad | 0.900 **hurts** |  |",
+        "| new |  |  |",
+    ]
 
 
 def test_a_file_of_results_is_json_with_few_lines():

@@ -1,0 +1,72 @@
+"""Print experiments beside one another: what each arm ends at, and whether it helps, by the rule of docs/evidence.md.
+
+    python -m evidence.table new-noise20-confirmation known-noise20-confirmation half-noise20-confirmation
+
+Reads what `evidence.collect` wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evidence.arms import AGAINST
+from sstoken_plugin.experiments.statistics import HELPS, HURTS
+
+RESULTS = Path("evidence/results")
+_DECIDES = "held_out/loss"
+# Beside the loss, where an experiment has it.
+_MATCH = "answers/exact_match"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table of what the command line names."""
+    parser = argparse.ArgumentParser(description="Print experiments beside one another, from their results.")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="of an experiment")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results (%(default)s)")
+    asked = parser.parse_args(arguments)
+    found = {name: json.loads((asked.results / f"{name}.json").read_text(encoding="utf-8")) for name in asked.names}
+    print(as_markdown(found))
+
+
+def as_markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table: a row for each arm, a column for each experiment.
+
+    Args:
+        found: what `collect` wrote of each, by name.
+    """
+    arms = dict.fromkeys(arm for each in found.values() for arm in each["measures"][_DECIDES]["arms"])
+    rows = [["arm", *found], ["---"] * (len(found) + 1)]
+    rows += [[arm, *(_cell(each, arm) for each in found.values())] for arm in arms]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cell(found: Mapping[str, Any], arm: str) -> str:
+    """Return an arm's mean loss, its verdict, and the share of right greedy answers."""
+    loss = _mean(found, _DECIDES, arm)
+    if loss is None:
+        return ""
+    match = _mean(found, _MATCH, arm)
+    told = "" if match is None else f", {match:.0%} right"
+    return f"{loss:.3f}{verdict(found, arm)}{told}"
+
+
+def verdict(found: Mapping[str, Any], arm: str) -> str:
+    """Return " **helps**" if an arm beats each of `AGAINST`, " **hurts**" if plain training beats it, or ""."""
+    told = {each["against"]: each["verdict"] for each in found["comparisons"][_DECIDES] if each["arm"] == arm}
+    if told and all(told.get(other) == HELPS for other in AGAINST):
+        return f" **{HELPS}**"
+    return f" **{HURTS}**" if told.get(AGAINST[0]) == HURTS else ""
+
+
+def _mean(found: Mapping[str, Any], measure: str, arm: str) -> float | None:
+    arms = found["measures"].get(measure, {}).get("arms", {})
+    mean: float | None = arms.get(arm, {}).get("mean")
+    return mean
+
+
+if __name__ == "__main__":
+    main()
