@@ -53,24 +53,21 @@ def rules() -> dict[str, Mapping[str, Any] | None]:
 
 
 def settings() -> dict[str, Mapping[str, Any] | None]:
-    """Return the controls, the authors' warm-up, and arms that differ from it in one key, or two where it says so."""
+    """Return the controls, the default, and arms that differ from it, or from `threshold`, in one key."""
     one_key: dict[str, Mapping[str, Any]] = {
-        "warmup-all": _ALL_FIRST,
         "warmup-random": {"warmup_selector": "random"},
         **{f"warmup-{share}": {"warmup_ratio": share} for share in (0.0, 0.1, 0.4)},
-        **{f"gamma-{gamma}": {"gamma": gamma} for gamma in (0.25, 0.75, 1.0)},
+        **{f"gamma-{gamma}": {"gamma": gamma} for gamma in (0.0, 0.25, 0.75, 1.0)},
         **{f"ratio-{ratio}": {"ratio": ratio} for ratio in (0.4, 0.5, 0.7, 0.8, 0.9)},
         "no-keep-eos": {"keep_eos": False},
         "layer-0": {"attention_layer": 0},
         "ema": {"history": "ema"},
         "snapshot": {"history": "snapshot"},
+        **{f"threshold-{least}": {"selector": "threshold", "min_probability": least} for least in (0.01, 0.2)},
     }
     return {
-        **_chosen("all", "random", "position", "sstoken"),
-        **{name: {**_ATTENTION_FIRST, **changed} for name, changed in one_key.items()},
-        # Two keys: with what the warm-up has learnt, less may have to be dropped.
-        "warmup-all-0.4": {**_ALL_FIRST, "warmup_ratio": 0.4},
-        "warmup-all-ratio-0.8": {**_ALL_FIRST, "ratio": 0.8},
+        **_chosen("all", "random", "position", "warmup-all", "sstoken", "threshold"),
+        **{name: {**_ALL_FIRST, **changed} for name, changed in one_key.items()},
     }
 
 
