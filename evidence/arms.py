@@ -45,11 +45,9 @@ def arms(base_model: str, reference: str | None = None) -> dict[str, Mapping[str
     }
 
 
-def rules() -> dict[str, Mapping[str, Any] | None]:
-    """Return the arms that decide which rule is better than the paper's, and the controls."""
-    return _chosen(
-        "all", "random", "position", "sstoken", "warmup-all", "probability", "dft", "capped-rel", "threshold"
-    )
+def confirmed() -> dict[str, Mapping[str, Any] | None]:
+    """Return the arms that other seeds confirm: rules that are better than the paper's, and the controls."""
+    return _chosen("all", "random", "position", "sstoken", "warmup-all", "probability", "capped-rel", "threshold")
 
 
 def settings() -> dict[str, Mapping[str, Any] | None]:

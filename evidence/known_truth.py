@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from evidence.arms import AGAINST, arms, rules, settings
+from evidence.arms import AGAINST, arms, confirmed, settings
 from evidence.base import RECIPE, Recipe, make
 from evidence.reference import STEPS, make_reference
 from evidence.tasks import (
@@ -48,8 +48,6 @@ TASKS = ("new", "known", "half")
 LEVELS = (0, 10, 20, 40)
 # Of the experiments that change one setting at a time, which have fewer seeds.
 SETTINGS_LEVELS, SETTINGS_SEEDS = (0, 20), 3
-# Of the experiments with rules of our own.
-RULES_LEVELS = (0, 20, 40)
 # Of the experiments that confirm what the others chose; no other has these seeds.
 CONFIRMED_LEVELS, CONFIRMATION_SEEDS = (0, 20), (11, 12, 13, 14, 15)
 # Mastered by the base, and in no training data of the experiments.
@@ -127,12 +125,9 @@ def experiments(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
         for level in SETTINGS_LEVELS:
             name = f"{name_of(task, level)}-settings"
             found[name] = _experiment(out, name, task, level, settings(), seeds[:SETTINGS_SEEDS])
-        for level in RULES_LEVELS:
-            name = f"{name_of(task, level)}-rules"
-            found[name] = _experiment(out, name, task, level, rules(), seeds)
         for level in CONFIRMED_LEVELS:
             name = f"{name_of(task, level)}-confirmation"
-            found[name] = _experiment(out, name, task, level, rules(), CONFIRMATION_SEEDS)
+            found[name] = _experiment(out, name, task, level, confirmed(), CONFIRMATION_SEEDS)
     return found
 
 
