@@ -12,17 +12,18 @@ _ATTENTION_FIRST = {"warmup_selector": "attention"}
 _ALL_FIRST = {"warmup_selector": "all"}
 
 
-def arms(base_model: str, reference: str | None = None) -> dict[str, Mapping[str, Any] | None]:
+def arms(base_model: str, reference: str | None = None, epochs: int = 1) -> dict[str, Mapping[str, Any] | None]:
     """Return the arms that every experiment has: see docs/configuration.md and docs/experiments.md.
 
     Args:
         base_model: folder of the model before training.
         reference: folder of a model that was trained on clean data; None leaves the arm of that name out.
+        epochs: of the other arms.
     """
     return {
         "all": None,
         # As many tokens as the others train on.
-        "shorter": {"changes": {"num_epochs": 0.6}},
+        "shorter": {"changes": {"num_epochs": 0.6 * epochs}},
         "random": {"selector": "random"},
         "position": {"selector": "position"},
         "attention": {"selector": "attention"},

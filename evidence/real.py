@@ -88,6 +88,7 @@ class Source:
         reference: so many that the reference model is trained on.
         untouched: the data set whose held-out samples show what is forgotten.
         answers: most tokens of a greedy answer; None where it would be right by luck alone.
+        epochs: of each training.
     """
 
     file: str
@@ -96,12 +97,15 @@ class Source:
     reference: int
     untouched: str
     answers: int | None = None
+    epochs: int = 1
 
 
 SOURCES = {
     "maths": Source("instruct_free.jsonl", 300, 100, 300, "short"),
     "tools": Source("multiturn_tools.jsonl", 120, 45, 120, "maths"),
     "short": Source("short_answer.jsonl", 300, 75, 125, "maths", answers=24),
+    # Few samples, seen often: what is wrong can be learnt by heart.
+    "few": Source("short_answer.jsonl", 75, 75, 125, "maths", answers=24, epochs=4),
 }
 
 
@@ -181,7 +185,7 @@ def reference(out: Path, model: str, source: str) -> dict[str, Any]:
         **TRAINING,
         "datasets": _named(out, f"{source}-reference"),
         "dataset_prepared_path": str(out / "references" / "prepared"),
-        "max_steps": SOURCES[source].trained // int(TRAINING["micro_batch_size"]),
+        "max_steps": SOURCES[source].trained * SOURCES[source].epochs // int(TRAINING["micro_batch_size"]),
         "save_strategy": "no",
         "output_dir": str(_reference_folder(out, model, source)),
     }
@@ -208,6 +212,8 @@ def experiment(out: Path, model: str, source: str, level: int, seeds: Sequence[i
         seeds: of the trainings.
     """
     asked, name = SOURCES[source], name_of(source, level)
+    base = str(MODELS[model]["base_model"])
+    every = arms(base, str(_reference_folder(out, model, source)), asked.epochs)
     held_out = _named(out, f"{source}-held-out")
     evaluations: dict[str, Any] = {
         "held_out": {"kind": "loss", "datasets": held_out},
@@ -221,11 +227,11 @@ def experiment(out: Path, model: str, source: str, level: int, seeds: Sequence[i
         }  # fmt: skip
     without = {"oracle": {"changes": {"datasets": _named(out, f"{name}-without")}}} if level else {}
     return {
-        "base": {**MODELS[model], **TRAINING, "datasets": _named(out, name)},
+        "base": {**MODELS[model], **TRAINING, "num_epochs": asked.epochs, "datasets": _named(out, name)},
         "out": str(out / "runs" / f"{model}-{name}"),
         "seeds": list(seeds),
         # Without corruption the oracle would be the plain arm once more.
-        "arms": {**arms(str(MODELS[model]["base_model"]), str(_reference_folder(out, model, source))), **without},
+        "arms": {**every, **without},
         "against": list(AGAINST),
         "evaluations": evaluations,
     }
