@@ -225,13 +225,15 @@ def experiment(out: Path, model: str, source: str, level: int, seeds: Sequence[i
         evaluations["answers"] = {
             "kind": "answers", "datasets": held_out, "max_new_tokens": asked.answers, "batch_size": 25,
         }  # fmt: skip
+    # What the samples of the reference model are worth by themselves.
+    more = {"clean-too": {"changes": {"datasets": [*_named(out, name), *_named(out, f"{source}-reference")]}}}
+    # Without corruption the oracle would be the plain arm once more.
     without = {"oracle": {"changes": {"datasets": _named(out, f"{name}-without")}}} if level else {}
     return {
         "base": {**MODELS[model], **TRAINING, "num_epochs": asked.epochs, "datasets": _named(out, name)},
         "out": str(out / "runs" / f"{model}-{name}"),
         "seeds": list(seeds),
-        # Without corruption the oracle would be the plain arm once more.
-        "arms": {**every, **without},
+        "arms": {**every, **more, **without},
         "against": list(AGAINST),
         "evaluations": evaluations,
     }
