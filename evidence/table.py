@@ -33,14 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def as_markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the table: a row for each arm, a column for each experiment.
+    """Return the table: a row for each arm that has a result, a column for each experiment.
 
     Args:
         found: what `collect` wrote of each, by name.
     """
     arms = dict.fromkeys(arm for each in found.values() for arm in each["measures"][_DECIDES]["arms"])
+    cells = {arm: [_cell(each, arm) for each in found.values()] for arm in arms}
     rows = [["arm", *found], ["---"] * (len(found) + 1)]
-    rows += [[arm, *(_cell(each, arm) for each in found.values())] for arm in arms]
+    rows += [[arm, *own] for arm, own in cells.items() if any(own)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

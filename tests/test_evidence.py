@@ -361,7 +361,6 @@ def test_an_arm_helps_where_it_beats_every_control_and_hurts_where_plain_trainin
         "| good | 0.100 **helps**, 99% right |  |",
         "| lucky | 0.200 |  |",
         "| bad | 0.900 **hurts** |  |",
-        "| new |  |  |",
     ]
 
 
