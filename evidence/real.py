@@ -47,7 +47,7 @@ UNTOUCHED = 30
 _DATA_SEED = 3
 
 
-TRAINING = {
+TRAINING: dict[str, Any] = {
     # Weights in float32, arithmetic in bfloat16: on a GPU and on a CPU.
     "plugins": ["evidence.autocast.AutocastPlugin"],
     "sequence_len": 2048,
@@ -185,7 +185,7 @@ def reference(out: Path, model: str, source: str) -> dict[str, Any]:
         **TRAINING,
         "datasets": _named(out, f"{source}-reference"),
         "dataset_prepared_path": str(out / "references" / "prepared"),
-        "max_steps": SOURCES[source].trained * SOURCES[source].epochs // int(TRAINING["micro_batch_size"]),
+        "max_steps": SOURCES[source].trained * SOURCES[source].epochs // TRAINING["micro_batch_size"],
         "save_strategy": "no",
         "output_dir": str(_reference_folder(out, model, source)),
     }
