@@ -1,4 +1,4 @@
-"""A plugin of Axolotl that trains in bfloat16 on a CPU too, where a step takes half the time.
+"""A plugin of Axolotl that trains in bfloat16 on a CPU too, where a step takes half the time where it can.
 
 Named in `plugins:`, beside `bf16: false`: the weights stay float32, and what is computed is cast, as transformers does
 with `bf16` on a GPU. On a CPU transformers asks for `use_cpu` with it, which is no key of Axolotl.

@@ -171,18 +171,19 @@ def as_markdown(name: str, found: Mapping[str, Any]) -> str:
     lines += [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     for arm, also in found["arms"].items():
         whole = (also["noise"] or {}).get("whole", {})
-        cells = [arm, _mean(found, deciding, arm)]
+        cells = [arm, _number(mean_of(found, deciding, arm), 3)]
         cells += [_difference(found, deciding, arm, other) for other in against]
-        cells += [_mean(found, measure, arm) for measure in shown]
+        cells += [_number(mean_of(found, measure, arm), 3) for measure in shown]
         cells += [_percent(whole.get(key)) for key in ("recall", "noise_among_kept")]
         cells.append(_number((whole.get("auc") or {}).get("rel"), 2))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _mean(found: Mapping[str, Any], measure: str, arm: str) -> str:
-    values = found["measures"].get(measure, {}).get("arms", {}).get(arm, {})
-    return _number(values.get("mean"), 3)
+def mean_of(found: Mapping[str, Any], measure: str, arm: str) -> float | None:
+    """Return an arm's mean over seeds of a measure, None where it has none; `found` is what `collect` returns."""
+    mean: float | None = found["measures"].get(measure, {}).get("arms", {}).get(arm, {}).get("mean")
+    return mean
 
 
 def _difference(found: Mapping[str, Any], measure: str, arm: str, other: str) -> str:

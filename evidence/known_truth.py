@@ -15,14 +15,13 @@ rounds: `base/made.json` has a hash of them.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from evidence import jsonl
 from evidence.arms import AGAINST, arms, confirmed, settings
 from evidence.base import RECIPE, Recipe, make
 from evidence.reference import STEPS, make_reference
@@ -42,6 +41,7 @@ from evidence.tasks import (
     response,
     rows,
 )
+from sstoken_plugin.axolotl.experiment import write as write_yaml
 
 FOLDER = Path(".cache/evidence/known-truth")
 TASKS = ("new", "known", "half")
@@ -101,9 +101,7 @@ def write(
         make_reference(out / f"reference-{task}", out / "base", task, reference_steps)
     write_data(out / "data", trained, held_out)
     for name, found in experiments(out, seeds).items():
-        file = out / "experiments" / f"{name}.yaml"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump(found, sort_keys=False), encoding="utf-8")
+        write_yaml(found, out / "experiments" / f"{name}.yaml")
     return made
 
 
@@ -166,9 +164,7 @@ def without_noise(ids: Ints) -> Bools:
 
 
 def _write(file: Path, ids: Ints, trained: Bools | None = None) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    samples = as_segments(ids, response(len(ids)) if trained is None else trained)
-    file.write_text("".join(f"{json.dumps(sample)}\n" for sample in samples), encoding="utf-8")
+    jsonl.write(file, as_segments(ids, response(len(ids)) if trained is None else trained))
 
 
 def _experiment(
@@ -190,8 +186,7 @@ def _experiment(
 
 
 def _named(out: Path, file: str) -> list[dict[str, str]]:
-    # Axolotl takes a path without a slash for the name of a hub's data set; `ds_type` says what the file is.
-    return [{"path": str(out / "data" / f"{file}.jsonl"), "ds_type": "json", "type": "input_output"}]
+    return jsonl.named(out / "data" / f"{file}.jsonl", "input_output")
 
 
 def _training(out: Path) -> dict[str, Any]:

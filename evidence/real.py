@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from evidence import jsonl
 from evidence.arms import AGAINST, arms
-from evidence.corrupt import Sample, corrupted
+from evidence.corrupt import corrupted
+from sstoken_plugin.axolotl.experiment import write as write_yaml
 
 FOLDER = Path(".cache/evidence/real")
 MODELS: dict[str, dict[str, Any]] = {
@@ -119,19 +120,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_data(asked.data, asked.out / "data")
     for model in MODELS:
         for name in SOURCES:
-            _write_yaml(asked.out / "references" / f"{model}-{name}.yaml", reference(asked.out, model, name))
+            write_yaml(reference(asked.out, model, name), asked.out / "references" / f"{model}-{name}.yaml")
             for level in LEVELS:
                 file = asked.out / "experiments" / f"{model}-{name_of(name, level)}.yaml"
-                _write_yaml(file, experiment(asked.out, model, name, level, asked.seeds))
+                write_yaml(experiment(asked.out, model, name, level, asked.seeds), file)
     print(
         f"Written to {asked.out}: the experiments are {asked.out}/experiments/MODEL-DATA-corruptLEVEL.yaml, and need "
         f"`axolotl train {asked.out}/references/MODEL-DATA.yaml` first."
     )
-
-
-def _write_yaml(file: Path, found: Mapping[str, Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(yaml.safe_dump(dict(found), sort_keys=False), encoding="utf-8")
 
 
 def name_of(source: str, level: int) -> str:
@@ -155,21 +151,16 @@ def write_data(sources: Path, folder: Path) -> None:
         samples = [json.loads(line) for line in lines]
         order = np.random.default_rng([_DATA_SEED, number]).permutation(len(samples)).tolist()
         first = round(HELD_OUT_SHARE * len(samples))
-        _write(folder / f"{name}-held-out.jsonl", [samples[place] for place in order[:first][: source.held_out]])
+        jsonl.write(folder / f"{name}-held-out.jsonl", [samples[place] for place in order[:first][: source.held_out]])
         others = [samples[place] for place in order[first:]]
         trained = others[: source.trained]
-        _write(folder / f"{name}-reference.jsonl", others[source.trained :][: source.reference])
+        jsonl.write(folder / f"{name}-reference.jsonl", others[source.trained :][: source.reference])
         for level in LEVELS:
             made, places = corrupted(trained, level / 100, [_DATA_SEED, number])
-            _write(folder / f"{name_of(name, level)}.jsonl", made)
+            jsonl.write(folder / f"{name_of(name, level)}.jsonl", made)
             if level:
                 kept = [sample for place, sample in enumerate(made) if place not in set(places)]
-                _write(folder / f"{name_of(name, level)}-without.jsonl", kept)
-
-
-def _write(file: Path, samples: Sequence[Sample]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(f"{json.dumps(sample)}\n" for sample in samples), encoding="utf-8")
+                jsonl.write(folder / f"{name_of(name, level)}-without.jsonl", kept)
 
 
 def reference(out: Path, model: str, source: str) -> dict[str, Any]:
@@ -196,9 +187,7 @@ def _reference_folder(out: Path, model: str, source: str) -> Path:
 
 
 def _named(out: Path, file: str) -> list[dict[str, str]]:
-    # Axolotl takes a path without a slash for the name of a hub's data set; `ds_type` says what the file is.
-    path = str(out / "data" / f"{file}.jsonl")
-    return [{"path": path, "ds_type": "json", "type": "chat_template", "field_messages": "messages"}]
+    return jsonl.named(out / "data" / f"{file}.jsonl", "chat_template", field_messages="messages")
 
 
 def experiment(out: Path, model: str, source: str, level: int, seeds: Sequence[int]) -> dict[str, Any]:

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from evidence.arms import AGAINST
+from evidence.collect import COMPARED, RESULTS, mean_of
 from sstoken_plugin.experiments.statistics import HELPS, HURTS
 
-RESULTS = Path("evidence/results")
-_DECIDES = "held_out/loss"
-# Beside the loss, where an experiment has it.
-_MATCH = "answers/exact_match"
+# What decides, and what is shown beside it where an experiment has it.
+_DECIDES, _MATCH = COMPARED[:2]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,10 +46,10 @@ def as_markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _cell(found: Mapping[str, Any], arm: str) -> str:
     """Return an arm's mean loss, its verdict, and the share of right greedy answers."""
-    loss = _mean(found, _DECIDES, arm)
+    loss = mean_of(found, _DECIDES, arm)
     if loss is None:
         return ""
-    match = _mean(found, _MATCH, arm)
+    match = mean_of(found, _MATCH, arm)
     told = "" if match is None else f", {match:.0%} right"
     return f"{loss:.3f}{verdict(found, arm)}{told}"
 
@@ -61,12 +60,6 @@ def verdict(found: Mapping[str, Any], arm: str) -> str:
     if told and all(told.get(other) == HELPS for other in AGAINST):
         return f" **{HELPS}**"
     return f" **{HURTS}**" if told.get(AGAINST[0]) == HURTS else ""
-
-
-def _mean(found: Mapping[str, Any], measure: str, arm: str) -> float | None:
-    arms = found["measures"].get(measure, {}).get("arms", {})
-    mean: float | None = arms.get(arm, {}).get("mean")
-    return mean
 
 
 if __name__ == "__main__":
