@@ -453,6 +453,8 @@ def test_held_out_samples_are_clean_and_in_no_training_data(tmp_path, monkeypatc
         trained = yaml.safe_load((tmp_path / "made/references" / f"{Path(block['history']).name}.yaml").read_text())
         assert trained["output_dir"] == block["history"]
         assert trained["datasets"][0]["path"].endswith("-reference.jsonl")
+        (shorter,) = [arm.changes["num_epochs"] for arm in found.arms if arm.name == "shorter"]
+        assert shorter == pytest.approx(0.6 * found.base["num_epochs"])
         (more,) = [arm.changes["datasets"] for arm in found.arms if arm.name == "clean-too"]
         assert more == [*found.base["datasets"], *trained["datasets"]]
 
