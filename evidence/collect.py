@@ -16,16 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from evidence.base import MADE
+from evidence.collected import COMPARED, RESULTS, mean_of
 from evidence.noise import NAME as NOISE
 from sstoken_plugin.experiments.comparison import Table, tables_of
 from sstoken_plugin.experiments.config import read
 from sstoken_plugin.experiments.main import comparisons_json, settings_of
 from sstoken_plugin.experiments.results import read_json
-from sstoken_plugin.experiments.runs import Run, runs_of
+from sstoken_plugin.experiments.runs import Run, runs_of, untrained_of
 
-RESULTS = Path("evidence/results")
-# Of all measures, those whose differences are kept, the one that decides first.
-COMPARED = ("held_out/loss", "answers/exact_match", "untouched/loss")
 # Significant digits of a number in a file.
 _DIGITS = 5
 # Of a point of the noise, what a mean over seeds says something of.
@@ -56,15 +54,15 @@ def collect(file: Path) -> dict[str, Any]:
 
     Returns:
         `settings`: see docs/experiments.md; `base`: see `base.make`; `runs`: how many have a result, of `runs_asked`;
-        `versions`, all that occur; `measures`: by measure, `better`, and by arm `seeds`, `values` and their mean with
-        its interval; `comparisons`: by measure, of `COMPARED`; `arms`: by arm the mean over seeds of seconds, of the
-        logged metrics of the selection, and of what `evidence.noise` measures, with the points of each quantity as a
-        list; None where there is no selection.
+        `versions`, all that occur; `measures`: by measure, `better`, the value of the `untrained` model, and by arm
+        `seeds`, `values` and their mean with its interval; `comparisons`: by measure, of `COMPARED`; `arms`: by arm the
+        mean over seeds of seconds, of the logged metrics of the selection, and of what `evidence.noise` measures, with
+        the points of each quantity as a list; None where there is no selection.
     """
     experiment = read(file)
     runs = runs_of(experiment)
     done = [(run, result) for run in runs if (result := run.result()) is not None]
-    tables = tables_of(experiment, [result for _, result in done])
+    tables = tables_of(experiment, [result for _, result in done], untrained_of(experiment).result())
     versions: dict[str, set[str]] = {}
     for _, result in done:
         for name, version in result.versions.items():
@@ -113,7 +111,7 @@ def _measure(table: Table) -> dict[str, Any]:
         arm: {"seeds": list(table.seeds[arm]), "values": list(table.values[arm]), **asdict(interval)}
         for arm, interval in table.means.items()
     }
-    return {"words": table.words, "better": table.better, "arms": arms}
+    return {"words": table.words, "better": table.better, "untrained": table.untrained, "arms": arms}
 
 
 def mean(found: Sequence[Any]) -> Any:
@@ -178,12 +176,6 @@ def as_markdown(name: str, found: Mapping[str, Any]) -> str:
         cells.append(_number((whole.get("auc") or {}).get("rel"), 2))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def mean_of(found: Mapping[str, Any], measure: str, arm: str) -> float | None:
-    """Return an arm's mean over seeds of a measure, None where it has none; `found` is what `collect` returns."""
-    mean: float | None = found["measures"].get(measure, {}).get("arms", {}).get(arm, {}).get("mean")
-    return mean
 
 
 def _difference(found: Mapping[str, Any], measure: str, arm: str, other: str) -> str:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from evidence.arms import AGAINST
-from evidence.collect import COMPARED, RESULTS, mean_of
+from evidence.collected import COMPARED, RESULTS, mean_of
+from sstoken_plugin.experiments.config import UNTRAINED
 from sstoken_plugin.experiments.statistics import HELPS, HURTS
 
 # What decides, and what is shown beside it where an experiment has it.
@@ -32,12 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def as_markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the table: a row for each arm that has a result, a column for each experiment.
+    """Return the table: a row for the untrained model and for each arm that has a result, a column for each experiment.
 
     Args:
         found: what `collect` wrote of each, by name.
     """
-    arms = dict.fromkeys(arm for each in found.values() for arm in each["measures"][_DECIDES]["arms"])
+    arms = dict.fromkeys([UNTRAINED, *(arm for each in found.values() for arm in each["measures"][_DECIDES]["arms"])])
     cells = {arm: [_cell(each, arm) for each in found.values()] for arm in arms}
     rows = [["arm", *found], ["---"] * (len(found) + 1)]
     rows += [[arm, *own] for arm, own in cells.items() if any(own)]

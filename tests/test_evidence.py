@@ -350,13 +350,15 @@ def test_an_arm_helps_where_it_beats_every_control_and_hurts_where_plain_trainin
             **{("bad", other): hurts if other == "all" else untold for other in against},
         },
     )
-    first["measures"]["answers/exact_match"] = {"arms": {"good": {"mean": 0.987}}}
+    first["measures"]["answers/exact_match"] = {"arms": {"good": {"mean": 0.987}}, "untrained": 0.1}
+    first["measures"]["held_out/loss"]["untrained"] = 2.5
     write_json(first, tmp_path / "first.json")
     write_json(experiment({"all": 0.25, "new": None}, {}), tmp_path / "second.json")
     table.main(["first", "second", "--results", str(tmp_path)])
     assert capsys.readouterr().out.splitlines() == [
         "| arm | first | second |",
         "| --- | --- | --- |",
+        "| untrained | 2.500, 10% right |  |",
         "| all | 0.500 | 0.250 |",
         "| good | 0.100 **helps**, 99% right |  |",
         "| lucky | 0.200 |  |",

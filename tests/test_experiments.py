@@ -22,12 +22,13 @@ from scipy import stats
 from transformers import Trainer, set_seed
 
 from sstoken_plugin.axolotl.experiment import train, trained_model, write, yaml_of_arm, yaml_of_trained
+from sstoken_plugin.base.numbers import number
 from sstoken_plugin.experiments.compare import compare_command
 from sstoken_plugin.experiments.config import parse
 from sstoken_plugin.experiments.losses import measure_losses
-from sstoken_plugin.experiments.main import have
+from sstoken_plugin.experiments.main import collect, have
 from sstoken_plugin.experiments.results import read_json
-from sstoken_plugin.experiments.runs import runs_of, train_yaml
+from sstoken_plugin.experiments.runs import runs_of, train_yaml, untrained_of
 from sstoken_plugin.experiments.worker import remove_cut_checkpoints
 
 TRAINED, RESUMED = "Training completed!", "auto-resume functionality"
@@ -58,7 +59,7 @@ def runs_trained(out):
 
 def test_a_comparison_says_how_long_it_takes_and_what_came_out(compared):
     out, told, _ = compared
-    assert "6 runs to go, about " in told
+    assert "6 runs and the untrained model to go, about " in told
     assert "of sstoken, measured here" in told
     assert "Samples to train on: 18. Held out: 6 for held_out." in told
     found = json.loads((out / "compare.json").read_text())
@@ -79,6 +80,7 @@ def test_a_comparison_says_how_long_it_takes_and_what_came_out(compared):
     assert each["verdict"] in ("helps", "hurts", "cannot be told from chance with 2 seeds")
     assert (each["verdict"] == "helps") == (each["high"] < 0)
     page = (out / "compare.html").read_text()
+    assert f"{number(found['untrained']['eval_loss'])} before training" in page
     assert "6 of 6 runs, with 2 seeds." in page
     assert "sstoken" in page
 
@@ -94,6 +96,19 @@ def test_arms_have_the_same_start_the_same_order_and_the_same_held_out_tokens(co
     assert (out / "history" / "losses-2.sqlite").exists()
 
 
+def test_the_untrained_model_is_measured_as_the_arms_are_and_once(base, tmp_path):
+    def experiment(arms, **keys):
+        return parse({"base": base, "out": str(tmp_path / "out"), "arms": arms, "seeds": 1, **keys})
+
+    still = {"still": {"changes": {"learning_rate": 1e-12}}}
+    assert have(experiment(still)) == []
+    table = collect(experiment(still), tmp_path / "page.html", "page")[0]
+    # What has learnt nothing is the model before training, had along another way.
+    assert table.untrained == pytest.approx(table.values["still"][0], rel=1e-6)
+    assert untrained_of(experiment({**still, "more": None})).result() is not None
+    assert untrained_of(experiment(still, evaluations={"few": {"kind": "loss", "samples": 1}})).result() is None
+
+
 def test_a_finished_comparison_is_not_had_again(compared):
     out, _, arguments = compared
     before = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/*/result.json")}
@@ -101,7 +116,9 @@ def test_a_finished_comparison_is_not_had_again(compared):
     assert told.exit_code == 0
     assert "6 of 6 runs have been had before, and are not had again." in told.output
     assert {file: file.stat().st_mtime_ns for file in out.glob("runs/*/*/result.json")} == before
-    assert set(runs_trained(out).values()) == {1}
+    trained = runs_trained(out)
+    assert trained.pop("untrained/seed-0") == 0
+    assert set(trained.values()) == {1}
     # Their weights are gone, so that nothing may say of them that they are trained, should a result be lost.
     assert not [*out.glob("runs/*/*/out/*.safetensors"), *out.glob("runs/*/*/trained.json")]
 
@@ -172,7 +189,7 @@ def test_a_killed_run_goes_on_where_it_was_and_two_processes_share_the_rest(sett
     for each in both:
         each.join(300)
         assert each.exitcode == 0
-    assert runs_trained(killed.out) == {"random/seed-42": 1, "all/seed-42": 1}
+    assert runs_trained(killed.out) == {"untrained/seed-0": 0, "random/seed-42": 1, "all/seed-42": 1}
     assert [RESUMED in (run.folder / "log.txt").read_text() for run in (first, second)] == [True, False]
 
     for run in (first, second):

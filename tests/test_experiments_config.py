@@ -39,6 +39,7 @@ WHOLE = {"base": BASE, "out": "out", "arms": {"all": None, "random": {"selector"
         ({"arms": {}}, "arms: {} is not allowed"),
         ({"arms": {"a/b": None}}, "arms: 'a/b' is no name"),
         ({"arms": {"a": None, "A": {}}}, "arms: a and A differ in capitals alone"),
+        ({"arms": {"Untrained": None}}, "arms: untrained is the model before training, which is measured anyway"),
         ({"arms": {"a": 3}}, "arms.a: 3 is not a block of settings"),
         ({"arms": {"a": {"ratoi": 0.5}}}, "arms.a: sstoken.ratoi is not a key; the nearest one is sstoken.ratio."),
         ({"arms": {"a": {"ratio": 2}}}, "arms.a: sstoken.ratio: 2 is not allowed"),

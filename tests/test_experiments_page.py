@@ -8,14 +8,14 @@ import yaml
 from click.testing import CliRunner
 
 from sstoken_plugin.experiments.command import command
-from sstoken_plugin.experiments.comparison import sentence, tables_of
+from sstoken_plugin.experiments.comparison import sentence, tables_of, worse_than_untrained
 from sstoken_plugin.experiments.config import parse
 from sstoken_plugin.experiments.main import as_json, collect
 from sstoken_plugin.experiments.measures import Measure
 from sstoken_plugin.experiments.page import Page, render
 from sstoken_plugin.experiments.processes import environment, fault_of
 from sstoken_plugin.experiments.results import NAME, PREPARED, Result, read_result, write_json, write_result
-from sstoken_plugin.experiments.runs import runs_of
+from sstoken_plugin.experiments.runs import runs_of, untrained_of
 from sstoken_plugin.report.drawing.chart import ticks
 
 HOSTILE = "</style><script>alert(1)</script><img src=x onerror=alert(1)>&\u202e\x1b[2J"
@@ -95,6 +95,27 @@ def test_seeds_that_only_one_arm_has_are_left_out_of_pairs(experiment, results):
     (rel,) = [each for each in tables_of(experiment, some)[0].comparisons if (each.arm, each.against) == ("rel", "all")]
     assert rel.difference.count == 2
     assert rel.difference.mean == pytest.approx((0.05 - 0.01) / 2)
+
+
+def test_arms_that_end_worse_than_the_untrained_model_are_named(experiment, results, tmp_path):
+    untrained = untrained_of(experiment)
+
+    def page_of(loss):
+        write_result(result_of(untrained, loss), untrained.folder)
+        collect(experiment, tmp_path / "page.html", "title")
+        return (tmp_path / "page.html").read_text()
+
+    # Means are 1.5, 1.603, 1.307 and 1.473; of less than the smallest difference of interest nothing is said.
+    page = page_of(1.495)
+    assert "of which less is better; 1.495 before training" in page
+    assert "Worse than the model before training (1.495): random (1.603)." in page
+    assert "Worse than" not in page_of(1.7)
+    assert "Worse than" not in page_of(None)
+    # That model is none of an arm that starts from another.
+    others = tuple(dataclasses.replace(arm, changes={"base_model": "other"}) for arm in experiment.arms)
+    tables = tables_of(experiment, results, result_of(untrained, 1.0))
+    assert worse_than_untrained(experiment, tables)
+    assert not worse_than_untrained(dataclasses.replace(experiment, arms=others), tables)
 
 
 def test_one_seed_has_no_interval(experiment, results):

@@ -171,9 +171,9 @@ def as_json(experiment: Experiment, tables: Sequence[Table]) -> dict[str, Any]:
 
     `arms` has, by name: `seeds`, and for each of them `eval_loss`, in nats a response token (null where it is not
     finite), and the same by kind of token; `mean`, `low` and `high` of eval_loss with its 95 % interval over seeds;
-    `kept`, the share of response tokens that was trained on, null where a log has none. `comparisons` are paired by
-    seed, arm minus the other: their intervals hold together with 95 % for each `against`, and the verdict is that of
-    the interval.
+    `kept`, the share of response tokens that was trained on, null where a log has none. `untrained` has the losses of
+    the model before training. `comparisons` are paired by seed, arm minus the other: their intervals hold together
+    with 95 % for each `against`, and the verdict is that of the interval.
     """
     from sstoken_plugin.experiments.main import comparisons_json
     from sstoken_plugin.experiments.runs import runs_of
@@ -184,8 +184,10 @@ def as_json(experiment: Experiment, tables: Sequence[Table]) -> dict[str, Any]:
     if deciding is not None:
         for arm, mean in deciding.means.items():
             arms[arm] |= {"seeds": list(deciding.seeds[arm]), "mean": mean.mean, "low": mean.low, "high": mean.high}
+    before: dict[str, float | None] = {}
     for name, table in by_name.items():
         key = name.partition("/")[2].replace("loss", "eval_loss", 1)
+        before[key] = table.untrained
         for arm, values in table.values.items():
             arms[arm][key] = list(values)
     for run in runs_of(experiment):
@@ -193,6 +195,7 @@ def as_json(experiment: Experiment, tables: Sequence[Table]) -> dict[str, Any]:
             share = 1.0 if run.arm.sstoken is None else result.kept.get("selected_ratio")
             arms[result.arm].setdefault("kept", []).append(share)
     return {
+        "untrained": before,
         "arms": arms,
         "comparisons": [] if deciding is None else comparisons_json(deciding),
         "smallest_difference": experiment.smallest_difference,

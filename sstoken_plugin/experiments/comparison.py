@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sstoken_plugin.base.numbers import number
 from sstoken_plugin.experiments.config import Experiment
+from sstoken_plugin.experiments.measures import Measure
 from sstoken_plugin.experiments.results import Result
 from sstoken_plugin.experiments.statistics import (
     HELPS,
@@ -63,6 +64,7 @@ class Table:
         values: by arm, one a seed; None where it is not finite.
         means: by arm.
         comparisons: of arms with baselines.
+        untrained: of the model before training; None where it was not measured, or is not finite.
     """
 
     name: str
@@ -72,17 +74,27 @@ class Table:
     values: Mapping[str, Sequence[float | None]]
     means: Mapping[str, Interval]
     comparisons: Sequence[Comparison]
+    untrained: float | None = None
 
 
-def tables_of(experiment: Experiment, results: Sequence[Result]) -> list[Table]:
-    """Return a table for each measure, in the order of the evaluations; the first loss is the one that decides."""
+def tables_of(experiment: Experiment, results: Sequence[Result], untrained: Result | None = None) -> list[Table]:
+    """Return a table for each measure, in the order of the evaluations; the first loss is the one that decides.
+
+    Args:
+        experiment: the experiment.
+        results: of its trainings.
+        untrained: of the model before them.
+    """
     names = list(dict.fromkeys(name for result in results for name in result.measures))
     order = {name: place for place, name in enumerate(experiment.evaluations)}
     names.sort(key=lambda name: order.get(name.partition("/")[0], len(order)))
     deciding = deciding_measure(experiment)
     names.sort(key=lambda name: name != deciding)
     smallest = experiment.smallest_difference
-    return [_table(experiment, results, name, smallest if name == deciding else None) for name in names]
+    before = {} if untrained is None else untrained.measures
+    return [
+        _table(experiment, results, name, smallest if name == deciding else None, before.get(name)) for name in names
+    ]
 
 
 def deciding_measure(experiment: Experiment) -> str | None:
@@ -90,7 +102,9 @@ def deciding_measure(experiment: Experiment) -> str | None:
     return next((f"{name}/loss" for name, asked in experiment.evaluations.items() if asked.kind == "loss"), None)
 
 
-def _table(experiment: Experiment, results: Sequence[Result], name: str, smallest: float | None) -> Table:
+def _table(
+    experiment: Experiment, results: Sequence[Result], name: str, smallest: float | None, before: Measure | None
+) -> Table:
     measure = next(result.measures[name] for result in results if name in result.measures)
     by_arm: dict[str, dict[int, float | None]] = {}
     for arm in experiment.arms:
@@ -104,6 +118,7 @@ def _table(experiment: Experiment, results: Sequence[Result], name: str, smalles
         values={arm: list(values.values()) for arm, values in by_arm.items()},
         means={arm: mean_interval(_numbers(list(values.values()))) for arm, values in by_arm.items()},
         comparisons=_comparisons(by_arm, experiment.against, measure.better, smallest),
+        untrained=None if before is None else before.value,
     )
 
 
@@ -131,6 +146,24 @@ def _comparisons(
                 )
             )  # fmt: skip
     return found
+
+
+def worse_than_untrained(experiment: Experiment, tables: Sequence[Table]) -> list[str]:
+    """Say which arms end worse than the model before training, by the measure that decides; one sentence, or none."""
+    table = next((table for table in tables if table.name == deciding_measure(experiment)), None)
+    if table is None or table.untrained is None:
+        return []
+    # Of an arm that starts from another model, it says nothing.
+    own = [arm.name for arm in experiment.arms if not {"base_model", "lora_model_dir"} & arm.changes.keys()]
+    means = {name: mean for name in own if (mean := table.means[name].mean) is not None}
+    most = table.untrained + experiment.smallest_difference
+    worse = [f"{name} ({number(mean)})" for name, mean in means.items() if mean > most]
+    if not worse:
+        return []
+    return [
+        f"Worse than the model before training ({number(table.untrained)}): {', '.join(worse)}. Look at the learning "
+        "rate, at the data and at what is kept before you read a difference between such trainings as an answer."
+    ]
 
 
 def _to_tell(size: float | None, difference: Interval, family: int) -> int | None:

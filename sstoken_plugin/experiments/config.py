@@ -18,6 +18,8 @@ M = TypeVar("M", bound=BaseModel)
 
 # Arms that others are compared with where the YAML does not say.
 BASELINES = ("all", "random")
+# What every experiment measures beside its arms.
+UNTRAINED = "untrained"
 # Of folders and of keys in tables.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}")
 _Positive = Annotated[int, Field(ge=1)]
@@ -187,6 +189,10 @@ def parse(block: Mapping[str, Any], place: str = "the experiment") -> Experiment
     if not base.get("base_model"):
         raise ValueError(f"base: the YAML that {place} starts from has no `base_model:`; add it.")
     arms = tuple(_arm(name, value) for name, value in raw.arms.items())
+    if any(arm.name.lower() == UNTRAINED for arm in arms):
+        raise ValueError(
+            f"arms: {UNTRAINED} is the model before training, which is measured anyway; name the arm otherwise."
+        )
     _refuse_alike("arms", [arm.name for arm in arms])
     seeds = tuple(range(1, raw.seeds + 1)) if isinstance(raw.seeds, int) else tuple(raw.seeds)
     if len(set(seeds)) < len(seeds):

@@ -12,12 +12,12 @@ import click
 from sstoken_plugin.axolotl import experiment as axolotl
 from sstoken_plugin.base.files import write_bytes
 from sstoken_plugin.base.visible_text import one_line
-from sstoken_plugin.experiments.comparison import Table, deciding_measure, sentence, tables_of
+from sstoken_plugin.experiments.comparison import Table, deciding_measure, sentence, tables_of, worse_than_untrained
 from sstoken_plugin.experiments.config import Experiment
 from sstoken_plugin.experiments.processes import Server, prepared
 from sstoken_plugin.experiments.results import PREPARED, Result, read_json
-from sstoken_plugin.experiments.runs import Run, part_of, runs_of
-from sstoken_plugin.experiments.schedule import Durations, announcement, conduct, estimate_of
+from sstoken_plugin.experiments.runs import Run, part_of, runs_of, untrained_of
+from sstoken_plugin.experiments.schedule import Durations, announcement, conduct, take_estimate
 
 
 def tell(line: str) -> None:
@@ -42,21 +42,25 @@ def have(experiment: Experiment, part: str | None = None) -> list[str]:
         experiment.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"out: {experiment.out} cannot be made ({error.strerror}); name another folder.") from error
-    runs = runs_of(experiment)
+    runs, untrained = runs_of(experiment), untrained_of(experiment)
     own = part_of(runs, part)
     for run in runs:
         try:
             axolotl.check(run.settings["train"])
         except ValueError as error:
             raise ValueError(f"arms.{run.arm.name}: {error}") from error
+    durations = Durations()
+    for run in (*runs, untrained):
         run.refuse_other_settings()
-    durations = Durations(None)
-    for run in runs:
         if (result := run.result()) is not None:
             durations.add(run, result.seconds)
+    had = sum(run.result() is not None for run in own)
+    if had:
+        tell(f"{had} of {len(own)} runs have been had before, and are not had again.")
+    if own[:1] == runs[:1]:
+        # One of the machines measures it, the one that begins.
+        own.insert(0, untrained)
     left = [run for run in own if run.result() is None]
-    if len(left) < len(own):
-        tell(f"{len(own) - len(left)} of {len(own)} runs have been had before, and are not had again.")
     if not left:
         return []
     tell("Looking at settings and data, and how long a run takes ...")
@@ -64,7 +68,7 @@ def have(experiment: Experiment, part: str | None = None) -> list[str]:
         found = prepared(server, experiment, runs, measure=not durations.seen)
         for line in notes_of(found):
             tell(line)
-        durations.estimate = estimate_of(found)
+        take_estimate(durations, found)
         tell(announcement(left, durations, found))
         return conduct(server, experiment, own, durations, tell)
 
@@ -103,11 +107,13 @@ def collect(experiment: Experiment, page: Path, title: str, *, faults: Sequence[
 
     runs = runs_of(experiment)
     results = [result for run in runs if (result := run.result()) is not None]
-    tables = tables_of(experiment, results)
+    untrained = untrained_of(experiment).result()
+    tables = tables_of(experiment, results, untrained)
     found = read_json(experiment.out / PREPARED)
     notes = notes_of(found)
     warnings = [note.removeprefix("Warning: ") for note in notes if note.startswith("Warning: ")]
-    warnings += [*_missing(runs), *faults, *_mixed(results)]
+    warnings += [*_missing(runs), *faults, *_mixed([*results, *([untrained] if untrained else [])])]
+    warnings += worse_than_untrained(experiment, tables)
     shown = Page(
         title=title,
         tables=tables,
@@ -132,6 +138,8 @@ def conclude(experiment: Experiment, tables: Sequence[Table], files: Sequence[Pa
     """
     for comparison in tables[0].comparisons if tables else ():
         tell(sentence(comparison, tables[0], experiment.smallest_difference))
+    for warning in worse_than_untrained(experiment, tables):
+        tell(f"Warning: {warning}")
     tell(f"Written: {', '.join(map(str, files))}")
     if faults:
         raise ValueError(f"{len(faults)} runs failed, the first: {faults[0]}")
@@ -155,7 +163,7 @@ def as_json(experiment: Experiment, tables: Sequence[Table]) -> dict[str, Any]:
         "settings": settings_of(experiment),
         "tables": [
             {
-                "measure": table.name, "words": table.words, "better": table.better,
+                "measure": table.name, "words": table.words, "better": table.better, "untrained": table.untrained,
                 "arms": {arm: {"seeds": list(table.seeds[arm]), "values": list(table.values[arm]), **asdict(mean)}
                          for arm, mean in table.means.items()},
                 "comparisons": comparisons_json(table),

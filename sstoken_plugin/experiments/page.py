@@ -91,7 +91,9 @@ def _answer(page: Page) -> str:
 
 
 def _way(table: Table) -> str:
-    return f", of which {'less' if table.better == 'lower' else 'more'} is better" if table.better else ""
+    """Return which way is better, and what the untrained model has, for as far as there is either."""
+    way = f", of which {'less' if table.better == 'lower' else 'more'} is better" if table.better else ""
+    return way if table.untrained is None else f"{way}; {number(table.untrained)} before training"
 
 
 def _other(table: Table) -> str:

@@ -122,7 +122,8 @@ def run_job(run: Run, experiment: Experiment) -> dict[str, Any]:
         "seed": run.seed,
         "fingerprint": run.fingerprint,
         "settings": run.settings,
-        "train": train_yaml(run, experiment.out),
+        "train": train_yaml(run, experiment.out) if run.is_training else None,
+        "prepared": str(experiment.out / "prepared"),
         "checkpoint_minutes": experiment.checkpoint_minutes,
         "keep_model": experiment.keep_models,
     }

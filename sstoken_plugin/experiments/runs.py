@@ -13,7 +13,7 @@ from typing import Any
 from sstoken_plugin.axolotl import experiment as axolotl
 from sstoken_plugin.base.files import expand
 from sstoken_plugin.base.visible_text import cut
-from sstoken_plugin.experiments.config import Arm, Experiment
+from sstoken_plugin.experiments.config import UNTRAINED, Arm, Experiment
 from sstoken_plugin.experiments.results import NAME as RESULT
 from sstoken_plugin.experiments.results import Result, read_json, read_result
 
@@ -26,13 +26,13 @@ _MOST_DIFFERENCES = 4
 
 @dataclass(frozen=True)
 class Run:
-    """One training with its evaluations.
+    """One training with its evaluations, or the evaluations of the model before training.
 
     Attributes:
         arm: what is trained.
         seed: of the training.
         folder: holds all of it.
-        settings: everything that its result depends on, for as far as the YAML says.
+        settings: everything that its result depends on, for as far as the YAML says; no `train`, nothing is trained.
     """
 
     arm: Arm
@@ -48,7 +48,12 @@ class Run:
     @property
     def name(self) -> str:
         """How users call it."""
-        return f"{self.arm.name}, seed {self.seed}"
+        return f"{self.arm.name}, seed {self.seed}" if self.is_training else "the untrained model"
+
+    @property
+    def is_training(self) -> bool:
+        """Whether anything is trained."""
+        return "train" in self.settings
 
     def result(self) -> Result | None:
         """Return its result, None where there is none of these settings; see `read_result`."""
@@ -80,24 +85,34 @@ class Run:
 
 
 def runs_of(experiment: Experiment) -> list[Run]:
-    """Return every run, seed by seed, so that what is there early compares all arms."""
+    """Return every training, seed by seed, so that what is there early compares all arms."""
+    return [
+        _run(experiment, arm, seed, axolotl.yaml_of_arm(experiment.base, arm.sstoken, arm.changes))
+        for seed in experiment.seeds
+        for arm in experiment.arms
+    ]
+
+
+def untrained_of(experiment: Experiment) -> Run:
+    """Return the evaluations of the model that all arms start from."""
+    return _run(experiment, Arm(UNTRAINED, None), 0, None)
+
+
+def _run(experiment: Experiment, arm: Arm, seed: int, train: Mapping[str, Any] | None) -> Run:
+    """Return a run, without a training where there is no YAML of one."""
     held_out = axolotl.yaml_of_arm(experiment.base, None, {})
     evaluations = {name: asked.model_dump() for name, asked in experiment.evaluations.items()}
-    runs = []
-    for seed in experiment.seeds:
-        for arm in experiment.arms:
-            train = axolotl.yaml_of_arm(experiment.base, arm.sstoken, arm.changes)
-            asked = [entry for one in evaluations.values() for entry in one.get("datasets") or ()]
-            entries = [*_entries(train), *_entries(held_out), *asked]
-            settings = {
-                "train": _without_folders(train),
-                "held_out": _without_folders(held_out),
-                "seed": seed,
-                "evaluations": evaluations,
-                "data": {str(file): _digest(file) for file in sorted(_files(entries) | _weights(train))},
-            }
-            runs.append(Run(arm, seed, experiment.out / "runs" / arm.name / f"seed-{seed}", _plain(settings)))
-    return runs
+    asked = [entry for one in evaluations.values() for entry in one.get("datasets") or ()]
+    begin = held_out if train is None else train
+    files = _files([*_entries(begin), *_entries(held_out), *asked]) | _weights(begin)
+    settings = {
+        **({} if train is None else {"train": _without_folders(train)}),
+        "held_out": _without_folders(held_out),
+        "seed": seed,
+        "evaluations": evaluations,
+        "data": {str(file): _digest(file) for file in sorted(files)},
+    }
+    return Run(arm, seed, experiment.out / "runs" / arm.name / f"seed-{seed}", _plain(settings))
 
 
 def part_of(runs: Sequence[Run], part: str | None) -> list[Run]:

@@ -30,18 +30,23 @@ class Durations:
 
     Attributes:
         estimate: seconds of a run; None if nothing was measured.
-        seen: seconds of finished runs by arm.
+        untrained: seconds of the evaluations of the untrained model, likewise.
+        seen: seconds of finished trainings, with their evaluations, by arm.
     """
 
-    estimate: float | None
+    estimate: float | None = None
+    untrained: float | None = None
     seen: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, run: Run, seconds: float) -> None:
         """Take note of a finished run."""
-        self.seen.setdefault(run.arm.name, []).append(seconds)
+        if run.is_training:
+            self.seen.setdefault(run.arm.name, []).append(seconds)
 
     def of(self, run: Run) -> float | None:
         """Return the seconds that a run will take; None if nothing is known."""
+        if not run.is_training and self.untrained is not None:
+            return self.untrained
         known = self.seen.get(run.arm.name) or [each for some in self.seen.values() for each in some]
         return sum(known) / len(known) if known else self.estimate
 
@@ -58,17 +63,20 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def estimate_of(found: Mapping[str, Any] | None) -> float | None:
-    """Return the seconds of a run that were estimated before the first one, see `prepare`."""
+def take_estimate(durations: Durations, found: Mapping[str, Any] | None) -> None:
+    """Take note of what was estimated before the first run, see `prepare`."""
     estimate = (found or {}).get("estimate")
-    if not isinstance(estimate, Mapping):
-        return None
-    return float(estimate["start"] + estimate["step"] * estimate["steps"] + estimate["evaluation"])
+    if isinstance(estimate, Mapping):
+        durations.untrained = float(estimate["start"] + estimate["evaluation"])
+        durations.estimate = durations.untrained + estimate["step"] * estimate["steps"]
 
 
 def announcement(runs: Sequence[Run], durations: Durations, found: Mapping[str, Any] | None) -> str:
     """Say before anything is trained how long it will take, and what that rests on."""
-    count = f"{len(runs)} run{'' if len(runs) == 1 else 's'} to go"
+    trainings = [run for run in runs if run.is_training]
+    parts = [f"{len(trainings)} run{'' if len(trainings) == 1 else 's'}"] if trainings else []
+    parts += ["the untrained model"] if len(trainings) < len(runs) else []
+    count = f"{' and '.join(parts)} to go"
     left = durations.left(runs)
     if left is None:
         return f"{count}; how long they take is told after the first."
@@ -83,7 +91,8 @@ def announcement(runs: Sequence[Run], durations: Durations, found: Mapping[str, 
         if estimate["left_out"]
         else ""
     )
-    each = in_words(left / len(runs))
+    assert durations.estimate is not None
+    each = in_words(durations.estimate)
     return (
         f"{count}, about {in_words(left)}: {each} each, by {steps} of {estimate['arm']}, measured here, and a few "
         f"held-out samples; the other arms are taken to be as fast, and longer samples take longer.{without}"

@@ -31,6 +31,8 @@ from sstoken_plugin.experiments.results import (
 from sstoken_plugin.experiments.watch import Watch
 
 _METRICS = "sstoken/"
+# What there is to remember of no training.
+_UNTRAINED: dict[str, Any] = {"steps": 0, "seconds": 0.0, "kept": {}}
 
 
 def work(job: Mapping[str, Any]) -> int:
@@ -95,18 +97,17 @@ def _locked(job: Mapping[str, Any], folder: Path) -> int:
 
 def _do(job: Mapping[str, Any], folder: Path) -> None:
     progress = _Progress(folder / "progress.json")
-    trained = read_json(folder / "trained.json")
     out = folder / "out"
-    if trained is None:
-        trained = _train(job, folder, out, progress)
-        write_json(trained, folder / "trained.json")
-        earlier = trained["earlier_seconds"]
+    held_out = {**job["settings"]["held_out"], "dataset_prepared_path": job["prepared"], "output_dir": str(out)}
+    if job["train"] is None:
+        trained, measured = _UNTRAINED, held_out
+        earlier = 0.0
     else:
-        earlier = trained["seconds"]
+        found = read_json(folder / "trained.json")
+        trained, measured = found or _train(job, folder, out, progress), axolotl.yaml_of_trained(job["train"], out)
+        earlier = trained["seconds" if found else "earlier_seconds"]
     progress.tell("evaluation", 0, 0)
-    file = axolotl.write(axolotl.yaml_of_trained(job["train"], out), folder / "trained.yaml")
-    model = axolotl.trained_model(file)
-    held_out = {**job["settings"]["held_out"], "dataset_prepared_path": job["train"]["dataset_prepared_path"]}
+    model = axolotl.trained_model(axolotl.write(measured, folder / "trained.yaml"))
     measures = evaluate(
         model,
         evaluations_of(job["settings"]["evaluations"]),
@@ -147,7 +148,9 @@ def _train(job: Mapping[str, Any], folder: Path, out: Path, progress: _Progress)
     file = axolotl.write(job["train"], folder / "axolotl.yaml")
     log, steps = axolotl.train(file, job["seed"], [Watch(tell, job["checkpoint_minutes"])])
     seconds = before + time.monotonic() - start
-    return {"steps": steps, "seconds": seconds, "earlier_seconds": before, "kept": _kept(log)}
+    trained = {"steps": steps, "seconds": seconds, "earlier_seconds": before, "kept": _kept(log)}
+    write_json(trained, folder / "trained.json")
+    return trained
 
 
 def remove_cut_checkpoints(out: Path) -> None:
