@@ -12,6 +12,11 @@ _ATTENTION_FIRST = {"warmup_selector": "attention"}
 _ALL_FIRST = {"warmup_selector": "all"}
 
 
+def threshold(least: float) -> dict[str, Any]:
+    """Return the settings of a threshold on the probability; named too, for the same reason."""
+    return {"selector": "threshold", "min_probability": least, **_ALL_FIRST}
+
+
 def arms(base_model: str, reference: str | None = None, epochs: int = 1) -> dict[str, Mapping[str, Any] | None]:
     """Return the arms that every experiment has: see docs/configuration.md and docs/experiments.md.
 
@@ -34,7 +39,8 @@ def arms(base_model: str, reference: str | None = None, epochs: int = 1) -> dict
         "authors": {"warmup_ratio": 0.2, "keep_eos": False, **_ATTENTION_FIRST},
         "warmup-all": _ALL_FIRST,
         "capped-rel": {"selector": "capped_rel", **_ALL_FIRST},
-        "threshold": {"selector": "threshold", **_ALL_FIRST},
+        "threshold": threshold(0.05),
+        "threshold-0.01": threshold(0.01),
         "lowest_base_loss": {"selector": "lowest_base_loss"},
         "probability": {"selector": "probability"},
         # No selection: Axolotl's own weighting of each token's loss by its probability (DFT, arXiv 2508.05629).
@@ -51,6 +57,11 @@ def confirmed() -> dict[str, Mapping[str, Any] | None]:
     return _chosen("all", "random", "position", "sstoken", "warmup-all", "probability", "capped-rel", "threshold")
 
 
+def settings_confirmed() -> dict[str, Mapping[str, Any] | None]:
+    """Return the arms that other seeds confirm of what `settings` chose, and the controls."""
+    return _chosen("all", "random", "position", "threshold", "threshold-0.01")
+
+
 def settings() -> dict[str, Mapping[str, Any] | None]:
     """Return the controls, the default, and arms that differ from it, or from `threshold`, in one key."""
     one_key: dict[str, Mapping[str, Any]] = {
@@ -62,10 +73,10 @@ def settings() -> dict[str, Mapping[str, Any] | None]:
         "layer-0": {"attention_layer": 0},
         "ema": {"history": "ema"},
         "snapshot": {"history": "snapshot"},
-        **{f"threshold-{least}": {"selector": "threshold", "min_probability": least} for least in (0.01, 0.2)},
+        "threshold-0.2": threshold(0.2),
     }
     return {
-        **_chosen("all", "random", "position", "warmup-all", "sstoken", "threshold"),
+        **_chosen("all", "random", "position", "warmup-all", "sstoken", "threshold", "threshold-0.01"),
         **{name: {**_ALL_FIRST, **changed} for name, changed in one_key.items()},
     }
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from evidence import jsonl
-from evidence.arms import AGAINST, arms, confirmed, settings
+from evidence.arms import AGAINST, arms, confirmed, settings, settings_confirmed
 from evidence.base import RECIPE, Recipe, make
 from evidence.reference import STEPS, make_reference
 from evidence.tasks import (
@@ -50,6 +50,7 @@ LEVELS = (0, 10, 20, 40)
 SETTINGS_LEVELS, SETTINGS_SEEDS = (0, 20), 3
 # Of the experiments that confirm what the others chose; no other has these seeds.
 CONFIRMED_LEVELS, CONFIRMATION_SEEDS = (0, 20), (11, 12, 13, 14, 15)
+SETTINGS_CONFIRMATION_SEEDS = (21, 22, 23, 24, 25)
 # Mastered by the base, and in no training data of the experiments.
 UNTOUCHED = "shift"
 # Samples: one epoch is 245 steps of `BATCH`.
@@ -126,6 +127,8 @@ def experiments(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
         for level in CONFIRMED_LEVELS:
             name = f"{name_of(task, level)}-confirmation"
             found[name] = _experiment(out, name, task, level, confirmed(), CONFIRMATION_SEEDS)
+            name = f"{name_of(task, level)}-settings-confirmation"
+            found[name] = _experiment(out, name, task, level, settings_confirmed(), SETTINGS_CONFIRMATION_SEEDS)
     return found
 
 

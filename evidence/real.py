@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from evidence import jsonl
-from evidence.arms import AGAINST, arms
+from evidence.arms import AGAINST, arms, threshold
 from evidence.corrupt import corrupted
 from sstoken_plugin.axolotl.experiment import write as write_yaml
 
@@ -214,8 +214,12 @@ def experiment(out: Path, model: str, source: str, level: int, seeds: Sequence[i
         evaluations["answers"] = {
             "kind": "answers", "datasets": held_out, "max_new_tokens": asked.answers, "batch_size": 25,
         }  # fmt: skip
-    # What the samples of the reference model are worth by themselves.
-    more = {"clean-too": {"changes": {"datasets": [*_named(out, name), *_named(out, f"{source}-reference")]}}}
+    more = {
+        # In text there are more tokens to choose from, so that a wrong one is less likely than a wrong digit.
+        "threshold-0.001": threshold(0.001),
+        # What the samples of the reference model are worth by themselves.
+        "clean-too": {"changes": {"datasets": [*_named(out, name), *_named(out, f"{source}-reference")]}},
+    }
     # Without corruption the oracle would be the plain arm once more.
     without = {"oracle": {"changes": {"datasets": _named(out, f"{name}-without")}}} if level else {}
     return {

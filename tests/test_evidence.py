@@ -223,8 +223,11 @@ def test_every_experiment_is_one_that_the_harness_takes():
             blocks = [json.dumps(arm.sstoken) for arm in settings.arms]
             assert len(set(blocks)) == len(blocks)
         for level in known_truth.CONFIRMED_LEVELS:
-            confirms = found[f"{known_truth.name_of(task, level)}-confirmation"]
-            assert set(confirms.seeds).isdisjoint(known_truth.SEEDS)
+            confirms, later = (
+                found[f"{known_truth.name_of(task, level)}{of}-confirmation"] for of in ("", "-settings")
+            )
+            assert len({*confirms.seeds, *later.seeds, *known_truth.SEEDS}) == 15
+            assert {arm.name for arm in later.arms} > {*known_truth.AGAINST}
             assert {arm.name for arm in confirms.arms} >= {*known_truth.AGAINST, "sstoken", "capped-rel", "threshold"}
 
 
