@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 LEVELS = (0, 20, 40)
 SEEDS = (1, 2, 3)
+# Of the experiments that confirm what the others chose; no other has these seeds.
+CONFIRMATION_SEEDS = (11, 12, 13, 14, 15)
 # Of the clean samples; they are never corrupted.
 HELD_OUT_SHARE = 0.15
 # Of the samples that show what is forgotten.
@@ -123,7 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_yaml(reference(asked.out, model, name), asked.out / "references" / f"{model}-{name}.yaml")
             for level in LEVELS:
                 file = asked.out / "experiments" / f"{model}-{name_of(name, level)}.yaml"
-                write_yaml(experiment(asked.out, model, name, level, asked.seeds), file)
+                found = experiment(asked.out, model, name, level, asked.seeds)
+                write_yaml(found, file)
+                write_yaml(confirmation(found), file.with_stem(f"{file.stem}-confirmation"))
     print(
         f"Written to {asked.out}: the experiments are {asked.out}/experiments/MODEL-DATA-corruptLEVEL.yaml, and need "
         f"`axolotl train {asked.out}/references/MODEL-DATA.yaml` first."
@@ -230,6 +234,12 @@ def experiment(out: Path, model: str, source: str, level: int, seeds: Sequence[i
         "against": list(AGAINST),
         "evaluations": evaluations,
     }
+
+
+def confirmation(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the YAML of the experiment that confirms what another one chose, with the controls."""
+    arms = {name: found["arms"][name] for name in (*AGAINST, "threshold-0.01")}
+    return {**found, "out": f"{found['out']}-confirmation", "seeds": list(CONFIRMATION_SEEDS), "arms": arms}
 
 
 if __name__ == "__main__":

@@ -175,7 +175,8 @@ def _have(
     result = run.result()
     if result is not None:
         spent = time.monotonic() - begin
-        rest = durations.left(later) if durations.seen or not later else spent * len(later)
+        is_told = durations.seen or not later or not run.is_training
+        rest = durations.left(later) if is_told else spent * len(later)
         tell(
             f"{name}: done in {in_words(result.seconds)}"
             + (f"; about {in_words(rest)} left." if later and rest else ".")
