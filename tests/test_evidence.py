@@ -450,8 +450,15 @@ def test_held_out_samples_are_clean_and_in_no_training_data(tmp_path, monkeypatc
         assert all("boilerplate" not in text and text.startswith(f"{real.SOURCES[name].file} First") for text in clean)
         assert len(data["corrupt40-without"]) == 24
         assert set(responses(data["corrupt40-without"])) < clean
-    for file in (tmp_path / "made" / "experiments").iterdir():
-        found = read(file)
+    every = {file.stem: read(file) for file in (tmp_path / "made" / "experiments").iterdir()}
+    confirms = {name: every.pop(name) for name in list(every) if name.endswith("-confirmation")}
+    assert len(confirms) == len(every) > 0
+    for name, found in every.items():
+        later = confirms[f"{name}-confirmation"]
+        assert later.base == found.base
+        assert later.out != found.out
+        assert set(later.seeds).isdisjoint(real.SEEDS)
+        assert {"all", "random", "threshold-0.01"} < {arm.name for arm in later.arms} < {arm.name for arm in found.arms}
         assert {"all", "oracle", "threshold"} - {arm.name for arm in found.arms} <= {"oracle"}
         (block,) = [arm.sstoken for arm in found.arms if arm.name == "reference"]
         # What Axolotl trains for it, of which the name of the file says so.
