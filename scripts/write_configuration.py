@@ -152,7 +152,7 @@ time     1.13 to 1.31 of plain training's steps, by docs/performance.md (cpu, ad
 - **data, kept**: counted from the labels, of every sample that has a response. Of more than 20,000 rows or 20 million
   tokens, rows all over the data set are counted and scaled up ("about"). More than `ratio` is kept where answers are
   short: each sample keeps ceil(ratio * n) of its n response tokens, with `keep_eos` at least twice its ends of turns.
-  Under `selector: threshold` no number is known before: it says "what has a probability of 0.05 or more", by
+  Under `selector: threshold` no number is known before: it says "what has a probability of 0.01 or more", by
   `min_probability`. A `warmup_selector` that keeps another share than `selector` is named first.
 - **steps**: by `sstoken-inspect`, those of one process; with `--after` and in a training, the trainer's own number.
 - **history**: what it adds to memory, where its losses are kept and what they take there before compression, and in how

@@ -21,7 +21,7 @@ PLAN = Plan(
     tokens=9_000_000,
     response=4_103_211,
     kept=2_490_021,
-    least=0.05,
+    least=0.01,
     about=True,
     schedule=Schedule(4875, 3.0),
     warmup=975,
@@ -92,12 +92,12 @@ def plan(**block):
         ({"warmup_ratio": 0.0}, "24 response tokens, 60.0%"),
         ({"selector": "random"}, "24 response tokens, 60.0%"),
         ({"ratio": 1.0}, "40 response tokens, 100.0%"),
-        ({"selector": "threshold"}, "all in the warm-up, then what has a probability of 0.05 or more"),
+        ({"selector": "threshold"}, "all in the warm-up, then what has a probability of 0.01 or more"),
         (
             {"selector": "threshold", "warmup_selector": "attention", "min_probability": 0.2},
             "after the warm-up what has a probability of 0.2 or more",
         ),
-        ({"selector": "threshold", "warmup_ratio": 0.0}, "what has a probability of 0.05 or more"),
+        ({"selector": "threshold", "warmup_ratio": 0.0}, "what has a probability of 0.01 or more"),
     ],
     ids=repr,
 )

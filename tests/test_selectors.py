@@ -252,8 +252,8 @@ BEST = "60% of each sample's response tokens, the best by "
         ({"selector": "probability"}, BEST + "their probability, highest first"),
         ({"selector": "all"}, "every response token"),
         (
-            {"selector": "threshold", "min_probability": 0.01, "warmup_selector": "all"},
-            "every response token with a probability of 0.01 or more (in the first 20% of the optimizer steps all of "
+            {"selector": "threshold", "min_probability": 0.05, "warmup_selector": "all"},
+            "every response token with a probability of 0.05 or more (in the first 20% of the optimizer steps all of "
             "them)",
         ),
     ],

@@ -17,7 +17,7 @@ from sstoken_plugin.experiments.config import Experiment
 from sstoken_plugin.experiments.processes import Server, prepared
 from sstoken_plugin.experiments.results import PREPARED, Result, read_json
 from sstoken_plugin.experiments.runs import Run, part_of, runs_of, untrained_of
-from sstoken_plugin.experiments.schedule import Durations, announcement, conduct, take_estimate
+from sstoken_plugin.experiments.schedule import Durations, announcement, conduct
 
 
 def tell(line: str) -> None:
@@ -68,7 +68,7 @@ def have(experiment: Experiment, part: str | None = None) -> list[str]:
         found = prepared(server, experiment, runs, measure=not durations.seen)
         for line in notes_of(found):
             tell(line)
-        take_estimate(durations, found)
+        durations.expect(found)
         tell(announcement(left, durations, found))
         return conduct(server, experiment, own, durations, tell)
 

@@ -43,6 +43,13 @@ class Durations:
         if run.is_training:
             self.seen.setdefault(run.arm.name, []).append(seconds)
 
+    def expect(self, found: Mapping[str, Any]) -> None:
+        """Take note of what was estimated before the first run, see `prepare`."""
+        estimate = found.get("estimate")
+        if isinstance(estimate, Mapping):
+            self.untrained = float(estimate["start"] + estimate["evaluation"])
+            self.estimate = self.untrained + estimate["step"] * estimate["steps"]
+
     def of(self, run: Run) -> float | None:
         """Return the seconds that a run will take; None if nothing is known."""
         if not run.is_training and self.untrained is not None:
@@ -63,15 +70,7 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def take_estimate(durations: Durations, found: Mapping[str, Any] | None) -> None:
-    """Take note of what was estimated before the first run, see `prepare`."""
-    estimate = (found or {}).get("estimate")
-    if isinstance(estimate, Mapping):
-        durations.untrained = float(estimate["start"] + estimate["evaluation"])
-        durations.estimate = durations.untrained + estimate["step"] * estimate["steps"]
-
-
-def announcement(runs: Sequence[Run], durations: Durations, found: Mapping[str, Any] | None) -> str:
+def announcement(runs: Sequence[Run], durations: Durations, found: Mapping[str, Any]) -> str:
     """Say before anything is trained how long it will take, and what that rests on."""
     trainings = [run for run in runs if run.is_training]
     parts = [f"{len(trainings)} run{'' if len(trainings) == 1 else 's'}"] if trainings else []
@@ -83,7 +82,7 @@ def announcement(runs: Sequence[Run], durations: Durations, found: Mapping[str, 
     if durations.seen:
         done = sum(map(len, durations.seen.values()))
         return f"{count}, about {in_words(left)}, as {done} finished run{'' if done == 1 else 's'} took."
-    estimate = (found or {})["estimate"]
+    estimate = found["estimate"]
     measured = estimate["steps_measured"]
     steps = f"{measured} of its {estimate['steps']} steps" if measured else "a single step"
     without = (
