@@ -54,13 +54,12 @@ def have(experiment: Experiment, part: str | None = None) -> list[str]:
         run.refuse_other_settings()
         if (result := run.result()) is not None:
             durations.add(run, result.seconds)
-    had = sum(run.result() is not None for run in own)
-    if had:
-        tell(f"{had} of {len(own)} runs have been had before, and are not had again.")
-    if own[:1] == runs[:1]:
-        # One of the machines measures it, the one that begins.
-        own.insert(0, untrained)
     left = [run for run in own if run.result() is None]
+    if len(left) < len(own):
+        tell(f"{len(own) - len(left)} of {len(own)} runs have been had before, and are not had again.")
+    # Of several machines the one that begins measures it.
+    if own[:1] == runs[:1] and untrained.result() is None:
+        own, left = [untrained, *own], [untrained, *left]
     if not left:
         return []
     tell("Looking at settings and data, and how long a run takes ...")

@@ -86,11 +86,8 @@ class Run:
 
 def runs_of(experiment: Experiment) -> list[Run]:
     """Return every training, seed by seed, so that what is there early compares all arms."""
-    return [
-        _run(experiment, arm, seed, axolotl.yaml_of_arm(experiment.base, arm.sstoken, arm.changes))
-        for seed in experiment.seeds
-        for arm in experiment.arms
-    ]
+    yamls = [(arm, axolotl.yaml_of_arm(experiment.base, arm.sstoken, arm.changes)) for arm in experiment.arms]
+    return [_run(experiment, arm, seed, train) for seed in experiment.seeds for arm, train in yamls]
 
 
 def untrained_of(experiment: Experiment) -> Run:

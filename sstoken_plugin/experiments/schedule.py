@@ -131,8 +131,7 @@ def conduct(server: Server, experiment: Experiment, runs: Sequence[Run], duratio
         code = _have(
             server, experiment, run, f"[{len(runs) - len(left)}/{len(runs)}] {run.name}", durations, left, tell
         )
-        if (result := run.result()) is not None:
-            durations.add(run, result.seconds)
+        if run.result() is not None:
             in_a_row = 0
         elif is_busy(code):
             left.append(run)
@@ -150,7 +149,8 @@ def _have(
     server: Server, experiment: Experiment, run: Run, name: str, durations: Durations, later: Sequence[Run], tell: Tell
 ) -> int:
     """Have a run in a process of its own; return what that ended with."""
-    if run.result() is not None:
+    if (result := run.result()) is not None:
+        durations.add(run, result.seconds)
         return 0
     begin = told = time.monotonic()
     shown = ""
@@ -171,11 +171,9 @@ def _have(
             told = now
     if shown:
         print("\r\x1b[K", end="", flush=True)
-    result = run.result()
-    if result is not None:
-        spent = time.monotonic() - begin
-        is_told = durations.seen or not later or not run.is_training
-        rest = durations.left(later) if is_told else spent * len(later)
+    if (result := run.result()) is not None:
+        durations.add(run, result.seconds)
+        rest = durations.left(later)
         tell(
             f"{name}: done in {in_words(result.seconds)}"
             + (f"; about {in_words(rest)} left." if later and rest else ".")

@@ -100,12 +100,12 @@ def _do(job: Mapping[str, Any], folder: Path) -> None:
     out = folder / "out"
     held_out = {**job["settings"]["held_out"], "dataset_prepared_path": job["prepared"], "output_dir": str(out)}
     if job["train"] is None:
-        trained, measured = _UNTRAINED, held_out
-        earlier = 0.0
+        trained, earlier, measured = _UNTRAINED, 0.0, held_out
     else:
         found = read_json(folder / "trained.json")
-        trained, measured = found or _train(job, folder, out, progress), axolotl.yaml_of_trained(job["train"], out)
-        earlier = trained["seconds" if found else "earlier_seconds"]
+        trained = _train(job, folder, out, progress) if found is None else found
+        earlier = trained["earlier_seconds" if found is None else "seconds"]
+        measured = axolotl.yaml_of_trained(job["train"], out)
     progress.tell("evaluation", 0, 0)
     model = axolotl.trained_model(axolotl.write(measured, folder / "trained.yaml"))
     measures = evaluate(
