@@ -109,6 +109,17 @@ def test_the_untrained_model_is_measured_as_the_arms_are_and_once(base, tmp_path
     assert untrained_of(experiment(still, evaluations={"few": {"kind": "loss", "samples": 1}})).result() is None
 
 
+def test_the_untrained_model_is_measured_by_the_first_of_several_machines_alone(base, tmp_path):
+    experiment = parse({"base": base, "out": str(tmp_path / "out"), "arms": {"all": None}, "seeds": 2})
+    first, second = runs_of(experiment)
+    assert have(experiment, part="2/2") == []
+    assert (first.result(), untrained_of(experiment).result()) == (None, None)
+    assert second.result() is not None
+    assert have(experiment, part="1/2") == []
+    assert first.result() is not None
+    assert untrained_of(experiment).result() is not None
+
+
 def test_a_finished_comparison_is_not_had_again(compared):
     out, _, arguments = compared
     before = {file: file.stat().st_mtime_ns for file in out.glob("runs/*/*/result.json")}
