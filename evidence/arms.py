@@ -10,11 +10,13 @@ AGAINST = ("all", "random", "position")
 # The authors' code; named, so that an arm stays what it is whatever the defaults become.
 _ATTENTION_FIRST = {"warmup_selector": "attention"}
 _ALL_FIRST = {"warmup_selector": "all"}
+# Of the experiments with `late` arms; no other has these seeds.
+LATE_SEEDS = (31, 32, 33, 34, 35)
 
 
-def threshold(least: float) -> dict[str, Any]:
+def threshold(least: float, **others: Any) -> dict[str, Any]:
     """Return the settings of a threshold on the probability; named too, for the same reason."""
-    return {"selector": "threshold", "min_probability": least, **_ALL_FIRST}
+    return {"selector": "threshold", "min_probability": least, **_ALL_FIRST, **others}
 
 
 def arms(base_model: str, reference: str | None = None, epochs: int = 1) -> dict[str, Mapping[str, Any] | None]:
@@ -60,6 +62,15 @@ def confirmed() -> dict[str, Mapping[str, Any] | None]:
 def settings_confirmed() -> dict[str, Mapping[str, Any] | None]:
     """Return the arms that other seeds confirm of what `settings` chose, and the controls."""
     return _chosen("all", "random", "position", "threshold", "threshold-0.01")
+
+
+def late() -> dict[str, Mapping[str, Any] | None]:
+    """Return thresholds that begin at half of the training and at a fifth of it, and the controls."""
+    return {
+        **settings_confirmed(),
+        "threshold-late": threshold(0.05, warmup_ratio=0.5),
+        "threshold-0.01-late": threshold(0.01, warmup_ratio=0.5),
+    }
 
 
 def settings() -> dict[str, Mapping[str, Any] | None]:

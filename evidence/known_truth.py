@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from evidence import jsonl
-from evidence.arms import AGAINST, arms, confirmed, settings, settings_confirmed
+from evidence.arms import AGAINST, LATE_SEEDS, arms, confirmed, late, settings, settings_confirmed
 from evidence.base import RECIPE, Recipe, make
 from evidence.reference import STEPS, make_reference
 from evidence.tasks import (
@@ -51,6 +51,8 @@ SETTINGS_LEVELS, SETTINGS_SEEDS = (0, 20), 3
 # Of the experiments that confirm what the others chose; no other has these seeds.
 CONFIRMED_LEVELS, CONFIRMATION_SEEDS = (0, 20), (11, 12, 13, 14, 15)
 SETTINGS_CONFIRMATION_SEEDS = (21, 22, 23, 24, 25)
+# Of the experiments with a threshold that begins late.
+LATE_LEVELS = (0, 20, 40)
 # Mastered by the base, and in no training data of the experiments.
 UNTOUCHED = "shift"
 # Samples: one epoch is 245 steps of `BATCH`.
@@ -129,6 +131,9 @@ def experiments(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
             found[name] = _experiment(out, name, task, level, confirmed(), CONFIRMATION_SEEDS)
             name = f"{name_of(task, level)}-settings-confirmation"
             found[name] = _experiment(out, name, task, level, settings_confirmed(), SETTINGS_CONFIRMATION_SEEDS)
+        for level in LATE_LEVELS:
+            name = f"{name_of(task, level)}-late"
+            found[name] = _experiment(out, name, task, level, late(), LATE_SEEDS)
     return found
 
 

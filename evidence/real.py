@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from evidence import jsonl
-from evidence.arms import AGAINST, arms, threshold
+from evidence.arms import AGAINST, LATE_SEEDS, arms, late, threshold
 from evidence.corrupt import corrupted
 from sstoken_plugin.axolotl.experiment import write as write_yaml
 
@@ -127,7 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 file = asked.out / "experiments" / f"{model}-{name_of(name, level)}.yaml"
                 found = experiment(asked.out, model, name, level, asked.seeds)
                 write_yaml(found, file)
-                write_yaml(confirmation(found), file.with_stem(f"{file.stem}-confirmation"))
+                for kind, other in others(found).items():
+                    write_yaml(other, file.with_stem(f"{file.stem}-{kind}"))
     print(
         f"Written to {asked.out}: the experiments are {asked.out}/experiments/MODEL-DATA-corruptLEVEL.yaml, and need "
         f"`axolotl train {asked.out}/references/MODEL-DATA.yaml` first."
@@ -236,10 +237,13 @@ def experiment(out: Path, model: str, source: str, level: int, seeds: Sequence[i
     }
 
 
-def confirmation(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the YAML of the experiment that confirms what another one chose, with the controls."""
-    arms = {name: found["arms"][name] for name in (*AGAINST, "threshold-0.01")}
-    return {**found, "out": f"{found['out']}-confirmation", "seeds": list(CONFIRMATION_SEEDS), "arms": arms}
+def others(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the YAMLs of the experiments on the same data with other seeds, by what their names end in."""
+    confirmed = {name: found["arms"][name] for name in (*AGAINST, "threshold-0.01")}
+    return {
+        kind: {**found, "out": f"{found['out']}-{kind}", "seeds": list(seeds), "arms": arms}
+        for kind, seeds, arms in (("confirmation", CONFIRMATION_SEEDS, confirmed), ("late", LATE_SEEDS, late()))
+    }
 
 
 if __name__ == "__main__":

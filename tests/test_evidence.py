@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from evidence import collect, corrupt, known_truth, noise, real, reference, table, tasks  # noqa: E402
+from evidence.arms import LATE_SEEDS  # noqa: E402
 from evidence.base import Recipe, tokenizer  # noqa: E402
 from sstoken_plugin.experiments.config import parse, read  # noqa: E402
 from sstoken_plugin.experiments.measures import Measure  # noqa: E402
@@ -226,9 +227,20 @@ def test_every_experiment_is_one_that_the_harness_takes():
             confirms, later = (
                 found[f"{known_truth.name_of(task, level)}{of}-confirmation"] for of in ("", "-settings")
             )
-            assert len({*confirms.seeds, *later.seeds, *known_truth.SEEDS}) == 15
+            assert len({*confirms.seeds, *later.seeds, *LATE_SEEDS, *known_truth.SEEDS}) == 20
             assert {arm.name for arm in later.arms} > {*known_truth.AGAINST}
             assert {arm.name for arm in confirms.arms} >= {*known_truth.AGAINST, "sstoken", "capped-rel", "threshold"}
+        for level in known_truth.LATE_LEVELS:
+            begins_late(found[f"{known_truth.name_of(task, level)}-late"])
+
+
+def begins_late(experiment):
+    """Assert that an experiment has each threshold twice, and that one of them begins late."""
+    assert experiment.seeds == LATE_SEEDS
+    arms = {arm.name: arm.sstoken for arm in experiment.arms}
+    assert {*known_truth.AGAINST} < {*arms}
+    for name in ("threshold", "threshold-0.01"):
+        assert arms[f"{name}-late"] == {**arms[name], "warmup_ratio": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -451,13 +463,19 @@ def test_held_out_samples_are_clean_and_in_no_training_data(tmp_path, monkeypatc
         assert len(data["corrupt40-without"]) == 24
         assert set(responses(data["corrupt40-without"])) < clean
     every = {file.stem: read(file) for file in (tmp_path / "made" / "experiments").iterdir()}
-    confirms = {name: every.pop(name) for name in list(every) if name.endswith("-confirmation")}
-    assert len(confirms) == len(every) > 0
+    confirms, late = (
+        {name: every.pop(name) for name in list(every) if name.endswith(f"-{kind}")}
+        for kind in ("confirmation", "late")
+    )
+    assert len(confirms) == len(late) == len(every) > 0
     for name, found in every.items():
         later = confirms[f"{name}-confirmation"]
         assert later.base == found.base
         assert later.out != found.out
         assert set(later.seeds).isdisjoint(real.SEEDS)
+        assert set(LATE_SEEDS).isdisjoint((*real.SEEDS, *later.seeds))
+        begins_late(late[f"{name}-late"])
+        assert late[f"{name}-late"].base == found.base
         assert {"all", "random", "threshold-0.01"} < {arm.name for arm in later.arms} < {arm.name for arm in found.arms}
         assert {"all", "oracle", "threshold"} - {arm.name for arm in found.arms} <= {"oracle"}
         (block,) = [arm.sstoken for arm in found.arms if arm.name == "reference"]

@@ -15,8 +15,8 @@ from sstoken_plugin.experiments.measures import Measure
 from sstoken_plugin.selection.batching import in_batches, padded
 from sstoken_plugin.selection.samples import BatchLayout, samples_in
 
-# Tokens of a batch, padding included: its logits are held once, in the precision of the model. More are slower on a CPU,
-# by a third for 4096 of a vocabulary of 49,152, for the memory of the logits, which each batch asks for anew.
+# Tokens of a batch, padding included: its logits are held once, in the precision of the model. More are slower on a
+# CPU, by a third for 4096 of a vocabulary of 49,152, for the memory of the logits, which each batch asks for anew.
 BATCH_TOKENS = 1024
 # Rows of logits that are held in float32.
 _ROWS = 256
