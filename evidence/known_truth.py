@@ -123,17 +123,15 @@ def experiments(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
             # Without noise the oracle would be the plain arm once more.
             own = {**arms(str(out / "base"), str(out / f"reference-{task}")), **(masked if level else {})}
             found[name] = _experiment(out, name, task, level, own, seeds)
-        for level in SETTINGS_LEVELS:
-            name = f"{name_of(task, level)}-settings"
-            found[name] = _experiment(out, name, task, level, settings(), seeds[:SETTINGS_SEEDS])
-        for level in CONFIRMED_LEVELS:
-            name = f"{name_of(task, level)}-confirmation"
-            found[name] = _experiment(out, name, task, level, confirmed(), CONFIRMATION_SEEDS)
-            name = f"{name_of(task, level)}-settings-confirmation"
-            found[name] = _experiment(out, name, task, level, settings_confirmed(), SETTINGS_CONFIRMATION_SEEDS)
-        for level in LATE_LEVELS:
-            name = f"{name_of(task, level)}-late"
-            found[name] = _experiment(out, name, task, level, late(), LATE_SEEDS)
+        for levels, kind, own, chosen in (
+            (SETTINGS_LEVELS, "settings", settings(), seeds[:SETTINGS_SEEDS]),
+            (CONFIRMED_LEVELS, "confirmation", confirmed(), CONFIRMATION_SEEDS),
+            (CONFIRMED_LEVELS, "settings-confirmation", settings_confirmed(), SETTINGS_CONFIRMATION_SEEDS),
+            (LATE_LEVELS, "late", late(), LATE_SEEDS),
+        ):
+            for level in levels:
+                name = f"{name_of(task, level)}-{kind}"
+                found[name] = _experiment(out, name, task, level, own, chosen)
     return found
 
 

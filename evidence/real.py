@@ -241,8 +241,8 @@ def others(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the YAMLs of the experiments on the same data with other seeds, by what their names end in."""
     confirmed = {name: found["arms"][name] for name in (*AGAINST, "threshold-0.01")}
     return {
-        kind: {**found, "out": f"{found['out']}-{kind}", "seeds": list(seeds), "arms": arms}
-        for kind, seeds, arms in (("confirmation", CONFIRMATION_SEEDS, confirmed), ("late", LATE_SEEDS, late()))
+        kind: {**found, "out": f"{found['out']}-{kind}", "seeds": list(seeds), "arms": own}
+        for kind, seeds, own in (("confirmation", CONFIRMATION_SEEDS, confirmed), ("late", LATE_SEEDS, late()))
     }
 
 
