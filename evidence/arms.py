@@ -14,9 +14,9 @@ _ALL_FIRST = {"warmup_selector": "all"}
 LATE_SEEDS = (31, 32, 33, 34, 35)
 
 
-def threshold(least: float, **others: Any) -> dict[str, Any]:
+def threshold(least: float) -> dict[str, Any]:
     """Return the settings of a threshold on the probability; named too, for the same reason."""
-    return {"selector": "threshold", "min_probability": least, **_ALL_FIRST, **others}
+    return {"selector": "threshold", "min_probability": least, **_ALL_FIRST}
 
 
 def arms(base_model: str, reference: str | None = None, epochs: int = 1) -> dict[str, Mapping[str, Any] | None]:
@@ -64,13 +64,10 @@ def settings_confirmed() -> dict[str, Mapping[str, Any] | None]:
     return _chosen("all", "random", "position", "threshold", "threshold-0.01")
 
 
-def late() -> dict[str, Mapping[str, Any] | None]:
-    """Return thresholds that begin at half of the training and at a fifth of it, and the controls."""
-    return {
-        **settings_confirmed(),
-        "threshold-late": threshold(0.05, warmup_ratio=0.5),
-        "threshold-0.01-late": threshold(0.01, warmup_ratio=0.5),
-    }
+def late(*names: str) -> dict[str, Mapping[str, Any] | None]:
+    """Return the thresholds of these names, the same with a warm-up of half of the training, and the controls."""
+    chosen = _chosen(*AGAINST, *names)
+    return {**chosen, **{f"{name}-late": {**(chosen[name] or {}), "warmup_ratio": 0.5} for name in names}}
 
 
 def settings() -> dict[str, Mapping[str, Any] | None]:

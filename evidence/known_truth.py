@@ -127,7 +127,7 @@ def experiments(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
             (SETTINGS_LEVELS, "settings", settings(), seeds[:SETTINGS_SEEDS]),
             (CONFIRMED_LEVELS, "confirmation", confirmed(), CONFIRMATION_SEEDS),
             (CONFIRMED_LEVELS, "settings-confirmation", settings_confirmed(), SETTINGS_CONFIRMATION_SEEDS),
-            (LATE_LEVELS, "late", late(), LATE_SEEDS),
+            (LATE_LEVELS, "late", late("threshold", "threshold-0.01"), LATE_SEEDS),
         ):
             for level in levels:
                 name = f"{name_of(task, level)}-{kind}"

@@ -48,6 +48,8 @@ HELD_OUT_SHARE = 0.15
 # Of the samples that show what is forgotten.
 UNTOUCHED = 30
 _DATA_SEED = 3
+# Arms of the highest level alone.
+_HIGHEST_ALONE = ("dft", "clean-too")
 
 
 TRAINING: dict[str, Any] = {
@@ -227,11 +229,12 @@ def experiment(out: Path, model: str, source: str, level: int, seeds: Sequence[i
     }
     # Without corruption the oracle would be the plain arm once more.
     without = {"oracle": {"changes": {"datasets": _named(out, f"{name}-without")}}} if level else {}
+    left_out = () if level == max(LEVELS) else _HIGHEST_ALONE
     return {
         "base": {**MODELS[model], **TRAINING, "num_epochs": asked.epochs, "datasets": _named(out, name)},
         "out": str(out / "runs" / f"{model}-{name}"),
         "seeds": list(seeds),
-        "arms": {**every, **more, **without},
+        "arms": {name: arm for name, arm in {**every, **more, **without}.items() if name not in left_out},
         "against": list(AGAINST),
         "evaluations": evaluations,
     }
@@ -240,9 +243,10 @@ def experiment(out: Path, model: str, source: str, level: int, seeds: Sequence[i
 def others(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the YAMLs of the experiments on the same data with other seeds, by what their names end in."""
     confirmed = {name: found["arms"][name] for name in (*AGAINST, "threshold-0.01")}
+    kinds = {"confirmation": (CONFIRMATION_SEEDS, confirmed), "late": (LATE_SEEDS, late("threshold-0.01"))}
     return {
         kind: {**found, "out": f"{found['out']}-{kind}", "seeds": list(seeds), "arms": own}
-        for kind, seeds, own in (("confirmation", CONFIRMATION_SEEDS, confirmed), ("late", LATE_SEEDS, late()))
+        for kind, (seeds, own) in kinds.items()
     }
 
 

@@ -231,15 +231,15 @@ def test_every_experiment_is_one_that_the_harness_takes():
             assert {arm.name for arm in later.arms} > {*known_truth.AGAINST}
             assert {arm.name for arm in confirms.arms} >= {*known_truth.AGAINST, "sstoken", "capped-rel", "threshold"}
         for level in known_truth.LATE_LEVELS:
-            begins_late(found[f"{known_truth.name_of(task, level)}-late"])
+            begins_late(found[f"{known_truth.name_of(task, level)}-late"], "threshold", "threshold-0.01")
 
 
-def begins_late(experiment):
-    """Assert that an experiment has each threshold twice, and that one of them begins late."""
+def begins_late(experiment, *thresholds):
+    """Assert that an experiment has each of the thresholds twice, and that one of them begins late."""
     assert experiment.seeds == LATE_SEEDS
     arms = {arm.name: arm.sstoken for arm in experiment.arms}
-    assert {*known_truth.AGAINST} < {*arms}
-    for name in ("threshold", "threshold-0.01"):
+    assert {name.removesuffix("-late") for name in arms} == {*known_truth.AGAINST, *thresholds}
+    for name in thresholds:
         assert arms[f"{name}-late"] == {**arms[name], "warmup_ratio": 0.5}
 
 
@@ -474,7 +474,7 @@ def test_held_out_samples_are_clean_and_in_no_training_data(tmp_path, monkeypatc
         assert later.out != found.out
         assert set(later.seeds).isdisjoint(real.SEEDS)
         assert set(LATE_SEEDS).isdisjoint((*real.SEEDS, *later.seeds))
-        begins_late(late[f"{name}-late"])
+        begins_late(late[f"{name}-late"], "threshold-0.01")
         assert late[f"{name}-late"].base == found.base
         assert {"all", "random", "threshold-0.01"} < {arm.name for arm in later.arms} < {arm.name for arm in found.arms}
         assert {"all", "oracle", "threshold"} - {arm.name for arm in found.arms} <= {"oracle"}
@@ -485,8 +485,9 @@ def test_held_out_samples_are_clean_and_in_no_training_data(tmp_path, monkeypatc
         assert trained["datasets"][0]["path"].endswith("-reference.jsonl")
         (shorter,) = [arm.changes["num_epochs"] for arm in found.arms if arm.name == "shorter"]
         assert shorter == pytest.approx(0.6 * found.base["num_epochs"])
-        (more,) = [arm.changes["datasets"] for arm in found.arms if arm.name == "clean-too"]
-        assert more == [*found.base["datasets"], *trained["datasets"]]
+        more = [arm.changes["datasets"] for arm in found.arms if arm.name == "clean-too"]
+        assert more == ([[*found.base["datasets"], *trained["datasets"]]] if name.endswith("corrupt40") else [])
+        assert ("dft" in {arm.name for arm in found.arms}) == name.endswith("corrupt40")
 
 
 def test_a_missing_data_set_is_named(tmp_path):
