@@ -56,17 +56,12 @@ def arms(base_model: str, reference: str | None = None, epochs: int = 1) -> dict
 
 def confirmed() -> dict[str, Mapping[str, Any] | None]:
     """Return the arms that other seeds confirm: rules that are better than the paper's, and the controls."""
-    return _chosen("all", "random", "position", "sstoken", "warmup-all", "probability", "capped-rel", "threshold")
-
-
-def settings_confirmed() -> dict[str, Mapping[str, Any] | None]:
-    """Return the arms that other seeds confirm of what `settings` chose, and the controls."""
-    return _chosen("all", "random", "position", "threshold", "threshold-0.01")
+    return with_controls("sstoken", "warmup-all", "probability", "capped-rel", "threshold")
 
 
 def late(*names: str) -> dict[str, Mapping[str, Any] | None]:
     """Return the thresholds of these names, the same with a warm-up of half of the training, and the controls."""
-    chosen = _chosen(*AGAINST, *names)
+    chosen = with_controls(*names)
     return {**chosen, **{f"{name}-late": {**(chosen[name] or {}), "warmup_ratio": 0.5} for name in names}}
 
 
@@ -84,11 +79,12 @@ def settings() -> dict[str, Mapping[str, Any] | None]:
         "threshold-0.2": threshold(0.2),
     }
     return {
-        **_chosen("all", "random", "position", "warmup-all", "sstoken", "threshold", "threshold-0.01"),
+        **with_controls("warmup-all", "sstoken", "threshold", "threshold-0.01"),
         **{name: {**_ALL_FIRST, **changed} for name, changed in one_key.items()},
     }
 
 
-def _chosen(*names: str) -> dict[str, Mapping[str, Any] | None]:
+def with_controls(*names: str) -> dict[str, Mapping[str, Any] | None]:
+    """Return the controls, and arms of these names; not those that read a folder."""
     every = arms("")
-    return {name: every[name] for name in names}
+    return {name: every[name] for name in (*AGAINST, *names)}

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from evidence import jsonl
-from evidence.arms import AGAINST, LATE_SEEDS, arms, confirmed, late, settings, settings_confirmed
+from evidence.arms import AGAINST, LATE_SEEDS, arms, confirmed, late, settings, with_controls
 from evidence.base import RECIPE, Recipe, make
 from evidence.reference import STEPS, make_reference
 from evidence.tasks import (
@@ -126,7 +126,12 @@ def experiments(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
         for levels, kind, own, chosen in (
             (SETTINGS_LEVELS, "settings", settings(), seeds[:SETTINGS_SEEDS]),
             (CONFIRMED_LEVELS, "confirmation", confirmed(), CONFIRMATION_SEEDS),
-            (CONFIRMED_LEVELS, "settings-confirmation", settings_confirmed(), SETTINGS_CONFIRMATION_SEEDS),
+            (
+                CONFIRMED_LEVELS,
+                "settings-confirmation",
+                with_controls("threshold", "threshold-0.01"),
+                SETTINGS_CONFIRMATION_SEEDS,
+            ),
             (LATE_LEVELS, "late", late("threshold", "threshold-0.01"), LATE_SEEDS),
         ):
             for level in levels:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from evidence import jsonl
-from evidence.arms import AGAINST, LATE_SEEDS, arms, late, threshold
+from evidence.arms import AGAINST, LATE_SEEDS, arms, late, threshold, with_controls
 from evidence.corrupt import corrupted
 from sstoken_plugin.axolotl.experiment import write as write_yaml
 
@@ -242,8 +242,10 @@ def experiment(out: Path, model: str, source: str, level: int, seeds: Sequence[i
 
 def others(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the YAMLs of the experiments on the same data with other seeds, by what their names end in."""
-    confirmed = {name: found["arms"][name] for name in (*AGAINST, "threshold-0.01")}
-    kinds = {"confirmation": (CONFIRMATION_SEEDS, confirmed), "late": (LATE_SEEDS, late("threshold-0.01"))}
+    kinds = {
+        "confirmation": (CONFIRMATION_SEEDS, with_controls("threshold-0.01")),
+        "late": (LATE_SEEDS, late("threshold-0.01")),
+    }
     return {
         kind: {**found, "out": f"{found['out']}-{kind}", "seeds": list(seeds), "arms": own}
         for kind, (seeds, own) in kinds.items()
