@@ -132,6 +132,41 @@ def test_a_change_of_a_data_file_is_a_change(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("entry", "file"),
+    [
+        ({"path": "data"}, "data/train/part.jsonl"),
+        ({"path": "data", "data_files": "data/train/*.jsonl"}, "data/train/part.jsonl"),
+        ({"path": "json", "data_files": ["one.jsonl"]}, "one.jsonl"),
+    ],
+)
+def test_a_change_of_data_in_a_folder_is_a_change(entry, file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/train").mkdir(parents=True)
+    (tmp_path / file).write_text("one")
+    whole = {**WHOLE, "base": {**BASE, "datasets": [entry]}}
+    before = runs_of(parse(whole))[0].fingerprint
+    # What load_from_disk leaves there.
+    (tmp_path / "data/cache-1f.arrow").write_text("")
+    assert runs_of(parse(whole))[0].fingerprint == before
+    (tmp_path / file).write_text("two")
+    assert runs_of(parse(whole))[0].fingerprint != before
+
+
+def test_other_weights_of_the_same_size_are_a_change_however_large_they_are(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    with (model / "model.safetensors").open("wb") as file:
+        file.truncate(2**28 + 1)
+    whole = {**WHOLE, "base": {**BASE, "base_model": str(model)}}
+    before = runs_of(parse(whole))[0].fingerprint
+    with (model / "model.safetensors").open("rb+") as file:
+        # A tensor in the middle.
+        file.seek(2**27)
+        file.write(b"1" * 2**23)
+    assert runs_of(parse(whole))[0].fingerprint != before
+
+
+@pytest.mark.parametrize(
     ("text", "arms"),
     [
         ("sstoken,all", {"sstoken": {"ratio": 0.3, "selector": "sstoken"}, "all": None}),
@@ -202,3 +237,12 @@ def test_what_does_not_go_with_the_selection_is_told_before_anything_is_loaded(t
     told = CliRunner().invoke(compare_command, [str(file), "--out", str(tmp_path / "out")])
     assert told.exit_code == 1
     assert "arms.sstoken: rl: dpo trains on preferences" in told.output
+
+
+def test_a_yaml_for_several_processes_is_refused_in_plain_arms_too(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({**BASE, "deepspeed": "deepspeed_configs/zero3.json"}))
+    told = CliRunner().invoke(compare_command, [str(file), "--arms", "all,sstoken", "--out", str(tmp_path / "out")])
+    assert told.exit_code == 1
+    assert "arms.all: deepspeed is for several processes" in told.output
+    assert "history_cache" not in told.output

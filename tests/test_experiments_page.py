@@ -13,8 +13,16 @@ from sstoken_plugin.experiments.config import parse
 from sstoken_plugin.experiments.main import as_json, collect
 from sstoken_plugin.experiments.measures import Measure
 from sstoken_plugin.experiments.page import Page, render
+from sstoken_plugin.experiments.preparation import NAME as PREPARED
+from sstoken_plugin.experiments.preparation import (
+    begin_data,
+    data_folder,
+    end_data,
+    read_preparation,
+    write_preparation,
+)
 from sstoken_plugin.experiments.processes import environment, fault_of
-from sstoken_plugin.experiments.results import NAME, PREPARED, Result, read_result, write_json, write_result
+from sstoken_plugin.experiments.results import NAME, Result, read_result, write_json, write_result
 from sstoken_plugin.experiments.runs import runs_of, untrained_of
 from sstoken_plugin.report.drawing.chart import ticks
 
@@ -284,3 +292,19 @@ def test_ticks_are_round_numbers_inside(low, high):
     found = ticks(low, high)
     assert 2 <= len(found) <= 8
     assert all(low <= tick <= high for tick in found)
+
+
+def test_prepared_data_that_a_kill_left_half_written_are_not_taken_for_whole(tmp_path):
+    files, written = {"data.jsonl": "1f"}, data_folder(tmp_path) / "rows.arrow"
+    begin_data(tmp_path, files)
+    written.write_text("whole")
+    end_data(tmp_path, files)
+    write_preparation(tmp_path, "settings", {"samples": {}})
+    assert read_preparation(tmp_path, "settings") is not None
+    assert read_preparation(tmp_path, "others") is None
+    # Of other settings and the same files: what is there can be used, until a write to it is cut.
+    begin_data(tmp_path, files)
+    assert written.exists()
+    assert read_preparation(tmp_path, "settings") is None
+    begin_data(tmp_path, files)
+    assert not written.exists()

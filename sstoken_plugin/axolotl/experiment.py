@@ -24,6 +24,8 @@ SWITCHED_OFF = (
 )  # fmt: skip
 # All of their keys: for most of them Axolotl takes the name of a project as a wish to track.
 _TRACKERS = ("wandb", "mlflow", "comet", "trackio", "tensorboard", "swanlab", "otel")
+# Where several processes or a server would have a part in a training that is one process here.
+SEVERAL_PROCESSES = ("deepspeed", "fsdp", "fsdp_config", "use_ray")
 # Axolotl's own default.
 DEFAULT_SEED = 42
 
@@ -83,11 +85,17 @@ def yaml_of_trained(trained: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def check(found: Mapping[str, Any]) -> None:
-    """Refuse an arm's YAML that does not go with the selection, by the keys alone.
+    """Refuse an arm's YAML that does not go with an experiment or the selection, by the keys alone.
 
     Raises:
         ValueError: one sentence with key and fix.
     """
+    for key in SEVERAL_PROCESSES:
+        if found.get(key):
+            raise ValueError(
+                f"{key} is for several processes, and an experiment trains each run in one; remove the key for it, and "
+                "give each GPU its part of the runs with --part and CUDA_VISIBLE_DEVICES."
+            )
     if compatibility.names_us(found):
         compatibility.check(found)
 

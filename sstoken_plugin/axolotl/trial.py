@@ -10,10 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from sstoken_plugin.axolotl.experiment import SWITCHED_OFF, is_of_tracker
-
-# Where several processes or a server would have a part in it.
-_REFUSED = ("deepspeed", "fsdp", "fsdp_config", "use_ray")
+from sstoken_plugin.axolotl.experiment import SEVERAL_PROCESSES, SWITCHED_OFF, is_of_tracker
 
 
 def refuse_unfit(cfg: Any) -> None:
@@ -22,7 +19,7 @@ def refuse_unfit(cfg: Any) -> None:
     Raises:
         ValueError: see there; one sentence with key and fix.
     """
-    for key in _REFUSED:
+    for key in SEVERAL_PROCESSES:
         if cfg.get(key):
             raise ValueError(
                 f"--after trains in this process alone, and {key} asks for others; remove the key for this command, or "

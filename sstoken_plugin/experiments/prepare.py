@@ -21,7 +21,12 @@ from sstoken_plugin.axolotl import experiment as axolotl
 from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.experiments.config import AnswersEvaluation, Evaluation, TasksEvaluation
 from sstoken_plugin.experiments.evaluate import evaluate
-from sstoken_plugin.experiments.results import PREPARED, read_json, write_json
+from sstoken_plugin.experiments.preparation import (
+    begin_data,
+    end_data,
+    read_preparation,
+    write_preparation,
+)
 from sstoken_plugin.experiments.tasks import refuse_missing
 from sstoken_plugin.experiments.watch import EnoughError, Stopwatch
 from sstoken_plugin.experiments.worker import evaluations_of, rows_for
@@ -41,13 +46,12 @@ def work(job: Mapping[str, Any]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     # Others wait: they would do the same.
     with FileLock(out / "prepare.lock"):
-        found = read_json(out / PREPARED)
-        if found is not None and found.get("fingerprint") == job["fingerprint"]:
+        if read_preparation(out, job["fingerprint"]) is not None:
             return 0
         fault = out / "fault.txt"
         fault.unlink(missing_ok=True)
         try:
-            write_json({"fingerprint": job["fingerprint"], **_prepare(job, out)}, out / PREPARED)
+            write_preparation(out, job["fingerprint"], _prepare(job, out))
         except Exception as error:
             fault.write_text(in_short(error), encoding="utf-8", errors="replace")
             if isinstance(error, ValueError):
@@ -59,7 +63,7 @@ def work(job: Mapping[str, Any]) -> int:
 def _prepare(job: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Check all that can be checked, and return what was found."""
     begin = time.monotonic()
-    _begin_data(out / "prepared", job["data"])
+    begin_data(out, job["data"])
     evaluations = evaluations_of(job["evaluations"])
     for name, asked in evaluations.items():
         if isinstance(asked, TasksEvaluation):
@@ -90,7 +94,7 @@ def _prepare(job: Mapping[str, Any], out: Path) -> dict[str, Any]:
             both = sum(count for key, count in keys.items() if key in seen[told])
             if both:
                 shared[f"{name}/{evaluation}"] = both
-    (out / "prepared" / "complete.json").write_text(json.dumps(job["data"]), encoding="utf-8")
+    end_data(out, job["data"])
     found: dict[str, Any] = {
         "samples": samples,
         "held_out": {name: sum(keys.values()) for name, keys in held_out.items()},
@@ -99,14 +103,6 @@ def _prepare(job: Mapping[str, Any], out: Path) -> dict[str, Any]:
     if job["measured"]:
         found["estimate"] = _measure(job, out, evaluations, time.monotonic() - begin)
     return found
-
-
-def _begin_data(prepared: Path, data: Mapping[str, str]) -> None:
-    """Remove prepared data that are not whole, or of files that changed: Axolotl tells them apart by name alone."""
-    if prepared.exists() and read_json(prepared / "complete.json") != data:
-        # What it has of files that are as before is worth less than certainty.
-        shutil.rmtree(prepared)
-    prepared.mkdir(parents=True, exist_ok=True)
 
 
 def _first(rows: Any, asked: Evaluation) -> Any:
@@ -133,13 +129,11 @@ def _place(key: str) -> Iterator[None]:
         raise ValueError(f"{key}: {in_short(error)}.") from error
 
 
-def _measure(
-    job: Mapping[str, Any], out: Path, evaluations: Mapping[str, Evaluation], start: float
-) -> dict[str, Any] | None:
+def _measure(job: Mapping[str, Any], out: Path, evaluations: Mapping[str, Evaluation], start: float) -> dict[str, Any]:
     """Measure some steps of one arm, and evaluations on some samples with its untrained model.
 
     Returns:
-        Seconds of a start, of a step and of an evaluation, and steps of a run; None where nothing could be measured.
+        Seconds of a start, of a step and of an evaluation, and steps of a run.
     """
     folder = out / "preparation"
     name = job["measured"]

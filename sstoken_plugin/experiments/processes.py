@@ -17,7 +17,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sstoken_plugin.experiments.config import Experiment
-from sstoken_plugin.experiments.results import BUSY, PREPARED, read_json
+from sstoken_plugin.experiments.preparation import data_folder, read_preparation
+from sstoken_plugin.experiments.results import BUSY
 from sstoken_plugin.experiments.runs import Run, fingerprint, train_yaml
 
 # Of a log that is shown where a process left no sentence.
@@ -123,7 +124,7 @@ def run_job(run: Run, experiment: Experiment) -> dict[str, Any]:
         "fingerprint": run.fingerprint,
         "settings": run.settings,
         "train": train_yaml(run, experiment.out) if run.is_training else None,
-        "prepared": str(experiment.out / "prepared"),
+        "prepared": str(data_folder(experiment.out)),
         "checkpoint_minutes": experiment.checkpoint_minutes,
         "keep_model": experiment.keep_models,
     }
@@ -145,8 +146,7 @@ def prepared(server: Server, experiment: Experiment, runs: Sequence[Run], *, mea
     first = {run.arm.name: run for run in reversed(runs)}
     data = {key: value for run in runs for key, value in run.settings["data"].items()}
     of_all = fingerprint([{**run.settings, "seed": 0} for run in first.values()])
-    found = read_json(out / PREPARED)
-    if found is not None and found.get("fingerprint") == of_all and (out / "prepared" / "complete.json").exists():
+    if (found := read_preparation(out, of_all)) is not None:
         return found
     # Plain training takes less time than the others.
     ranking = [arm.name for arm in experiment.arms if arm.sstoken is not None]
@@ -158,13 +158,12 @@ def prepared(server: Server, experiment: Experiment, runs: Sequence[Run], *, mea
         "fingerprint": of_all,
         "data": data,
         "evaluations": runs[0].settings["evaluations"],
-        "held_out": {**runs[0].settings["held_out"], "dataset_prepared_path": str(out / "prepared")},
+        "held_out": {**runs[0].settings["held_out"], "dataset_prepared_path": str(data_folder(out))},
         "arms": {arm.name: train_yaml(first[arm.name], out) for arm in experiment.arms},
         "measured": (ranking or [experiment.arms[0].name])[0] if measure else None,
     }
     code = server.start(job).wait()
-    found = read_json(out / PREPARED)
-    if found is not None and found.get("fingerprint") == of_all:
+    if (found := read_preparation(out, of_all)) is not None:
         return found
     raise ValueError(f"{_fault(out / 'fault.txt', log, code)} (All that was printed is in {log}.)")
 

@@ -20,8 +20,6 @@ from sstoken_plugin.experiments.measures import Measure
 LOG = logger(__name__)
 
 NAME = "result.json"
-# What the look at everything before the first training has found.
-PREPARED = "prepared.json"
 # Exit code of the process of a run that another process has.
 BUSY = 75
 # Of the file; another one is not read.

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from sstoken_plugin.axolotl import experiment as axolotl
 from sstoken_plugin.base.files import expand
 from sstoken_plugin.base.visible_text import cut
 from sstoken_plugin.experiments.config import UNTRAINED, Arm, Experiment
+from sstoken_plugin.experiments.preparation import data_folder
 from sstoken_plugin.experiments.results import NAME as RESULT
 from sstoken_plugin.experiments.results import Result, read_json, read_result
 
-# Of files whose content is hashed; of larger ones the size counts.
-_HASHED = 2**28
+# In bytes: of a larger file, which is one of weights, so many pieces of this length are hashed, spread evenly.
+_HASHED, _PIECES, _PIECE = 2**28, 64, 2**18
 # Where a run puts things, which says nothing about what it is.
 _FOLDERS = ("output_dir", "dataset_prepared_path")
 _MOST_DIFFERENCES = 4
@@ -136,7 +138,7 @@ def train_yaml(run: Run, out: Path) -> dict[str, Any]:
     found = {
         **run.settings["train"],
         "output_dir": str(run.folder / "out"),
-        "dataset_prepared_path": str(out / "prepared"),
+        "dataset_prepared_path": str(data_folder(out)),
     }
     if run.arm.sstoken is not None:
         # A page of each run would cost time, and nobody reads them all.
@@ -192,12 +194,22 @@ def _entries(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _files(entries: Iterable[Mapping[str, Any]]) -> set[Path]:
-    """Return the files of this machine that data sets are read from."""
-    named = set()
+    """Return the files of this machine that data sets are read from, as Axolotl finds them."""
+    found: set[Path] = set()
     for entry in entries:
-        files = entry.get("data_files") or ()
-        named |= {str(entry.get("path")), *([files] if isinstance(files, str) else map(str, files))}
-    return {Path(name) for name in named if Path(name).is_file()}
+        path, files = Path(str(entry.get("path"))), entry.get("data_files") or ()
+        named = [files] if isinstance(files, str) else [str(name) for name in files]
+        found |= {Path(name) for pattern in named for name in (pattern, *glob(pattern, recursive=True))}
+        # Of a folder it reads the files that are named, or all.
+        found |= (
+            {file for file in path.rglob("*") if not _is_left_there(file)} if path.is_dir() and not named else {path}
+        )
+    return {file for file in found if file.is_file()}
+
+
+def _is_left_there(file: Path) -> bool:
+    """Tell whether the datasets library may write a file beside the data of a folder while it reads them."""
+    return file.name.startswith(("cache-", "tmp", "."))
 
 
 def _weights(train: Mapping[str, Any]) -> set[Path]:
@@ -221,6 +233,11 @@ def _digest(file: Path) -> str:
 @cache
 def _digest_of(file: Path, size: int, changed: int) -> str:
     """Return the digest of a file that had this size, in bytes, and this time of its last change, in nanoseconds."""
-    if size > _HASHED:
-        return f"{size} bytes"
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    if size <= _HASHED:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    found = hashlib.sha256(str(size).encode())
+    with file.open("rb") as opened:
+        for piece in range(_PIECES):
+            opened.seek((size - _PIECE) * piece // (_PIECES - 1))
+            found.update(opened.read(_PIECE))
+    return found.hexdigest()
