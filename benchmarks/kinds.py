@@ -30,8 +30,8 @@ KINDS = {
 # Of the steps of a run, by kind, under the defaults: a warm-up of a fifth, which reads no history. Of three epochs the
 # second computes what the warm-up left out.
 RUNS = {
-    "one epoch": {"attention": 0.2, "history": 0.8},
-    "three epochs": {"attention": 0.2, "history": 1 / 3, "warm": 1 - 0.2 - 1 / 3},
+    "one epoch": {"all": 0.2, "history": 0.8},
+    "three epochs": {"all": 0.2, "history": 1 / 3, "warm": 1 - 0.2 - 1 / 3},
     "attention, one epoch": {"attention": 1.0},
     "random, one epoch": {"random": 1.0},
     "position, one epoch": {"position": 1.0},

@@ -31,7 +31,9 @@ but where learning rate and selection both have a warm-up, the log says in steps
 The keys and their meaning are the same in every trainer, the place where they are written is not:
 [trainers.md](trainers.md). Other keys that these pages name (`sample_packing`, `val_set_size`, ...) are Axolotl's.
 
-What each `history` is, what it costs and how the cache works: [histories.md](histories.md).
+REL is h - c, the loss of a token under the history minus its loss now: what the model has gained on it. Prompt
+attention is how much of a token's attention falls on the prompt. More: [how-it-works.md](how-it-works.md). What each
+`history` is, what it costs and how the cache works: [histories.md](histories.md).
 
 | key | type | default | meaning |
 | --- | --- | --- | --- |

@@ -5,7 +5,7 @@ import yaml
 from click.testing import CliRunner
 
 from sstoken_plugin.experiments.command import command
-from sstoken_plugin.experiments.compare import arms_of, compare_command
+from sstoken_plugin.experiments.compare import arms_of, compare_command, experiment_of
 from sstoken_plugin.experiments.config import parse
 from sstoken_plugin.experiments.runs import differences, part_of, runs_of, train_yaml
 
@@ -175,10 +175,10 @@ def test_other_weights_of_the_same_size_are_a_change_however_large_they_are(tmp_
             {"mine": {"ratio": 0.8, "selector": "rel"}, "all": None},
         ),
         (
-            "rel:keep_eos=false,random,other:gamma=0",
+            "rel:keep_eos=false,random:ratio=0.5,other:gamma=0",
             {
                 "rel": {"ratio": 0.3, "selector": "rel", "keep_eos": False},
-                "random": {"ratio": 0.3, "selector": "random"},
+                "random": {"ratio": 0.5, "selector": "random"},
                 "other": {"ratio": 0.3, "gamma": 0},
             },
         ),
@@ -187,6 +187,37 @@ def test_other_weights_of_the_same_size_are_a_change_however_large_they_are(tmp_
 )
 def test_arms_of_the_option(text, arms):
     assert arms_of(text, {"ratio": 0.3}) == arms
+
+
+@pytest.mark.parametrize(
+    ("block", "ratio"),
+    [
+        # The first fifth of the steps trains on all tokens.
+        ({}, 0.68),
+        ({"ratio": 0.3, "warmup_ratio": 0.5}, 0.65),
+        ({"ratio": 0.3, "warmup_selector": "attention"}, 0.3),
+        ({"ratio": 0.3, "selector": "attention"}, 0.3),
+        ({"ratio": 0.3, "selector": "threshold"}, 0.3),
+        ({"ratio": 0.3, "selector": "all"}, 0.3),
+    ],
+)
+def test_controls_keep_as_many_tokens_as_the_selection_does_with_its_warmup(block, ratio):
+    found = arms_of("sstoken,random,position", block)
+    assert found["random"]["ratio"] == found["position"]["ratio"] == ratio
+    assert found["sstoken"].get("ratio") == block.get("ratio")
+
+
+@pytest.mark.parametrize(
+    ("block", "arms"),
+    [
+        (None, ["sstoken", "random", "position", "all"]),
+        ({"selector": "threshold"}, ["threshold", "random", "position", "all"]),
+        ({"selector": "random"}, ["random", "position", "all"]),
+    ],
+)
+def test_without_arms_it_compares_what_the_yaml_selects_by(block, arms, tmp_path):
+    found = experiment_of({**BASE, "sstoken": block}, "config.yaml", None, 1, tmp_path)
+    assert [arm.name for arm in found.arms] == arms
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,10 @@ from sstoken_plugin.selection.selectors import SELECTORS
 if TYPE_CHECKING:
     from sstoken_plugin.experiments.comparison import Table
 
-ARMS = "sstoken,random,position,all"
 # Trains without the plugin: what nobody could say of `selector: all`.
 PLAIN = "all"
+# They keep as many tokens as the selection of the YAML.
+CONTROLS = ("random", "position")
 _EVALUATION = "held_out"
 # Axolotl's own default.
 _OUTPUT = "./model-out"
@@ -31,30 +32,31 @@ _OUTPUT = "./model-out"
 @click.argument("config", type=click.Path(exists=True, dir_okay=False))
 @click.option(
     "--arms",
-    default=ARMS,
-    show_default=True,
     help="What to compare, with commas between: a selector by its name, `all` being plain training, or NAME:KEY=VALUE,"
-    "KEY=VALUE with keys of the sstoken: block, as in sstoken,mine:ratio=0.8,selector=rel,all.",
+    "KEY=VALUE with keys of the sstoken: block, as in sstoken,mine:ratio=0.8,selector=rel,all.  [default: the selector "
+    "of CONFIG, or sstoken, with random, position and all]",
 )
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Trainings of each arm.")
 @click.option(
     "--out", type=click.Path(file_okay=False), help="Folder for the results  [default: OUTPUT_DIR/sstoken-compare]"
 )
 @click.option("--part", metavar="K/N", help="Have the K-th of N parts of the trainings: for N machines, or N GPUs.")
-def compare_command(config: str, arms: str, seeds: int, out: str | None, part: str | None) -> None:
+def compare_command(config: str, arms: str | None, seeds: int, out: str | None, part: str | None) -> None:
     """Train CONFIG once for each arm and seed, and tell by its own evaluation data which arm is better.
 
     Every arm has the first weights, the order of samples and the samples that are held out of every other with the same
     seed; eval_loss is over all response tokens, whatever was trained on. Says how long it takes before it starts, goes
     on where it stopped when it is run again, and writes compare.html and compare.json.
 
-    Settings of the sstoken: block of CONFIG hold for all arms, but for the selector. CONFIG need not name the plugin.
+    Settings of the sstoken: block of CONFIG hold for all arms, but for the selector, and for the ratio of random and
+    position, which keep as many tokens as the selection of CONFIG does, its warm-up counted. CONFIG need not name the
+    plugin.
     """
     with told_in_a_sentence():
         compare(config, arms, seeds, out, part)
 
 
-def compare(config: str, arms: str, seeds: int, out: str | None, part: str | None = None) -> None:
+def compare(config: str, arms: str | None, seeds: int, out: str | None, part: str | None = None) -> None:
     """See `compare_command`.
 
     Raises:
@@ -76,7 +78,7 @@ def compare(config: str, arms: str, seeds: int, out: str | None, part: str | Non
     conclude(experiment, tables, (page, numbers), faults)
 
 
-def experiment_of(base: Mapping[str, Any], config: str, arms: str, seeds: int, folder: Path) -> Experiment:
+def experiment_of(base: Mapping[str, Any], config: str, arms: str | None, seeds: int, folder: Path) -> Experiment:
     """Return the experiment that a comparison is.
 
     Raises:
@@ -89,7 +91,9 @@ def experiment_of(base: Mapping[str, Any], config: str, arms: str, seeds: int, f
         )
     block = base.get("sstoken")
     # Whatever is wrong with it is wrong with every arm.
-    SSTokenConfig.from_block(block)
+    selection = SSTokenConfig.from_block(block)
+    if arms is None:
+        arms = ",".join(dict.fromkeys((selection.selector, *CONTROLS, PLAIN)))
     return parse(
         {
             "base": dict(base),
@@ -107,12 +111,13 @@ def arms_of(text: str, block: Mapping[str, Any]) -> dict[str, dict[str, Any] | N
 
     Args:
         text: as the option has it.
-        block: settings of all arms.
+        block: settings of all arms; the controls have the share of tokens that it comes to, see `SSTokenConfig.share`.
 
     Raises:
         ValueError: one of them is no arm; one sentence with the fix.
     """
     found: dict[str, dict[str, Any] | None] = {}
+    share = SSTokenConfig.from_block(block).share
     for name, settings in _split(text):
         if name in found:
             raise ValueError(f"--arms: {name} is there twice; give one a name of its own, as in mine:selector={name}.")
@@ -126,8 +131,10 @@ def arms_of(text: str, block: Mapping[str, Any]) -> dict[str, dict[str, Any] | N
             )
         if name == PLAIN:
             raise ValueError(f"--arms: {PLAIN} is plain training, which has no settings; name the arm otherwise.")
-        selector = {"selector": name} if name in SELECTORS else {}
-        found[name] = {**block, **selector, **settings}
+        own = {"selector": name} if name in SELECTORS else {}
+        if name in CONTROLS and share is not None:
+            own["ratio"] = share
+        found[name] = {**block, **own, **settings}
         try:
             SSTokenConfig.from_block(found[name])
         except ValueError as error:

@@ -252,6 +252,17 @@ class SSTokenConfig(BaseModel):
         """Whether `ratio` says at any time how many tokens are kept."""
         return any(row.reads_ratio for row in self._active)
 
+    @property
+    def share(self) -> float | None:
+        """Share of its response tokens that a sample trains on, as a mean over the steps of a run.
+
+        It is more than `ratio` where the warm-up trains on all tokens; None where the selector does not read `ratio`.
+        """
+        if not SELECTORS[self.selector].reads_ratio:
+            return None
+        kept = [1.0 if row.keeps_all else self.ratio for row in self._active]
+        return kept[0] if len(kept) == 1 else round((1 - self.warmup_ratio) * kept[0] + self.warmup_ratio * kept[1], 4)
+
     def warmup_steps(self, steps: int) -> int:
         """Return how many optimizer steps of a run of so many come before the selector acts, if any do."""
         return math.ceil(self.warmup_ratio * steps)
