@@ -89,9 +89,14 @@ def collect(file: Path) -> dict[str, Any]:
 
 
 def noise_of(run: Run) -> dict[str, Any] | None:
-    """Return what was measured of the noise in a run, with its points as `curves`; None where nothing was."""
+    """Return what was measured of the noise in a run, with its points as `curves`.
+
+    None where nothing was, or not from the first step on: the run was resumed, and its points are not those of others.
+    """
     found = read_json(run.folder / "out" / NOISE)
-    return None if found is None else {**found, "points": curves(found["points"])}
+    if found is None or found["points"][0]["first_step"] != 1:
+        return None
+    return {**found, "points": curves(found["points"])}
 
 
 def curves(points: Sequence[Mapping[str, Any]], names: Sequence[str] = _CURVES) -> dict[str, Any]:
@@ -118,7 +123,7 @@ def mean(found: Sequence[Any]) -> Any:
     """Return the mean over seeds of numbers, or of each number in mappings and lists of the same form.
 
     Values that are None count nowhere; where all are, or there is none, the mean is None. Of lists that differ in
-    length, as those of a run that was resumed, the ends are left out that not all have.
+    length the ends are left out that not all have.
     """
     there = [one for one in found if one is not None]
     if not there:

@@ -493,3 +493,11 @@ def test_held_out_samples_are_clean_and_in_no_training_data(tmp_path, monkeypatc
 def test_a_missing_data_set_is_named(tmp_path):
     with pytest.raises(SystemExit, match=r"--data: .*instruct_free.jsonl cannot be read"):
         real.main(["--data", str(tmp_path)])
+
+
+def test_noise_of_a_run_that_was_resumed_does_not_count_as_that_of_a_whole_one(tmp_path):
+    run = SimpleNamespace(folder=tmp_path)
+    for first, is_whole in ((1, True), (40, False)):
+        point = {"first_step": first, "last_step": 60, "recall": 0.5}
+        write_json({"points": [point], "whole": point}, tmp_path / "out" / noise.NAME)
+        assert (collect.noise_of(run) is not None) is is_whole

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sstoken_plugin.axolotl import compatibility, refusals
+from sstoken_plugin.axolotl import cli, compatibility, refusals
 from sstoken_plugin.selection.config import SSTokenConfig
+from sstoken_plugin.training.setup import refuse_spread
 
 
 @pytest.mark.parametrize(
@@ -380,6 +382,28 @@ def test_command_line_overrides_reach_the_block(config, tmp_path):
         load(config, tmp_path, **{"sstoken.rtio": 0.4})
     with pytest.raises(ValueError, match=r"sstoken: 'on' is not a block .*`sstoken\.ratio`"):
         load({**config, "sstoken": "on"}, tmp_path, **{"sstoken.ratio": 0.4})
+
+
+@pytest.mark.parametrize(
+    ("there", "option", "value"),
+    [(False, "/data/cache", "/data/cache"), ("losses", "false", False), (None, "auto", "auto")],
+)
+def test_an_option_of_a_command_is_read_as_it_is_written_whatever_the_yaml_has(there, option, value, config, tmp_path):
+    block = {} if there is None else {"history_cache": there}
+    context = SimpleNamespace(args=[f"--sstoken.history_cache={option}"], command=cli.score_command)
+    found = load({**config, "sstoken": block}, tmp_path, **cli._overrides(context))
+    assert found.sstoken.history_cache == value
+
+
+def test_a_model_that_one_process_spreads_over_gpus_is_refused():
+    def model(*devices):
+        return SimpleNamespace(parameters=lambda: [SimpleNamespace(device=torch.device(name)) for name in devices])
+
+    refuse_spread(model("cuda:1", "cuda:1", "cpu"))
+    with pytest.raises(
+        ValueError, match=r"device_map: the model is spread over cuda:0 and cuda:1, .* accelerate launch"
+    ):
+        refuse_spread(model("cuda:0", "cuda:1", "cpu"))
 
 
 @pytest.mark.parametrize("value", ["two", [2]], ids=str)

@@ -138,6 +138,13 @@ def test_metrics_between_two_log_lines_and_warnings_survive(config, train, tmp_p
     assert resumed.trainer.sstoken.warnings == whole.trainer.sstoken.warnings
 
 
+def test_a_second_training_of_a_trainer_has_no_warnings_of_the_first(config, train):
+    run = train({**config, "max_steps": 1, "sstoken": WARMUP})
+    run.trainer.sstoken.warn(["ssToken: something of the first training."])
+    run.trainer.train()
+    assert run.trainer.sstoken.warnings == []
+
+
 @pytest.mark.parametrize(
     ("block", "assumed"),
     [

@@ -371,6 +371,16 @@ def test_a_damaged_state_of_a_plain_training_is_one_sentence(runs, content):
     assert "trainer_state.json" in refused(runs / "many", runs / "plain", "--out", runs / "page.html")
 
 
+def test_a_run_without_a_page_in_whose_folder_trainers_state_lies_shows_its_curves(runs):
+    """LLaMA-Factory saves the state there, and a run of several epochs its cache of losses."""
+    run = runs / "many"
+    shutil.copy(run / "checkpoint-2" / "trainer_state.json", run)
+    (run / "sstoken" / FILE).unlink()
+    (run / "sstoken" / "history").mkdir(exist_ok=True)
+    found = report(run, runs / "plain", "--out", runs / "page.html")
+    assert found.code == 0, found.output
+
+
 def test_a_damaged_checkpoint_is_one_sentence(runs):
     folder = runs / "many" / "checkpoint-2"
     for name in ("moments.json.gz", "page.json.gz", "state.json"):

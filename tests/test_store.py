@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 
 from sstoken_plugin.history import database as databases
@@ -514,6 +515,13 @@ def test_a_run_without_a_model_waits_so_long_and_no_longer(tmp_path, monkeypatch
     assert 1 <= time.monotonic() - started < 3
     threading.Timer(0.4, lambda: other.execute("COMMIT")).start()
     assert losses._kept([key(1)], [3])[0] is not None
+
+
+def test_a_history_without_a_finite_loss_has_no_rel_with_a_store_either(tmp_path):
+    h, c = torch.tensor([math.inf, 2.0, 2.0]), torch.tensor([1.0, 2.0 + 1e-7, 1.0])
+    without, kept = (HistoryLosses(None, store).rel(h, c) for store in (None, open_store(tmp_path)))
+    assert kept.tolist() == [math.inf, 0, 1]
+    assert without[0] == kept[0]
 
 
 def test_what_is_whole_in_a_damaged_file_is_taken_over(tmp_path, caplog):

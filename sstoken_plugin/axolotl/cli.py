@@ -197,7 +197,7 @@ def score(config: str, overrides: dict[str, str], batch_tokens: int) -> None:
     from sstoken_plugin.history import scoring
     from sstoken_plugin.history.build import build_history
     from sstoken_plugin.training.cache import own_folder
-    from sstoken_plugin.training.setup import look_at_data
+    from sstoken_plugin.training.setup import look_at_data, refuse_spread
 
     # Before Axolotl asks for it, which does not say that there may be no GPU.
     ranks = PartialState(cpu=_has_no_gpu())
@@ -214,6 +214,7 @@ def score(config: str, overrides: dict[str, str], batch_tokens: int) -> None:
         compatibility.refuse_unfit_cache(cfg, str(cache))
     data = data_of(cfg).train_dataset
     model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg)
+    refuse_spread(model)
     run = run_of(cfg)
     look_at_data(data, run, model, tokenizer)
     precision = precision_of(cfg, model)
@@ -299,7 +300,11 @@ def _read(config: str) -> dict[str, Any]:
 
 
 def _overrides(context: click.Context) -> dict[str, str]:
-    """Turn `--sstoken.ratio 0.4` and `--sstoken.ratio=0.4` into Axolotl's keywords for nested keys."""
+    """Turn `--sstoken.ratio 0.4` and `--sstoken.ratio=0.4` into Axolotl's keywords.
+
+    Other nested keys are cast to the type that the YAML has there, by which `false` would become a folder of that name
+    and a folder `false`; ours stay flat, as the launchers of trainings pass them on.
+    """
     found = {}
     words = iter(context.args)
     for word in words:
@@ -316,14 +321,15 @@ def _overrides(context: click.Context) -> dict[str, str]:
             value = next(words, "")
         if not value or value.startswith("--"):
             raise ValueError(f"{key} has no value; an override is written as --sstoken.ratio=0.4.")
-        found[name.replace(".", "__").replace("-", "_")] = value
+        nested = name if name.startswith("sstoken.") else name.replace(".", "__")
+        found[nested.replace("-", "_")] = value
     return found
 
 
 def _refuse_unknown(overrides: Iterable[str], known: Collection[str]) -> None:
     """Refuse options that Axolotl would take in and never read."""
     for key in overrides:
-        name = key.partition("__")[0]
+        name = key.replace("__", ".").partition(".")[0]
         if name not in known:
             raise ValueError(
                 f"--{key.replace('__', '.')} is no option of this command and no key of Axolotl's; the nearest key is "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import math
 import os
 import shutil
@@ -32,7 +33,7 @@ from sstoken_plugin.training import checkpoint
 from sstoken_plugin.training.cache import planned_folder
 from sstoken_plugin.training.parts import HistoryPart, Saved
 from sstoken_plugin.training.plan import Plan, Schedule, plan_of, schedule_of
-from sstoken_plugin.training.setup import build_selection, look_at_data, vocabulary_size
+from sstoken_plugin.training.setup import build_selection, look_at_data, refuse_spread, vocabulary_size
 from sstoken_plugin.training.survey import Survey
 
 # In a folder of the user's own the page has this name too, that of version 0.1. A training's page has it as well.
@@ -135,6 +136,9 @@ def inspect(cfg: Any, settings: SSTokenConfig, asked: Asked, temporary: Path, te
         tell(f"Scoring {len(chosen)} samples.")
         with _told_if_unwritable(key, file):
             reports.append(_scored(scorer, settings, chosen, file))
+        # Before the next one is loaded: of two large models a card holds one.
+        del scorer
+        gc.collect()
     found = Found(plan, reports, files)
     pages = [page, *([folder / OLD_PAGE] if asked.out and _is_free_for_old_page(folder, page) else [])]
     for file in pages:
@@ -168,6 +172,7 @@ def _loaded(cfg: Any, settings: SSTokenConfig, adapter: str | None, data: Any) -
     model, tokenizer, _ = load_model_and_tokenizer(
         cfg=DictDefault({**cfg, "lora_model_dir": adapter}) if adapter else cfg
     )
+    refuse_spread(model)
     run = run_of(cfg)
     look = look_at_data(data, run, model, tokenizer)
     precision = precision_of(cfg, model)

@@ -131,7 +131,7 @@ def arms_of(text: str, block: Mapping[str, Any]) -> dict[str, dict[str, Any] | N
             )
         if name == PLAIN:
             raise ValueError(f"--arms: {PLAIN} is plain training, which has no settings; name the arm otherwise.")
-        own = {"selector": name} if name in SELECTORS else {}
+        own: dict[str, Any] = {"selector": name} if name in SELECTORS else {}
         if name in CONTROLS and share is not None:
             own["ratio"] = share
         found[name] = {**block, **own, **settings}

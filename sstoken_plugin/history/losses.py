@@ -104,7 +104,10 @@ class HistoryLosses:
             current: c, float32 [R].
         """
         rel = history - current
-        return rel if self.store is None else torch.where(rel.abs() <= resolution(history), 0, rel)
+        if self.store is None:
+            return rel
+        # A loss that is not finite has no resolution, and no REL either.
+        return torch.where(rel.isfinite() & (rel.abs() <= resolution(history)), 0, rel)
 
     def _kept(self, keys: list[bytes], lengths: list[int]) -> list[Losses | None]:
         assert self.store is not None

@@ -16,7 +16,7 @@ from sstoken_plugin.training.cache import cache_folder
 from sstoken_plugin.training.callbacks import HistoryCallback
 from sstoken_plugin.training.plan import PlanCallback
 from sstoken_plugin.training.session import Session
-from sstoken_plugin.training.setup import build_selection, describe, look_at_data
+from sstoken_plugin.training.setup import build_selection, describe, look_at_data, refuse_spread
 from sstoken_plugin.training.trainer import TokenSelectionTrainer
 
 LOG = logger(__name__)
@@ -42,6 +42,7 @@ def select_tokens(trainer: Any, config: SSTokenConfig, run: Run, front: type | N
     @told_on_one_line()
     def make_selection() -> TokenSelection:
         model, precision = trainer.model, trainer.accelerator.autocast
+        refuse_spread(model)
         tokenizer, samples = session.tokenizer, session.samples
         look = look_at_data(samples, run, model, tokenizer)
         session.survey = look.survey

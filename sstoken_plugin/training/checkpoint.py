@@ -113,6 +113,11 @@ def _write_part(folder: Path, name: str, saved: Saved, head: Mapping[str, Any], 
         write_bytes(gzip.compress(content.encode()), folder / files[-1])
 
 
+def holds_state(folder: Path) -> bool:
+    """Tell whether a folder holds what `write` puts into a checkpoint, be it damaged."""
+    return (folder / FOLDER / _FACTS).exists()
+
+
 def read(checkpoint: Path, only: Collection[str] | None = None) -> Found | None:
     """Read what a checkpoint folder holds; None if it was made without the plugin.
 
@@ -127,7 +132,7 @@ def read(checkpoint: Path, only: Collection[str] | None = None) -> Found | None:
     if not folder.exists():
         return None
     mark = _mark_of(checkpoint)
-    if mark is None and not (folder / _FACTS).exists():
+    if mark is None and not holds_state(checkpoint):
         return None
     facts: dict[str, Any] = {}
     found = Found()

@@ -127,6 +127,7 @@ class Session:
         if self._has_begun:
             self.phase = None
             self.totals.clear()
+            self.warnings.clear()
             self._monitor.clear()
             for part in self.parts:
                 part.begin_anew()

@@ -87,6 +87,22 @@ def build_selection(
     return selection
 
 
+def refuse_spread(model: Any) -> None:
+    """Refuse a model whose layers one process has put on several accelerators, as `device_map="auto"` does.
+
+    Raises:
+        ValueError: it is; one sentence with the way out.
+    """
+    devices = {
+        str(parameter.device) for parameter in model.parameters() if parameter.device.type not in ("cpu", "meta")
+    }
+    if len(devices) > 1:
+        raise ValueError(
+            f"device_map: the model is spread over {' and '.join(sorted(devices))}, and selection needs its layers on "
+            "one; start a process for each GPU with accelerate launch or torchrun, or name one in CUDA_VISIBLE_DEVICES."
+        )
+
+
 def look_at_data(samples: Any, run: Run, model: Any, tokenizer: Any) -> Look:
     """Look at the prepared data, warn of what may not be meant, and return what was seen.
 

@@ -160,8 +160,12 @@ def _page_data(checkpoint: Path, log: list[dict[str, Any]]) -> PageData | None:
         return None
     # Here, since it imports all that trains.
     from sstoken_plugin.report.parts import read_checkpoint
+    from sstoken_plugin.training.checkpoint import holds_state
 
-    return read_checkpoint(checkpoint, log)
+    # A run's own folder may have Trainer's state too, and in its folder of ours other things than a checkpoint has.
+    return (
+        read_checkpoint(checkpoint, log) if _CHECKPOINT.fullmatch(checkpoint.name) or holds_state(checkpoint) else None
+    )
 
 
 def _adapter(folder: Path) -> dict[str, Any]:
