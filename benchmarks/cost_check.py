@@ -19,6 +19,8 @@ import torch
 from cost_model import ARCHITECTURES, FLOAT32, GIB, Device, Setting, Side, peak_bytes, time_ratio
 from step import STEPS
 
+from sstoken_plugin.selection.config import SSTokenConfig
+
 
 def measured_cpu() -> Device:
     """Return this CPU's rates in float32, on tensors of the sizes that SmolLM2-135M has."""
@@ -91,7 +93,8 @@ def measured(row: dict[str, Any] | None) -> tuple[str, str]:
 
 def of_case(case: Any) -> tuple[Setting, Side]:
     """Return the setting and the plugin's side of a case of harness.py, on SmolLM2-135M in float32."""
-    side: Side = "warm" if case.warm else "ema" if case.block.get("history") == "ema" else "history"
+    has_pass = not case.warm and SSTokenConfig.from_block(case.block).needs_history
+    side: Side = "warm" if not has_pass else "ema" if case.block.get("history") == "ema" else "history"
     setting = Setting(
         ARCHITECTURES["smollm2-135m"],
         case.changes["adapter"] or "full",

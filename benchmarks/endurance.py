@@ -5,8 +5,8 @@
 A random Llama of three layers with SmolLM2's tokenizer, LoRA, one row of 128 tokens: so small that what the plugin
 does itself is a large part of a step. Everything that could pile up is on: metrics in every log line, the report page
 with its moments and tables, a checkpoint every 500 steps, and on the plugin's side the loss cache, which fills in the
-first epoch. Each side is a process of its own; sides follow each other, and nothing else may run meanwhile. A slope is
-that of a straight line through the values after the first 200 steps, with its standard error. Results:
+epoch after the warm-up. Each side is a process of its own; sides follow each other, and nothing else may run meanwhile.
+A slope is that of a straight line through the values after the first 200 steps, with its standard error. Results:
 outputs/benchmarks/endurance.json.
 """
 

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from harness import LORA, NEVER_FREED, SIDES, Case, asked, load, save, spread
 # Not a script of its own: Axolotl's data loading starts processes that would run it again.
 _CHILD = (
     "import json, sys; sys.path.insert(0, sys.argv[1]); import runs; "
-    "runs.take_turns(json.loads(sys.argv[2]), sys.argv[3])"
+    "runs.take_turns(json.loads(sys.argv[2]), int(sys.argv[3]))"
 )
 
 
@@ -68,14 +68,19 @@ CASES = {
 }
 
 
-def take_turns(config: dict[str, Any], address: str) -> None:
-    """Train in this process, in turns that another one gives."""
+def take_turns(config: dict[str, Any], end: int) -> None:
+    """Train in this process, in turns that another one gives.
+
+    Args:
+        config: what to train.
+        end: file descriptor of this process's end of a pipe.
+    """
     from axolotl.train import setup_model_and_trainer
     from transformers import TrainerCallback
 
     cfg, data = load(config)
     trainer = setup_model_and_trainer(cfg, data)[0]
-    with Client(address, "AF_UNIX") as turns:
+    with Connection(end) as turns:
         begun = 0.0
 
         def wait() -> None:
@@ -104,15 +109,16 @@ def pair(case: RunCase, steps: int) -> dict[str, list[float]]:
         sides: dict[str, Connection] = {}
         children = []
         for side in SIDES:
-            address = str(Path(name) / f"{side}.socket")
             config = json.dumps(case.yaml(side, Path(name), steps))
-            with Listener(address, "AF_UNIX") as listener:
-                environment = {**os.environ, "AXOLOTL_LOG_LEVEL": "WARNING", **case.environment}
-                command = [sys.executable, "-c", _CHILD, str(Path(__file__).parent), config, address]
-                children.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment))
-                sides[side] = listener.accept()
-                # It is ready; this was no turn.
-                sides[side].recv()
+            environment = {**os.environ, "AXOLOTL_LOG_LEVEL": "WARNING", **case.environment}
+            # A child that ends early closes its end, so that nothing waits for it.
+            sides[side], other = Pipe()
+            end = other.fileno()
+            command = [sys.executable, "-c", _CHILD, str(Path(__file__).parent), config, str(end)]
+            children.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, pass_fds=[end]))
+            other.close()
+            # It is ready; this was no turn.
+            sides[side].recv()
         seconds: dict[str, list[float]] = {side: [] for side in SIDES}
         for _ in range(steps + 2):
             for side, turns in sides.items():

@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for file in asked.experiments:
         found = collect(file)
         if not found["runs"]:
+            print(f"{file.stem}: no run of these settings has a result in its folder.\n")
             continue
         (asked.out / f"{file.stem}.json").write_text(as_json(rounded(found)) + "\n", encoding="utf-8")
         print(f"{as_markdown(file.stem, found)}\n")

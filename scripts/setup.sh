@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Install the newest Axolotl that a Python of this machine takes, this project and the tools of its tests into .venv,
-# once for each content of pyproject.toml. scripts/setup.sh RELEASE FOLDER: another release, in another folder.
+# once for each content of pyproject.toml and of startup/, of which an editable installation has copies.
+# scripts/setup.sh RELEASE FOLDER: another release, in another folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,14 +19,20 @@ if [ $# -gt 0 ]; then
 fi
 venv=${2:-.venv}
 
+python=
+told=
 # Lists are split into their words on purpose.
 # shellcheck disable=SC2086
 while IFS='|' read -r release torch versions oldest; do
-  if python=$(scripts/find_python.sh $versions); then
+  # Its last line, if it finds one; why others do not do matters where none does.
+  if answer=$(scripts/find_python.sh $versions 2>&1); then
+    python=${answer##*$'\n'}
     break
   fi
+  told+=$answer$'\n'
 done <<< "$releases"
 if [ -z "$python" ]; then
+  printf '%s' "$told" | awk 'NF && !seen[$0]++' >&2
   versions=$(cut -d '|' -f 3 <<< "$releases" | tr ' ' '\n' | awk '!seen[$0]++ { printf "%s%s", (NR > 1 ? " or " : ""), $0 }')
   echo "No Python $versions that set-up can use was found: install one, so that python${versions%% *} or the like starts" \
     "it, or set PYTHON=/path/to/python." >&2
@@ -35,7 +42,7 @@ fi
 version=$("$python" -c 'import platform; print(platform.python_version())')
 chosen="Python $version, Axolotl $release, torch $torch"
 stamp=$venv/installed
-if [ -f "$stamp" ] && cmp -s <(echo "$chosen"; cat pyproject.toml) "$stamp"; then
+if [ -f "$stamp" ] && cmp -s <(echo "$chosen"; cat pyproject.toml startup/sstoken_startup*) "$stamp"; then
   exit 0
 fi
 uv=$(command -v uv || true)
@@ -101,5 +108,5 @@ import accelerate.commands.launch, axolotl.cli.main, axolotl.common.datasets, ax
   cat "$venv/import.log" >&2
   exit 1
 }
-(echo "$chosen"; cat pyproject.toml) > "$stamp"
+(echo "$chosen"; cat pyproject.toml startup/sstoken_startup*) > "$stamp"
 echo "[setup ${SECONDS}s] done"

@@ -8,8 +8,10 @@ stamp=$venv/installed
 if [ -f "$stamp" ] && cmp -s pyproject.toml "$stamp"; then
   exit 0
 fi
-python=$(scripts/find_python.sh 3.11 3.12 3.13)
-[ -n "$python" ] || { echo "No Python 3.11 to 3.13 was found: install one, or set PYTHON=/path/to/python." >&2; exit 1; }
+python=$(scripts/find_python.sh 3.11 3.12 3.13) || {
+  echo "No Python 3.11 to 3.13 was found: install one, or set PYTHON=/path/to/python." >&2
+  exit 1
+}
 if uv=$(command -v uv); then
   "$uv" venv --quiet --clear --seed --python "$python" "$venv"
   install() { "$uv" pip install --quiet --python "$venv/bin/python" "$@"; }

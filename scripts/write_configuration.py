@@ -69,7 +69,7 @@ one shows the progress of its own part. There is no such command under Ray: Axol
 others.
 
 Started alone, this command and the next one run in one process. On a machine with several GPUs give it one
-(`CUDA_VISIBLE_DEVICES=0`): else Axolotl spreads a model's layers over all of them, which has not been run.
+(`CUDA_VISIBLE_DEVICES=0`): else Axolotl spreads a model's layers over all of them, which is refused.
 
 ## `axolotl sstoken-inspect CONFIG [--after N] [--adapter DIR ...] [--samples N] [--show N] [--out DIR]`
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import AXOLOTL, load
+from conftest import AXOLOTL, load, write
 from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -384,15 +384,19 @@ def test_command_line_overrides_reach_the_block(config, tmp_path):
         load({**config, "sstoken": "on"}, tmp_path, **{"sstoken.ratio": 0.4})
 
 
+@pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize(
     ("there", "option", "value"),
-    [(False, "/data/cache", "/data/cache"), ("losses", "false", False), (None, "auto", "auto")],
+    [(False, "/data/cache", "/data/cache"), ("losses", "false", False), (None, "auto", "auto"), (None, "[a", "[a")],
 )
-def test_an_option_of_a_command_is_read_as_it_is_written_whatever_the_yaml_has(there, option, value, config, tmp_path):
+def test_an_option_of_a_command_is_read_as_it_is_written_whatever_the_yaml_has(
+    there, option, value, strict, config, tmp_path
+):
     block = {} if there is None else {"history_cache": there}
+    file = write({**config, "strict": strict, "sstoken": block}, tmp_path)
     context = SimpleNamespace(args=[f"--sstoken.history_cache={option}"], command=cli.score_command)
-    found = load({**config, "sstoken": block}, tmp_path, **cli._overrides(context))
-    assert found.sstoken.history_cache == value
+    _, settings = cli._load(str(file), cli._overrides(context))
+    assert settings.history_cache == value
 
 
 def test_a_model_that_one_process_spreads_over_gpus_is_refused():

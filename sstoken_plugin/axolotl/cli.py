@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # Of what others said before an error.
 MOST_LINES = 40
+# Of options for the settings of the selection.
+_BLOCK = "sstoken."
 
 
 @click.command(
@@ -254,11 +256,15 @@ def _load(config: str, overrides: dict[str, str]) -> tuple[Any, SSTokenConfig]:
     from sstoken_plugin.axolotl import compatibility
 
     raw = DictDefault(_read(config))
+    # As a launcher passes them on, and under `strict: true` too. Axolotl casts nested keys to the type that the YAML
+    # has there, by which `false` would become a folder of that name, and a folder `false`.
+    ours = {key: value for key, value in overrides.items() if key.startswith(_BLOCK)}
+    raw.update({key: _value(text) for key, text in ours.items()})
     known = {*raw, *AxolotlInputConfig.model_fields}
     if not compatibility.names_us(raw):
         raw.plugins = [*(raw.plugins or []), "sstoken_plugin.SSTokenPlugin"]
     with _processes_without_a_gpu():
-        cfg = load_cfg(raw, **overrides)
+        cfg = load_cfg(raw, **{key: value for key, value in overrides.items() if key not in ours})
     _refuse_unknown(overrides, {*known, *cfg})
     # Axolotl writes a configuration that is no file to one, and leaves it behind.
     Path(cfg.axolotl_config_path).unlink(missing_ok=True)
@@ -300,11 +306,7 @@ def _read(config: str) -> dict[str, Any]:
 
 
 def _overrides(context: click.Context) -> dict[str, str]:
-    """Turn `--sstoken.ratio 0.4` and `--sstoken.ratio=0.4` into Axolotl's keywords.
-
-    Other nested keys are cast to the type that the YAML has there, by which `false` would become a folder of that name
-    and a folder `false`; ours stay flat, as the launchers of trainings pass them on.
-    """
+    """Turn `--sstoken.ratio 0.4` and `--sstoken.ratio=0.4` into keys with a dot, and others into Axolotl's keywords."""
     found = {}
     words = iter(context.args)
     for word in words:
@@ -321,9 +323,17 @@ def _overrides(context: click.Context) -> dict[str, str]:
             value = next(words, "")
         if not value or value.startswith("--"):
             raise ValueError(f"{key} has no value; an override is written as --sstoken.ratio=0.4.")
-        nested = name if name.startswith("sstoken.") else name.replace(".", "__")
+        nested = name if name.startswith(_BLOCK) else name.replace(".", "__")
         found[nested.replace("-", "_")] = value
     return found
+
+
+def _value(text: str) -> Any:
+    """Return what a text would be in a YAML; the text itself, where it would be none."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _refuse_unknown(overrides: Iterable[str], known: Collection[str]) -> None:

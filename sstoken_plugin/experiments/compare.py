@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Trains without the plugin: what nobody could say of `selector: all`.
 PLAIN = "all"
-# They keep as many tokens as the selection of the YAML.
+# They keep as many tokens as the selection of the YAML, where that is known before it runs.
 CONTROLS = ("random", "position")
 _EVALUATION = "held_out"
 # Axolotl's own default.
@@ -34,7 +34,7 @@ _OUTPUT = "./model-out"
     "--arms",
     help="What to compare, with commas between: a selector by its name, `all` being plain training, or NAME:KEY=VALUE,"
     "KEY=VALUE with keys of the sstoken: block, as in sstoken,mine:ratio=0.8,selector=rel,all.  [default: the selector "
-    "of CONFIG, or sstoken, with random, position and all]",
+    "of CONFIG, or sstoken, with random, position and all; a threshold with all alone]",
 )
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Trainings of each arm.")
 @click.option(
@@ -49,8 +49,8 @@ def compare_command(config: str, arms: str | None, seeds: int, out: str | None, 
     on where it stopped when it is run again, and writes compare.html and compare.json.
 
     Settings of the sstoken: block of CONFIG hold for all arms, but for the selector, and for the ratio of random and
-    position, which keep as many tokens as the selection of CONFIG does, its warm-up counted. CONFIG need not name the
-    plugin.
+    position, which keep as many tokens as the selection of CONFIG does, its warm-up counted. How many a threshold keeps
+    is known once it has run: then give them its share, as in random:ratio=0.95. CONFIG need not name the plugin.
     """
     with told_in_a_sentence():
         compare(config, arms, seeds, out, part)
@@ -93,7 +93,8 @@ def experiment_of(base: Mapping[str, Any], config: str, arms: str | None, seeds:
     # Whatever is wrong with it is wrong with every arm.
     selection = SSTokenConfig.from_block(block)
     if arms is None:
-        arms = ",".join(dict.fromkeys((selection.selector, *CONTROLS, PLAIN)))
+        controls = CONTROLS if selection.share is not None else ()
+        arms = ",".join(dict.fromkeys((selection.selector, *controls, PLAIN)))
     return parse(
         {
             "base": dict(base),

@@ -142,7 +142,7 @@ def conclude(experiment: Experiment, tables: Sequence[Table], files: Sequence[Pa
         tell(f"Warning: {warning}")
     tell(f"Written: {', '.join(map(str, files))}")
     if faults:
-        raise ValueError(f"{len(faults)} runs failed, the first: {faults[0]}")
+        raise ValueError(f"{len(faults)} {'run' if len(faults) == 1 else 'runs'} failed, the first: {faults[0]}")
 
 
 def settings_of(experiment: Experiment) -> dict[str, Any]:

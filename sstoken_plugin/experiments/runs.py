@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from glob import glob
@@ -19,8 +20,8 @@ from sstoken_plugin.experiments.preparation import data_folder
 from sstoken_plugin.experiments.results import NAME as RESULT
 from sstoken_plugin.experiments.results import Result, read_json, read_result
 
-# In bytes: of a larger file, which is one of weights, so many pieces of this length are hashed, spread evenly.
-_HASHED, _PIECES, _PIECE = 2**28, 64, 2**18
+# In bytes: of larger files of weights so many pieces of this length are hashed, spread evenly.
+_WHOLE, _PIECES, _PIECE = 2**28, 64, 2**18
 # Where a run puts things, which says nothing about what it is.
 _FOLDERS = ("output_dir", "dataset_prepared_path")
 _MOST_DIFFERENCES = 4
@@ -103,13 +104,14 @@ def _run(experiment: Experiment, arm: Arm, seed: int, train: Mapping[str, Any] |
     evaluations = {name: asked.model_dump() for name, asked in experiment.evaluations.items()}
     asked = [entry for one in evaluations.values() for entry in one.get("datasets") or ()]
     begin = held_out if train is None else train
-    files = _files([*_entries(begin), *_entries(held_out), *asked]) | _weights(begin)
+    files = _files([*_entries(begin), *_entries(held_out), *asked])
+    digests = {file: _digest(file) for file in files} | {file: _digest(file, _WHOLE) for file in _weights(begin)}
     settings = {
         **({} if train is None else {"train": _without_folders(train)}),
         "held_out": _without_folders(held_out),
         "seed": seed,
         "evaluations": evaluations,
-        "data": {str(file): _digest(file) for file in sorted(files)},
+        "data": {str(file): digest for file, digest in sorted(digests.items())},
     }
     return Run(arm, seed, experiment.out / "runs" / arm.name / f"seed-{seed}", _plain(settings))
 
@@ -201,15 +203,17 @@ def _files(entries: Iterable[Mapping[str, Any]]) -> set[Path]:
         named = [files] if isinstance(files, str) else [str(name) for name in files]
         found |= {Path(name) for pattern in named for name in (pattern, *glob(pattern, recursive=True))}
         # Of a folder it reads the files that are named, or all.
-        found |= (
-            {file for file in path.rglob("*") if not _is_left_there(file)} if path.is_dir() and not named else {path}
-        )
+        found |= set(_data_in(path)) if path.is_dir() and not named else {path}
     return {file for file in found if file.is_file()}
 
 
-def _is_left_there(file: Path) -> bool:
-    """Tell whether the datasets library may write a file beside the data of a folder while it reads them."""
-    return file.name.startswith(("cache-", "tmp", "."))
+def _data_in(folder: Path) -> Iterator[Path]:
+    """Yield what a data set may consist of."""
+    for file in folder.rglob("*"):
+        # Of Git and of downloads, and what the datasets library leaves there when it reads.
+        is_hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+        if not is_hidden and not file.name.startswith(("cache-", "tmp")):
+            yield file
 
 
 def _weights(train: Mapping[str, Any]) -> set[Path]:
@@ -224,19 +228,20 @@ def _weights(train: Mapping[str, Any]) -> set[Path]:
     }
 
 
-def _digest(file: Path) -> str:
+def _digest(file: Path, whole: float = math.inf) -> str:
+    """Return a digest of a file, by parts of it if it has more bytes than `whole`."""
     found = file.stat()
-    return _digest_of(file, found.st_size, found.st_mtime_ns)
+    return _digest_of(file, found.st_size, found.st_mtime_ns, found.st_size <= whole)
 
 
 # A command asks for the runs of an experiment several times, and each of them for the same files.
 @cache
-def _digest_of(file: Path, size: int, changed: int) -> str:
+def _digest_of(file: Path, size: int, changed: int, whole: bool) -> str:
     """Return the digest of a file that had this size, in bytes, and this time of its last change, in nanoseconds."""
-    if size <= _HASHED:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    found = hashlib.sha256(str(size).encode())
     with file.open("rb") as opened:
+        if whole:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+        found = hashlib.sha256(str(size).encode())
         for piece in range(_PIECES):
             opened.seek((size - _PIECE) * piece // (_PIECES - 1))
             found.update(opened.read(_PIECE))

@@ -140,7 +140,7 @@ def conduct(server: Server, experiment: Experiment, runs: Sequence[Run], duratio
             tell(faults[run.name])
             in_a_row += 1
             if in_a_row == _ENOUGH and left:
-                faults["the rest"] = f"{_ENOUGH} runs in a row failed: the {len(left)} others were not begun."
+                tell(f"{_ENOUGH} runs in a row failed: the {len(left)} others are not begun.")
                 break
     return list(faults.values())
 
