@@ -42,7 +42,8 @@ fi
 version=$("$python" -c 'import platform; print(platform.python_version())')
 chosen="Python $version, Axolotl $release, torch $torch"
 stamp=$venv/installed
-if [ -f "$stamp" ] && cmp -s <(echo "$chosen"; cat pyproject.toml startup/sstoken_startup*) "$stamp"; then
+content() { echo "$chosen"; cat pyproject.toml startup/sstoken_startup*; }
+if [ -f "$stamp" ] && cmp -s <(content) "$stamp"; then
   exit 0
 fi
 uv=$(command -v uv || true)
@@ -108,5 +109,5 @@ import accelerate.commands.launch, axolotl.cli.main, axolotl.common.datasets, ax
   cat "$venv/import.log" >&2
   exit 1
 }
-(echo "$chosen"; cat pyproject.toml startup/sstoken_startup*) > "$stamp"
+content > "$stamp"
 echo "[setup ${SECONDS}s] done"

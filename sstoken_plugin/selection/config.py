@@ -260,8 +260,8 @@ class SSTokenConfig(BaseModel):
         """
         if not SELECTORS[self.selector].reads_ratio:
             return None
-        kept = [1.0 if row.keeps_all else self.ratio for row in self._active]
-        return kept[0] if len(kept) == 1 else round((1 - self.warmup_ratio) * kept[0] + self.warmup_ratio * kept[1], 4)
+        trains_on_all = self.has_warmup and SELECTORS[self.warmup_selector].keeps_all
+        return round(self.ratio + self.warmup_ratio * (1 - self.ratio), 4) if trains_on_all else self.ratio
 
     def warmup_steps(self, steps: int) -> int:
         """Return how many optimizer steps of a run of so many come before the selector acts, if any do."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.trainer_utils import get_last_checkpoint
 
 from sstoken_plugin.selection.samples import IGNORE_INDEX
 from sstoken_plugin.swift.refusals import LOSS_SCALE
@@ -28,8 +27,8 @@ class SwiftFront:
         ms-swift makes the model of a run that resumes with the adapter of the checkpoint, which transformers loads once
         more later. Until then it is as new, if it was new when the run began: its history is the model without it.
         """
-        last = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
-        if last and not _holds_history(Path(last)):
+        begins_from = self.checkpoint_of(resume_from_checkpoint)
+        if begins_from and not _holds_history(begins_from):
             _take_effect_off(self.model)
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 

@@ -96,9 +96,13 @@ class TokenSelectionTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train; see transformers' `Trainer.train`."""
-        last = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
-        self._resumes_from = Path(last) if last else None
+        self._resumes_from = self.checkpoint_of(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def checkpoint_of(self, resume_from_checkpoint: Any) -> Path | None:
+        """Return the checkpoint that a training begins from: a folder, True for the last one, or nothing for none."""
+        last = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+        return Path(last) if last else None
 
     def resume_selection(self) -> None:
         """Take over the state of the checkpoint that this run resumes from, if it does."""

@@ -163,9 +163,9 @@ def _page_data(checkpoint: Path, log: list[dict[str, Any]]) -> PageData | None:
     from sstoken_plugin.training.checkpoint import holds_state
 
     # A run's own folder may have Trainer's state too, and in its folder of ours other things than a checkpoint has.
-    return (
-        read_checkpoint(checkpoint, log) if _CHECKPOINT.fullmatch(checkpoint.name) or holds_state(checkpoint) else None
-    )
+    if not (_CHECKPOINT.fullmatch(checkpoint.name) or holds_state(checkpoint)):
+        return None
+    return read_checkpoint(checkpoint, log)
 
 
 def _adapter(folder: Path) -> dict[str, Any]:
