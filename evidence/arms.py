@@ -40,7 +40,6 @@ def arms(base_model: str, reference: str | None = None, epochs: int = 1) -> dict
         # Their code ranks by attention alone for the first 10,000 of 50,000 samples, and has no rule for ends.
         "authors": {"warmup_ratio": 0.2, "keep_eos": False, **_ATTENTION_FIRST},
         "warmup-all": _ALL_FIRST,
-        "capped-rel": {"selector": "capped_rel", **_ALL_FIRST},
         "threshold": threshold(0.05),
         "threshold-0.01": threshold(0.01),
         "lowest_base_loss": {"selector": "lowest_base_loss"},
@@ -56,7 +55,7 @@ def arms(base_model: str, reference: str | None = None, epochs: int = 1) -> dict
 
 def confirmed() -> dict[str, Mapping[str, Any] | None]:
     """Return the arms that other seeds confirm: rules that are better than the paper's, and the controls."""
-    return with_controls("sstoken", "warmup-all", "probability", "capped-rel", "threshold")
+    return with_controls("sstoken", "warmup-all", "probability", "threshold")
 
 
 def late(*names: str) -> dict[str, Mapping[str, Any] | None]:

@@ -48,8 +48,8 @@ HELD_OUT_SHARE = 0.15
 # Of the samples that show what is forgotten.
 UNTOUCHED = 30
 _DATA_SEED = 3
-# Arms of the highest level alone.
-_HIGHEST_ALONE = ("dft", "clean-too")
+# Arms of the first model at the highest level alone.
+_ONCE = ("dft", "clean-too")
 
 
 TRAINING: dict[str, Any] = {
@@ -229,7 +229,7 @@ def experiment(out: Path, model: str, source: str, level: int, seeds: Sequence[i
     }
     # Without corruption the oracle would be the plain arm once more.
     without = {"oracle": {"changes": {"datasets": _named(out, f"{name}-without")}}} if level else {}
-    left_out = () if level == max(LEVELS) else _HIGHEST_ALONE
+    left_out = () if model == next(iter(MODELS)) and level == max(LEVELS) else _ONCE
     return {
         "base": {**MODELS[model], **TRAINING, "num_epochs": asked.epochs, "datasets": _named(out, name)},
         "out": str(out / "runs" / f"{model}-{name}"),

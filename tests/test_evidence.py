@@ -229,7 +229,7 @@ def test_every_experiment_is_one_that_the_harness_takes():
             )
             assert len({*confirms.seeds, *later.seeds, *LATE_SEEDS, *known_truth.SEEDS}) == 20
             assert {arm.name for arm in later.arms} > {*known_truth.AGAINST}
-            assert {arm.name for arm in confirms.arms} >= {*known_truth.AGAINST, "sstoken", "capped-rel", "threshold"}
+            assert {arm.name for arm in confirms.arms} >= {*known_truth.AGAINST, "sstoken", "threshold"}
         for level in known_truth.LATE_LEVELS:
             begins_late(found[f"{known_truth.name_of(task, level)}-late"], "threshold", "threshold-0.01")
 

@@ -299,7 +299,6 @@ def test_what_if_says_where_no_blend_ranked(browser):
         ("reference", "the excess loss against the reference model; 60\u00a0% of each response was kept"),
         ("lowest_base_loss", "their loss under the history, lowest first; 60\u00a0% of each response was kept"),
         ("probability", "their probability, highest first; 60\u00a0% of each response was kept"),
-        ("capped_rel", "REL, capped; 60\u00a0% of each response was kept"),
         ("threshold", "their probability: those with 0.125 or more were kept, and the ends of turns"),
         ("all", "nothing: every response token was kept"),
         ("gone since", "gone since; 60\u00a0% of each response was kept"),

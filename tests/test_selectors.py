@@ -58,9 +58,6 @@ PLAIN = {
         one["g"] * rel + (1 - one["g"]) * a for rel, a in zip(scaled(one["rel"]), one["a"], strict=True)
     ],
     "rel": lambda one: scaled(one["rel"]),
-    "capped_rel": lambda one: [
-        min(h, sum(one["h"]) / len(one["h"])) - c for h, c in zip(one["h"], one["c"], strict=True)
-    ],
     "attention": lambda one: one["a"],
     "random": chance,
     "position": lambda one: [-place for place in one["place"]],
@@ -107,14 +104,6 @@ def test_a_score_reads_what_the_row_says_that_it_needs(name, gamma):
 def test_where_its_signals_were_not_measured_the_first_tokens_are_kept(name):
     signals = replace(drawn(), history=None, rel=None, attention=None)
     assert selector_of(name).score(signals).tolist() == [0] * sum(LENGTHS)
-
-
-def test_noise_that_the_model_had_no_idea_of_does_not_rank_first_once_rel_is_capped():
-    history, current = torch.tensor([0.1, 0.1, 9.0, 0.1]), torch.tensor([0.05, 0.05, 8.0, 0.1])
-    one = {"sample": torch.zeros(4, dtype=torch.long), "samples": 1}
-    signals = replace(drawn(), current=current, history=history, rel=history - current, **one)
-    assert selector_of("rel").score(signals).argmax() == 2
-    assert selector_of("capped_rel").score(signals).argmin() == 2
 
 
 def test_without_a_prompt_attention_gives_way_to_rel():
@@ -239,10 +228,6 @@ BEST = "60% of each sample's response tokens, the best by "
         (
             {"selector": "rel", "warmup_selector": "random", "warmup_ratio": 0.5},
             BEST + "REL (in the first 50% of the optimizer steps random ones)",
-        ),
-        (
-            {"selector": "capped_rel", "warmup_selector": "all"},
-            BEST + "REL, capped (in the first 20% of the optimizer steps all of them)",
         ),
         ({"selector": "attention"}, BEST + "prompt attention"),
         ({"selector": "random", "seed": 3}, BEST + "chance (seed 3)"),

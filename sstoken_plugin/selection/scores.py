@@ -46,20 +46,6 @@ def normalise(rel: Tensor, sample: Tensor, samples: int) -> Tensor:
     return (rel - low[sample]) / (high - low + EPSILON)[sample]
 
 
-def mean_of_sample(values: Tensor, sample: Tensor, samples: int) -> Tensor:
-    """Return the mean over the finite values of each token's sample, float [R].
-
-    Args:
-        values: float [R].
-        sample: int64 [R], sample number of each token.
-        samples: N, the number of samples.
-    """
-    finite, none = torch.isfinite(values), values.new_zeros(samples)
-    total = none.scatter_add(0, sample, torch.where(finite, values, 0))
-    count = none.scatter_add(0, sample, finite.to(values.dtype))
-    return (total / count.clamp(min=1))[sample]
-
-
 def blend(normalised_rel: Tensor, attention: Tensor, gamma: float, has_prompt: Tensor) -> Tensor:
     """Return gamma * R + (1 - gamma) * A, float [R] (arXiv 2510.18250).
 

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sstoken_plugin.selection.scores import blend, mean_of_sample, normalise, random_scores
+from sstoken_plugin.selection.scores import blend, normalise, random_scores
 
 # rel: REL, for which a run waits in its warm-up; history: the losses of the history, from the first step on;
 # attention: prompt attention; path: a history that is given, rather than the model's own past.
@@ -147,16 +147,6 @@ def _excess(signals: Signals) -> Tensor:
     return signals.scaled(None if signals.rel is None else -signals.rel)
 
 
-def _capped_rel(signals: Signals) -> Tensor:
-    # What the model had no idea of, as noise where it knows the task, has the largest loss and so the most to gain;
-    # capped, such a token ranks by what it costs now.
-    if signals.history is None or signals.rel is None:
-        return signals.or_zero(None)
-    # min(h, mean h) - c, by way of REL, which is exactly zero where the model has not changed.
-    mean = mean_of_sample(signals.history, signals.sample, signals.samples)
-    return signals.rel - torch.relu(signals.history - mean)
-
-
 def _lowest_history(signals: Signals) -> Tensor:
     return -signals.or_zero(signals.history)
 
@@ -192,14 +182,6 @@ _ROWS = (
         score=_rel,
         needs=frozenset({"rel"}),
         rel_weight=lambda _: 1.0,
-    ),
-    Selector(
-        "capped_rel",
-        docs="is REL with the loss under the history capped at its mean over the sample's response tokens, "
-        "min(h, mean h) - c (ours, docs/evidence.md)",
-        words="REL, capped",
-        score=_capped_rel,
-        needs=frozenset({"rel", "history"}),
     ),
     Selector(
         "attention",
