@@ -21,7 +21,8 @@ import yaml
 from pydantic import ValidationError
 
 from sstoken_plugin.axolotl import compatibility
-from sstoken_plugin.axolotl.refusals import REFUSALS, Refusal
+from sstoken_plugin.axolotl.refusals import REFUSALS
+from sstoken_plugin.base.refusal import Refusal
 
 GPUS = {"bf16": True, "fp8": True, "tf32": True, "n_gpu": 8, "n_node": 1, "compute_capability": "sm_90"}
 

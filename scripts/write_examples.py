@@ -19,7 +19,8 @@ sys.path.insert(0, str(ROOT))
 os.environ.update(AXOLOTL_DO_NOT_TRACK="1", HF_HUB_OFFLINE="1")
 
 from scripts.example_verdicts import Outcome, Verdict, judge_all  # noqa: E402
-from sstoken_plugin.axolotl.refusals import REFUSALS, UNTESTED, Refusal  # noqa: E402
+from sstoken_plugin.axolotl.refusals import REFUSALS, UNTESTED  # noqa: E402
+from sstoken_plugin.base.refusal import Refusal  # noqa: E402
 
 PAGE = ROOT / "docs" / "support.md"
 BEGIN = "<!-- Written by `python scripts/write_examples.py FOLDER`: begin -->"
@@ -88,7 +89,7 @@ def _touched_by(verdicts: Iterable[Verdict], refusal: Refusal) -> list[str]:
 
 def _refusal_row(refusal: Refusal, names: Sequence[str]) -> str:
     key = f"`{refusal.key}`" + (f" ({refusal.case})" if refusal.case else "")
-    return _row(key, refusal.reason, refusal.fix, _folders(names))
+    return _row(key, refusal.reason, refusal.way_out, _folders(names))
 
 
 def _warning_rows(verdicts: Iterable[Verdict]) -> list[str]:

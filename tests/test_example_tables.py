@@ -161,6 +161,6 @@ def test_the_page_lists_every_refusal_and_warning():
     listed = [key.split("`")[1] for key in keys[: len(refusals.REFUSALS)]]
     assert listed == [refusal.key for refusal in refusals.REFUSALS]
     for refusal in refusals.REFUSALS:
-        assert f" | {refusal.reason} | {refusal.fix} | " in rows
+        assert f" | {refusal.reason} | {refusal.way_out} | " in rows
     warned = "".join(keys[len(refusals.REFUSALS) :])
     assert all(f"`{key}`" in warned for key in refusals.UNTESTED)

@@ -248,7 +248,7 @@ def test_an_adapter_that_changed_its_base_weights_is_no_history(config, train, a
         ({"peft_init_lora_weights": "pissa"}, "peft_init_lora_weights: pissa"),
         ({"peft_init_lora_weights": "olora"}, "peft_init_lora_weights: olora"),
         ({"peft": {"loftq_config": {"loftq_bits": 4}}}, r"peft\.loftq_config: .*"),
-        ({"reinit_weights": True}, "reinit_weights: True"),
+        ({"reinit_weights": True}, "reinit_weights: true"),
     ],
     ids=str,
 )
@@ -355,9 +355,10 @@ def test_a_plain_run_warns_of_nothing(config, tmp_path):
 
 def test_every_refusal_names_a_reason_and_a_way_out():
     assert len({(refusal.key, refusal.reason) for refusal in refusals.REFUSALS}) == len(refusals.REFUSALS)
-    for key, reason, fix, _ in refusals.REFUSALS:
-        with pytest.raises(ValueError, match=re.escape(f"{key} {reason}; {fix}.")):
-            refusals.Refusal(key, reason, fix).refuse()
+    for refusal in refusals.REFUSALS:
+        assert refusal.way_out
+        with pytest.raises(ValueError, match=re.escape(f"{refusal.key} {refusal.reason}; {refusal.way_out}.")):
+            refusal.refuse()
 
 
 def test_full_fine_tuning_without_rel_validates(config, tmp_path):

@@ -39,18 +39,18 @@ def check(cfg: Mapping[str, Any]) -> SSTokenConfig:
     for refusal in refusals.ALWAYS:
         value = cfg.get(refusal.key)
         if value:
-            refusal.refuse(refusal.key if isinstance(value, (Mapping, list)) else f"{refusal.key}: {value}")
+            refusal.refuse(None if isinstance(value, (Mapping, list)) else value)
     for refusal in refusals.ABOVE_ONE:
         value = _nested(cfg, refusal.key)
         if _number(value) > 1:
-            refusal.refuse(f"{refusal.key}: {value}")
+            refusal.refuse(value)
     adapter = cfg.get("adapter")
     if isinstance(adapter, str) and adapter and adapter not in refusals.ADAPTERS:
-        refusals.ADAPTER.refuse(f"adapter: {adapter}")
+        refusals.ADAPTER.refuse(adapter)
     if releases.asks_for_fsdp1(cfg):
         refusals.FSDP1.refuse()
     if cfg.get("sample_packing") and not releases.packing_separates_samples(cfg):
-        refusals.PACKING.refuse(f"attn_implementation: {cfg.get('attn_implementation')}")
+        refusals.PACKING.refuse(cfg.get("attn_implementation") or "null")
     if config.needs_history:
         _refuse_unfit_history(cfg, config)
     if config.cache_folder is not None:
@@ -143,7 +143,7 @@ def refuse_unfit_cache(cfg: Mapping[str, Any], path: str) -> None:
         if cfg.get(refusal.key):
             refusal.refuse()
     if _zero_stage(cfg) == 3:
-        refusals.ZERO_3["history_cache"].refuse(f"sstoken.history_cache: {path}")
+        refusals.ZERO_3["history_cache"].refuse(path)
     _refuse_no_local_path("history_cache", path)
     try:
         unfit = not stat.S_ISDIR(expand(path).stat().st_mode)
@@ -165,7 +165,7 @@ def _refuse_unfit_history(cfg: Mapping[str, Any], config: SSTokenConfig) -> None
     if cfg.get("lisa_n_layers"):
         refusals.LISA.refuse()
     if config.history_is_path and _zero_stage(cfg) == 3:
-        refusals.ZERO_3["history"].refuse(f"sstoken.history: {config.history}")
+        refusals.ZERO_3["history"].refuse(config.history)
 
 
 def _refuse_unfit_folder(cfg: Mapping[str, Any], config: SSTokenConfig) -> None:
@@ -191,7 +191,7 @@ def _refuse_unfit_folder(cfg: Mapping[str, Any], config: SSTokenConfig) -> None:
         for refusal in refusals.BASE_CHANGING:
             value = _nested(cfg, refusal.key)
             if value not in PLAIN_INITS if refusal.key == "peft_init_lora_weights" else value:
-                refusal.refuse(f"{refusal.key}: {value}")
+                refusal.refuse(value)
 
 
 def _zero_stage(cfg: Mapping[str, Any]) -> float:

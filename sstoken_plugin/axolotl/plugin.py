@@ -67,7 +67,7 @@ class SSTokenPlugin(BasePlugin):
         compatibility.check(cfg)
         for name, plugin in PluginManager.get_instance().plugins.items():
             if not isinstance(plugin, SSTokenPlugin) and plugin.get_trainer_cls(cfg) is not None:
-                refusals.OTHER_TRAINER.refuse(f"plugins: {name}")
+                refusals.OTHER_TRAINER.refuse(name)
 
     def get_trainer_cls(self, cfg: Any) -> type | None:
         """Return Axolotl's trainer with token selection."""

@@ -5,34 +5,8 @@ docs/support.md lists them, written by scripts/write_examples.py. When each of t
 
 from __future__ import annotations
 
-from typing import NamedTuple, NoReturn
-
 from sstoken_plugin.base import refusal
-
-
-class Refusal(NamedTuple):
-    """What the rest of a YAML must not ask for: what the run is told, and what docs/support.md lists.
-
-    Attributes:
-        key: the key, with its value where only that one is refused.
-        reason: goes on where the sentence has named the key.
-        fix: the way out.
-        case: when the key is refused, if not always; for the list.
-    """
-
-    key: str
-    reason: str
-    fix: str
-    case: str = ""
-
-    def refuse(self, shown: str | None = None) -> NoReturn:
-        """Stop the run.
-
-        Args:
-            shown: the key with its value, as the YAML has it.
-        """
-        raise ValueError(f"{shown or self.key} {self.reason}; {self.fix}.")
-
+from sstoken_plugin.base.refusal import Refusal
 
 # Key of the YAML: why it cannot run beside the selection.
 REFUSED = {
@@ -77,49 +51,44 @@ UNTESTED = (
     "dense_mixer", "dp_shard_size", "fa_varlen_kwargs_in_collator", "cut_cross_entropy_accum_c_fp32", "optimizer: scao",
 )  # fmt: skip
 WITHOUT = "take sstoken out of `plugins:`"
-ALWAYS = [Refusal(key, reason, f"remove `{key}` or {WITHOUT}") for key, reason in REFUSED.items()]
-ABOVE_ONE = [Refusal(key, reason, f"remove it or {WITHOUT}", "above 1") for key, reason in REFUSED_ABOVE_ONE.items()]
+ALWAYS = [Refusal(key, reason, way_out=f"remove `{key}` or {WITHOUT}") for key, reason in REFUSED.items()]
+ABOVE_ONE = [Refusal(key, reason, "above 1", f"remove it or {WITHOUT}") for key, reason in REFUSED_ABOVE_ONE.items()]
 ADAPTER = Refusal(
     "adapter",
     "may train parts that stay in force when it is switched off, and the history would not be the first model",
-    f"set `adapter: lora` or `adapter: qlora`, or {WITHOUT}",
     f"any but {', '.join(ADAPTERS)}",
+    f"set `adapter: lora` or `adapter: qlora`, or {WITHOUT}",
 )
 FSDP1 = Refusal(
     "fsdp_version: 1",
     refusal.FSDP1,
-    f"set `fsdp_version: 2` beside `fsdp_config:`, or {WITHOUT}",
     "up to Axolotl 0.19 also `fsdp_config` without a version",
+    f"set `fsdp_version: 2` beside `fsdp_config:`, or {WITHOUT}",
 )
 PACKING = Refusal(
     "attn_implementation",
     "lets the samples of a packed row see each other in this release of Axolotl, and selection scores a sample as if "
     "alone",
+    "beside `sample_packing`: none named; in Axolotl 0.17 also sdpa and eager",
     "set `attn_implementation: flash_attention_2` (from Axolotl 0.18 on also sdpa or eager), or `sample_packing: "
     "false`",
-    "beside `sample_packing`: none named; in Axolotl 0.17 also sdpa and eager",
 )
 LISA = Refusal(
     "lisa_n_layers",
     "switches layers on and off while the history keeps the weights that train at the start",
-    "remove it, or use sstoken.selector: attention, which needs no history",
     "where a history ranks",
+    "remove it, or use sstoken.selector: attention, which needs no history",
 )
 ZERO_3 = {
-    key: Refusal(
-        f"sstoken.{key}",
-        refusal.ZERO_3,
-        refusal.ZERO_3_WAY_OUT,
-        case,
-    )
+    key: Refusal(f"sstoken.{key}", refusal.ZERO_3, case, refusal.ZERO_3_WAY_OUT)
     for key, case in (("history", "a path, under DeepSpeed ZeRO-3"), ("history_cache", "under DeepSpeed ZeRO-3"))
 }
 WITH_CACHE = [
     Refusal(
         key,
         "changes losses, and sstoken.history_cache would give them to runs without it",
-        "remove one of the two",
         "beside `sstoken.history_cache`",
+        "remove one of the two",
     )
     for key in REFUSED_WITH_CACHE
 ]
@@ -128,8 +97,8 @@ BASE_CHANGING = [
     Refusal(
         key,
         "changes the base weights that the adapter in sstoken.history needs",
-        f"remove {key}, or set history: initial",
         f"{case}beside an adapter folder as `sstoken.history`",
+        f"remove {key}, or set history: initial",
     )
     for key, case in (
         ("peft_init_lora_weights", "any but a plain one, "),
@@ -141,8 +110,8 @@ BASE_CHANGING = [
 OTHER_TRAINER = Refusal(
     "plugins",
     "brings its own trainer, and so does sstoken",
-    "remove one of them from `plugins:`",
     "another plugin with a trainer",
+    "remove one of them from `plugins:`",
 )
 
 # Everything outside the `sstoken:` block that is refused beside it.

@@ -26,18 +26,20 @@ class Refusal(NamedTuple):
     case: str = ""
     way_out: str = ""
 
-    def refuse(self, value: Any, without: str) -> NoReturn:
+    def refuse(self, value: Any = None, without: str = "") -> NoReturn:
         """Stop the run.
 
         Args:
-            value: what the key is set to.
-            without: how to train without selection.
+            value: what the key is set to; None where the key says it, or it is long.
+            without: how to train without selection; "" where the way out has it, or is a better one.
 
         Raises:
             ValueError: always.
         """
         shown = str(value).lower() if isinstance(value, bool) else value
-        raise ValueError(f"{self.key}: {shown} {self.reason}; {self.way_out or f'remove `{self.key}`'}, or {without}.")
+        set_to = "" if value is None else f": {shown}"
+        way_out = self.way_out or f"remove `{self.key}`"
+        raise ValueError(f"{self.key}{set_to} {self.reason}; {way_out}{without and f', or {without}'}.")
 
 
 def asked_for(entries: Iterable[str], value_of: Callable[[str], Any]) -> list[str]:
