@@ -1,6 +1,7 @@
 """Set-up finds a Python that runs, among names that are there and do not, says what is missing and asks before apt."""
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -21,18 +22,18 @@ def machine(tmp_path):
     folder = tmp_path / "bin"
     folder.mkdir()
 
-    def run(script, *arguments, programs, **environment):
+    def run(script, *arguments, programs, root=ROOT, **environment):
         for name, body in programs.items():
             file = tmp_path / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(f"#!/bin/sh\n{body}\n")
             file.chmod(0o755)
         # bash, sort and the like, but no Python and no uv.
-        for tool in ("bash", "dirname", "grep", "head", "sort", "cut", "tr", "awk", "env"):
+        for tool in ("bash", "dirname", "grep", "head", "sort", "cut", "tr", "awk", "env", "cat", "cmp", "mkdir", "ln"):
             (folder / tool).unlink(missing_ok=True)
             (folder / tool).symlink_to(subprocess.check_output(["which", tool], text=True).strip())
         path = f"{tmp_path / 'pyenv' / 'shims'}:{folder}"
-        command = [str(ROOT / "scripts" / script), *arguments]
+        command = [str(root / "scripts" / script), *arguments]
         return subprocess.run(command, capture_output=True, text=True, env={"PATH": path, **environment})
 
     return run
@@ -99,6 +100,34 @@ def test_a_python_that_cannot_make_environments_is_named_with_the_fix(machine, t
     assert f"has no ensurepip: install python{VERSION}-venv, or uv" in run.stderr
     run = machine("find_python.sh", VERSION, programs={"bin/python3": lacks, "bin/uv": "exit 1"})
     assert os.path.realpath(run.stdout.strip()) == BASE
+
+
+@pytest.mark.parametrize("changed", ["pyproject.toml", "startup/sstoken_startup_trl.py"])
+def test_set_up_runs_again_where_what_it_installed_has_changed_and_not_otherwise(machine, tmp_path, changed):
+    """An editable installation has copies of the start-up files, so that a change of one would have no effect."""
+    project = tmp_path / "project"
+    project.mkdir()
+    shutil.copy(ROOT / "pyproject.toml", project)
+    for folder in ("scripts", "startup"):
+        shutil.copytree(ROOT / folder, project / folder)
+    installed = f'case "$*" in *accelerate*) ;; *) {RUNS};; esac'
+    uv = (
+        'for word in "$@"; do last=$word; done\n'
+        f'[ "$1" = pip ] || {{ mkdir -p "$last/bin" && ln -sf {tmp_path}/its/python "$last/bin/python"; }}'
+    )
+    programs = {"bin/uv": uv, f"bin/python{VERSION}": RUNS, "its/python": installed}
+
+    def set_up():
+        run = machine("setup.sh", programs=programs, root=project)
+        assert run.returncode == 0, run.stderr
+        return "--no-deps --editable ." in run.stdout
+
+    assert set_up()
+    assert not set_up()
+    with (project / changed).open("a") as file:
+        file.write("\n")
+    assert set_up()
+    assert not set_up()
 
 
 APT = 'echo "apt-get $*"'
