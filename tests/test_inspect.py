@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from conftest import AXOLOTL, load, write
 from material import run_command
 from safetensors.torch import load_file
 
+from sstoken_plugin.axolotl import inspection as axolotl_inspection
 from sstoken_plugin.report import inspection
 
 FIELDS = {
@@ -251,11 +253,21 @@ def test_it_is_a_command(config, tmp_path, command):
     assert (tmp_path / "out" / "sstoken" / "selections.jsonl").exists()
 
 
-def test_two_adapters_are_compared(config, train, inspect, tmp_path):
+def test_two_adapters_are_compared_with_one_model_in_memory(config, train, inspect, tmp_path, monkeypatch):
     train({**config, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 5})
+    load_model, loaded = axolotl_inspection.load_model_and_tokenizer, []
+
+    def watched(*args, **kwargs):
+        assert not any(model() for model in loaded)
+        found = load_model(*args, **kwargs)
+        loaded.append(weakref.ref(found[0]))
+        return found
+
+    monkeypatch.setattr(axolotl_inspection, "load_model_and_tokenizer", watched)
     adapters = [str(tmp_path / "out" / f"checkpoint-{step}") for step in (2, 4)]
     result, records = inspect(config, "--samples", "4", "--adapter", adapters[0], "--adapter", adapters[1])
     assert result.exit_code == 0, result.output
+    assert len(loaded) == 2
     folder = tmp_path / "inspection"
     others = [json.loads(line) for line in (folder / "selections-2.jsonl").read_text().splitlines()]
     pairs = list(zip(records, others, strict=True))
