@@ -1,5 +1,6 @@
 """Experiments through the real Axolotl: the same start for all arms, nothing done twice, killed or not."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,16 +21,20 @@ from conftest import load, skip_what_is_refused
 from filelock import FileLock
 from safetensors.torch import load_file
 from scipy import stats
-from transformers import Trainer, set_seed
+from transformers import PreTrainedModel, Trainer, set_seed
 
+from sstoken_plugin.axolotl import experiment as experiment_module
 from sstoken_plugin.axolotl.experiment import train, trained_model, write, yaml_of_arm, yaml_of_trained
 from sstoken_plugin.base.numbers import number
+from sstoken_plugin.experiments import prepare
 from sstoken_plugin.experiments.compare import compare_command
 from sstoken_plugin.experiments.config import parse
 from sstoken_plugin.experiments.losses import measure_losses
 from sstoken_plugin.experiments.main import collect, have
+from sstoken_plugin.experiments.processes import prepared
 from sstoken_plugin.experiments.results import read_json
 from sstoken_plugin.experiments.runs import runs_of, train_yaml, untrained_of
+from sstoken_plugin.experiments.watch import Watch
 from sstoken_plugin.experiments.worker import remove_cut_checkpoints
 
 TRAINED, RESUMED = "Training completed!", "auto-resume functionality"
@@ -273,6 +279,65 @@ def test_what_a_run_has_forked_ends_with_it():
         # Until the last process that can write to it has ended.
         assert select.select([process.stdout], [], [], 10)[0], child
         assert process.stdout.read() == ""
+
+
+@pytest.fixture
+def here():
+    """The look before the first training, in this process."""
+
+    def look(experiment):
+        server = SimpleNamespace(start=lambda job: SimpleNamespace(wait=lambda: prepare.work(job)))
+        return prepared(server, experiment, runs_of(experiment), measure=True)
+
+    return look
+
+
+def test_a_look_at_how_long_a_run_takes_holds_one_model_at_a_time_and_leaves_folders_of_others(
+    base, here, tmp_path, monkeypatch
+):
+    def models():
+        return {id(each) for each in gc.get_objects() if isinstance(each, PreTrainedModel)}
+
+    load_model, loaded = experiment_module.trained_model, []
+
+    def watched(file):
+        loaded.append(models() - before)
+        return load_model(file)
+
+    monkeypatch.setattr(experiment_module, "trained_model", watched)
+    mine = tmp_path / "out/prepared/mine.jsonl"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("the only copy")
+    before = models()
+    found = here(parse({"base": {**base, "max_steps": 40}, "out": str(tmp_path / "out"), "arms": {"sstoken": {}}}))
+    assert found["estimate"]["steps_measured"] == 5
+    assert loaded == [set()]
+    assert mine.read_text() == "the only copy"
+
+
+def test_arms_train_on_what_they_say_of_their_data(base, here, tmp_path):
+    arms = {"short": {"changes": {"sequence_len": 60, "excess_length_strategy": "drop"}},
+            "cut": {"changes": {"sequence_len": 60, "excess_length_strategy": "truncate"}}}  # fmt: skip
+    found = here(parse({"base": base, "out": str(tmp_path / "out"), "arms": arms}))
+    assert found["samples"]["short"] < found["samples"]["cut"]
+
+
+def test_checkpoints_take_a_tenth_of_the_time_at_most(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    watch, saved = Watch(lambda *_: None, 5), []
+    state = SimpleNamespace(global_step=0, max_steps=1000)
+    for minute in range(200):
+        now[0] += 60
+        state.global_step += 1
+        control = SimpleNamespace(should_save=False)
+        watch.on_step_end(None, state, control)
+        if control.should_save:
+            saved.append(minute)
+            now[0] += 4 * 60
+            watch.on_save(None, state, control)
+    # The first after five minutes; then one takes four, so that the next is due after forty.
+    assert saved == [4, 44, 84, 124, 164]
 
 
 def test_a_checkpoint_whose_writing_was_cut_is_not_resumed_from(tmp_path):

@@ -1,5 +1,7 @@
 """Settings of experiments: every fault is one sentence that names key and fix, before anything is trained."""
 
+import json
+
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -7,7 +9,8 @@ from click.testing import CliRunner
 from sstoken_plugin.experiments.command import command
 from sstoken_plugin.experiments.compare import arms_of, compare_command, experiment_of
 from sstoken_plugin.experiments.config import parse
-from sstoken_plugin.experiments.runs import differences, part_of, runs_of, train_yaml
+from sstoken_plugin.experiments.main import have
+from sstoken_plugin.experiments.runs import data_folder, differences, part_of, runs_of, train_yaml
 
 BASE = {
     "base_model": "model",
@@ -81,7 +84,7 @@ def test_an_arm_that_stands_twice_is_not_lost_unseen(tmp_path):
 
 
 def test_a_run_has_all_of_the_base_but_what_tells_arms_apart_or_speaks_to_others(tmp_path):
-    arms = {**WHOLE["arms"], "mine": {"changes": {"lr": 1}}}
+    arms = {**WHOLE["arms"], "mine": {"changes": {"learning_rate": 1}}}
     experiment = parse({**WHOLE, "out": str(tmp_path), "seeds": 2, "arms": arms})
     runs = runs_of(experiment)
     assert [run.name for run in runs][:4] == ["all, seed 1", "random, seed 1", "mine, seed 1", "all, seed 2"]
@@ -89,7 +92,7 @@ def test_a_run_has_all_of_the_base_but_what_tells_arms_apart_or_speaks_to_others
     assert plain["plugins"] == ["axolotl.integrations.liger.LigerPlugin"]
     assert "sstoken" not in plain
     assert random["sstoken"] == {"report": False, "selector": "random"}
-    assert mine == {**plain, "lr": 1, "output_dir": mine["output_dir"]}
+    assert mine == {**plain, "learning_rate": 1, "output_dir": mine["output_dir"]}
     spoken = ("eval_steps", "hub_model_id", "save_steps", "use_tensorboard", "project", "experiment_name")
     assert not [key for key in plain if key.endswith(spoken)]
     # The seed of the split, which no seed of a training changes.
@@ -181,6 +184,95 @@ def test_other_weights_of_the_same_size_are_a_change_however_large_they_are(tmp_
 
 
 @pytest.mark.parametrize(
+    ("changes", "is_shared"),
+    [
+        ({"learning_rate": 1, "num_epochs": 0.6, "lora_r": 4}, True),
+        ({"excess_length_strategy": "truncate"}, False),
+        ({"curriculum_sampling": True}, False),
+        ({"sequence_len": 8}, False),
+    ],
+)
+def test_arms_have_prepared_data_of_their_own_where_their_data_differ(changes, is_shared, tmp_path):
+    arms = {"all": None, "random": {"selector": "random"}, "mine": {"changes": changes}}
+    plain, random, mine = (data_folder(run, tmp_path) for run in runs_of(parse({**WHOLE, "arms": arms, "seeds": 1})))
+    assert plain == random
+    assert (plain == mine) is is_shared
+
+
+def test_another_seed_of_the_split_prepares_the_data_anew(tmp_path):
+    folders = {
+        data_folder(run, tmp_path)
+        for seed in (7, 8)
+        for run in runs_of(parse({**WHOLE, "base": {**BASE, "seed": seed}}))
+    }
+    assert len(folders) == 2
+
+
+@pytest.mark.parametrize("file", ["model/tokenizer.json", "model/chat_template.jinja", "other.jinja"])
+def test_another_template_or_tokenizer_is_a_change_and_other_data(file, tmp_path):
+    (tmp_path / "model").mkdir()
+    base = {**BASE, "base_model": str(tmp_path / "model"), "chat_template_jinja": str(tmp_path / "other.jinja")}
+    found = []
+    for content in ("one", "two"):
+        (tmp_path / file).write_text(content)
+        found.append(runs_of(parse({**WHOLE, "base": base}))[0])
+    assert found[0].fingerprint != found[1].fingerprint
+    assert len({data_folder(run, tmp_path) for run in found}) == 2
+
+
+def test_a_batch_of_answers_that_fits_does_not_cost_a_training():
+    one, other = (
+        runs_of(parse({**WHOLE, "evaluations": {"said": {"kind": "answers", "batch_size": size}}}))[0]
+        for size in (8, 2)
+    )
+    assert one.fingerprint == other.fingerprint
+
+
+@pytest.mark.parametrize("plugin", ["axolotl.integrations.swanlab.SwanLabPlugin"])
+def test_a_tracker_of_the_base_is_no_plugin_of_a_run(plugin):
+    base = {**BASE, "plugins": [*BASE["plugins"], plugin], "use_swanlab": True, "swanlab_project": "mine"}
+    assert runs_of(parse({**WHOLE, "base": base}))[0].settings["train"]["plugins"] == [BASE["plugins"][1]]
+
+
+@pytest.mark.parametrize(
+    "change", [{"datasets": 5}, {"datasets": [{"path": "x" * 5000}]}, {"datasets": [{"path": "x", "data_files": 5}]},
+               {"max_grad_norm": float("inf")}],
+    ids=str,
+)  # fmt: skip
+def test_what_axolotl_has_to_judge_is_left_to_it(change):
+    runs = runs_of(parse({**WHOLE, "base": {**BASE, **change}}))
+    json.dumps(runs[0].settings, allow_nan=False)
+
+
+def test_a_single_plugin_that_is_no_list_is_told():
+    with pytest.raises(ValueError, match=r"^plugins: 'a\.B' is not a list; write one"):
+        runs_of(parse({**WHOLE, "base": {**BASE, "plugins": "a.B"}}))
+
+
+def test_results_do_not_go_into_a_folder_that_is_a_data_set(tmp_path):
+    (tmp_path / "data").mkdir()
+    base = {**BASE, "datasets": [{"path": str(tmp_path / "data")}]}
+    with pytest.raises(ValueError, match=r"^out: .*/data/exp lies in .*/data, whose files are a data set; name"):
+        have(parse({**WHOLE, "base": base, "out": str(tmp_path / "data/exp")}))
+
+
+@pytest.mark.parametrize(
+    ("arms", "against"),
+    [(["sstoken", "random", "all"], ("all", "random")), (["rel", "position"], ("rel",)), (["rel"], ("rel",))],
+)
+def test_there_is_always_an_arm_to_compare_with(arms, against):
+    blocks = {name: None if name == "all" else {"selector": name} for name in arms}
+    assert parse({**WHOLE, "arms": blocks}).against == against
+
+
+def test_a_comparison_is_beside_what_the_yaml_trains_and_uploads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**BASE, "output_dir": "mine/", "rl": "dpo"}))
+    assert CliRunner().invoke(compare_command, ["config.yaml"]).exit_code == 1
+    assert [folder.name for folder in tmp_path.iterdir() if folder.is_dir()] == ["mine-sstoken-compare"]
+
+
+@pytest.mark.parametrize(
     ("text", "arms"),
     [
         ("sstoken,all", {"sstoken": {"ratio": 0.3, "selector": "sstoken"}, "all": None}),
@@ -210,15 +302,30 @@ def test_arms_of_the_option(text, arms):
         ({}, 0.68),
         ({"ratio": 0.3, "warmup_ratio": 0.5}, 0.65),
         ({"ratio": 0.3, "warmup_selector": "attention"}, 0.3),
-        ({"ratio": 0.3, "selector": "attention"}, 0.3),
-        ({"ratio": 0.3, "selector": "threshold"}, 0.3),
-        ({"ratio": 0.3, "selector": "all"}, 0.3),
+        # It is the arm that counts.
+        ({"ratio": 0.3, "selector": "threshold"}, 0.44),
     ],
 )
 def test_controls_keep_as_many_tokens_as_the_selection_does_with_its_warmup(block, ratio):
-    found = arms_of("sstoken,random,position", block)
-    assert found["random"]["ratio"] == found["position"]["ratio"] == ratio
+    found = arms_of("sstoken,random,position,again:selector=random", block)
+    assert found["random"]["ratio"] == found["position"]["ratio"] == found["again"]["ratio"] == ratio
     assert found["sstoken"].get("ratio") == block.get("ratio")
+
+
+@pytest.mark.parametrize(
+    ("text", "ratio"),
+    [
+        ("sstoken:ratio=0.9,random,all", 0.92),
+        ("attention:ratio=0.9,random,all", 0.9),
+        # Which of them, nobody can say: that of the block.
+        ("sstoken:ratio=0.9,mine:ratio=0.8,random", 0.68),
+        # How much it keeps is known once it has run.
+        ("threshold,random,all", 0.68),
+        ("sstoken:ratio=0.9,random:ratio=0.5,all", 0.5),
+    ],
+)
+def test_controls_keep_as_many_tokens_as_the_selection_that_is_compared(text, ratio):
+    assert arms_of(text, {})["random"]["ratio"] == ratio
 
 
 @pytest.mark.parametrize(

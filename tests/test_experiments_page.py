@@ -14,13 +14,7 @@ from sstoken_plugin.experiments.main import as_json, collect
 from sstoken_plugin.experiments.measures import Measure
 from sstoken_plugin.experiments.page import Page, render
 from sstoken_plugin.experiments.preparation import NAME as PREPARED
-from sstoken_plugin.experiments.preparation import (
-    begin_data,
-    data_folder,
-    end_data,
-    read_preparation,
-    write_preparation,
-)
+from sstoken_plugin.experiments.preparation import begin_data, end_data, read_preparation, write_preparation
 from sstoken_plugin.experiments.processes import environment, fault_of
 from sstoken_plugin.experiments.results import NAME, Result, read_result, write_json, write_result
 from sstoken_plugin.experiments.runs import runs_of, untrained_of
@@ -96,6 +90,31 @@ def test_a_chart_is_drawn_only_where_a_value_is_finite(experiment, value, charts
     results = [result_of(run, value) for run in runs_of(experiment)]
     table = tables_of(experiment, results)[0]
     assert render(Page("title", [table], 0.01, results, len(results), [], [], {})).count("<svg") == charts
+
+
+def test_arms_without_a_common_seed_are_said_to_be_not_compared_yet(experiment, results):
+    few = [result for result in results if (result.arm == "all") == (result.seed == 1)]
+    (table, *_) = tables_of(experiment, few)
+    told = sentence(table.comparisons[0], table, 0.01)
+    assert told == "random cannot be compared with all yet: they have no seed in common."
+
+
+def test_what_training_should_not_change_is_never_the_answer(experiment, results):
+    evaluations = {"others": {"kind": "forgetting", "datasets": [{"path": "x"}]}, "said": {"kind": "answers"}}
+    asked = parse({"base": {"base_model": "model"}, "out": "out", "arms": {"all": None}, "evaluations": evaluations})
+    measures = {"others/loss": Measure(1.0, None, "", 1), "said/exact_match": Measure(1.0, "higher", "", 1)}
+    found = [dataclasses.replace(result, measures=measures) for result in results]
+    assert [table.name for table in tables_of(asked, found)] == ["said/exact_match", "others/loss"]
+
+
+def test_the_page_says_that_arms_differ_in_more_than_the_selection_and_keeps_keys_to_itself(tmp_path):
+    base = {"base_model": "model", "comet_api_key": "secret", "mlflow_tracking_uri": "secret", "hub_token": "secret"}
+    arms = {"all": None, "more": {"changes": {"datasets": [{"path": "others"}]}}}
+    collect(parse({"base": base, "out": str(tmp_path), "arms": arms}), tmp_path / "page.html", "Mine")
+    page = (tmp_path / "page.html").read_text()
+    assert "on the same samples, but for what its `changes` say, and measured on" in page
+    assert "base_model: model" in page
+    assert "secret" not in page
 
 
 def test_seeds_that_only_one_arm_has_are_left_out_of_pairs(experiment, results):
@@ -295,16 +314,17 @@ def test_ticks_are_round_numbers_inside(low, high):
 
 
 def test_prepared_data_that_a_kill_left_half_written_are_not_taken_for_whole(tmp_path):
-    files, written = {"data.jsonl": "1f"}, data_folder(tmp_path) / "rows.arrow"
-    begin_data(tmp_path, files)
+    folder = tmp_path / "prepared/1f"
+    written = folder / "rows.arrow"
+    begin_data(folder)
     written.write_text("whole")
-    end_data(tmp_path, files)
-    write_preparation(tmp_path, "settings", {"samples": {}})
+    end_data(folder)
+    write_preparation(tmp_path, "settings", [str(folder)], {"samples": {}})
     assert read_preparation(tmp_path, "settings") is not None
     assert read_preparation(tmp_path, "others") is None
-    # Of other settings and the same files: what is there can be used, until a write to it is cut.
-    begin_data(tmp_path, files)
+    # For another evaluation: what is there can be used, until a write to it is cut.
+    begin_data(folder)
     assert written.exists()
     assert read_preparation(tmp_path, "settings") is None
-    begin_data(tmp_path, files)
+    begin_data(folder)
     assert not written.exists()

@@ -24,6 +24,8 @@ SWITCHED_OFF = (
 )  # fmt: skip
 # All of their keys: for most of them Axolotl takes the name of a project as a wish to track.
 _TRACKERS = ("wandb", "mlflow", "comet", "trackio", "tensorboard", "swanlab", "otel")
+# How an arm with a selection names the plugin.
+PLUGIN = "sstoken_plugin.SSTokenPlugin"
 # Where several processes or a server would have a part in a training that is one process here.
 SEVERAL_PROCESSES = ("deepspeed", "fsdp", "fsdp_config", "use_ray")
 # Axolotl's own default.
@@ -45,9 +47,14 @@ def yaml_of_arm(
         for key, value in {**base, **changes}.items()
         if key not in (*SWITCHED_OFF, "sstoken") and not is_of_tracker(key)
     }
-    found["plugins"] = [name for name in found.get("plugins") or () if not compatibility.names_us({"plugins": [name]})]
+    plugins = found.get("plugins") or []
+    if not isinstance(plugins, list):
+        raise ValueError(f"plugins: {plugins!r} is not a list; write one, as in `plugins: [sstoken]`.")
+    found["plugins"] = [
+        name for name in plugins if not (compatibility.names_us({"plugins": [name]}) or _is_tracker(str(name)))
+    ]
     if sstoken is not None:
-        found["plugins"].append("sstoken_plugin.SSTokenPlugin")
+        found["plugins"].append(PLUGIN)
         found["sstoken"] = dict(sstoken)
     # The split into training and evaluation data follows from it, so that it is the same in every run.
     found["seed"] = DEFAULT_SEED if base.get("seed") is None else base["seed"]
@@ -70,6 +77,16 @@ def is_of_tracker(key: str) -> bool:
     return key.removeprefix("use_").removeprefix("hf_").startswith(_TRACKERS)
 
 
+def speaks_to_others(key: str) -> bool:
+    """Tell whether a key of a YAML is about a tracker, or holds what nobody else should read."""
+    return is_of_tracker(key) or key.lower().endswith(("_key", "_token", "_secret", "_password"))
+
+
+def _is_tracker(plugin: str) -> bool:
+    """Tell whether a plugin is one of Axolotl's for a tracker, which wants the keys of the tracker."""
+    return any(part.startswith(_TRACKERS) for part in plugin.split("."))
+
+
 def yaml_of_trained(trained: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Return the YAML by which a trained model is evaluated: the plugin has no part in it.
 
@@ -80,7 +97,9 @@ def yaml_of_trained(trained: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     found = yaml_of_arm(trained, None, {})
     if found.get("adapter"):
         return {**found, "lora_model_dir": str(folder)}
-    own = {"tokenizer_config": found.get("tokenizer_config") or found["base_model"]}
+    # Of a revision the training has left the tokenizer beside its weights.
+    begins_from = folder if found.get("revision_of_model") else found["base_model"]
+    own = {"tokenizer_config": str(found.get("tokenizer_config") or begins_from), "reinit_weights": None}
     return {**found, **own, "base_model": str(folder), "base_model_config": str(folder), "revision_of_model": None}
 
 
@@ -164,6 +183,8 @@ def rows_of(base: Mapping[str, Any], datasets: Sequence[Mapping[str, Any]], fold
         # A length of training has nothing to do with it, and may not go with so few samples.
         "max_steps": 1,
         "output_dir": str(folder / "unused"),
+        # Axolotl tells them from the same files in their training's order by nothing.
+        "dataset_prepared_path": str(Path(base["dataset_prepared_path"]) / "evaluations"),
     }
     file = write(others, folder / "evaluation.yaml")
     return data_of(load(file)).train_dataset

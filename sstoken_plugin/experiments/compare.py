@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Trains without the plugin: what nobody could say of `selector: all`.
 PLAIN = "all"
-# They keep as many tokens as the selection of the YAML, where that is known before it runs.
+# They keep as many tokens as the selection that is compared, where that is known before it runs.
 CONTROLS = ("random", "position")
 _EVALUATION = "held_out"
 # Axolotl's own default.
@@ -38,7 +38,7 @@ _OUTPUT = "./model-out"
 )
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Trainings of each arm.")
 @click.option(
-    "--out", type=click.Path(file_okay=False), help="Folder for the results  [default: OUTPUT_DIR/sstoken-compare]"
+    "--out", type=click.Path(file_okay=False), help="Folder for the results  [default: OUTPUT_DIR-sstoken-compare]"
 )
 @click.option("--part", metavar="K/N", help="Have the K-th of N parts of the trainings: for N machines, or N GPUs.")
 def compare_command(config: str, arms: str | None, seeds: int, out: str | None, part: str | None) -> None:
@@ -49,8 +49,8 @@ def compare_command(config: str, arms: str | None, seeds: int, out: str | None, 
     on where it stopped when it is run again, and writes compare.html and compare.json.
 
     Settings of the sstoken: block of CONFIG hold for all arms, but for the selector, and for the ratio of random and
-    position, which keep as many tokens as the selection of CONFIG does, its warm-up counted. How many a threshold keeps
-    is known once it has run: then give them its share, as in random:ratio=0.95. CONFIG need not name the plugin.
+    position, which keep as many tokens as the selection beside them does, its warm-up counted. How many a threshold
+    keeps is known once it has run: then give them its share, as in random:ratio=0.95. CONFIG need not name the plugin.
     """
     with told_in_a_sentence():
         compare(config, arms, seeds, out, part)
@@ -69,13 +69,18 @@ def compare(config: str, arms: str | None, seeds: int, out: str | None, part: st
     base = read_mapping(Path(config), "a YAML of Axolotl has lines such as `base_model: FOLDER`")
     if out is not None and not out.strip():
         raise ValueError("--out: it names no folder; name one, or leave it out.")
-    folder = expand(out) if out else expand(str(base.get("output_dir") or _OUTPUT)) / "sstoken-compare"
+    folder = expand(out) if out else _beside(expand(str(base.get("output_dir") or _OUTPUT)))
     experiment = experiment_of(base, config, arms, seeds, folder)
     faults = have(experiment, part)
     page, numbers = folder / "compare.html", folder / "compare.json"
     tables = collect(experiment, page, f"Does ssToken help? {Path(config).name}", faults=faults)
     write_json(as_json(experiment, tables), numbers)
     conclude(experiment, tables, (page, numbers), faults)
+
+
+def _beside(output_dir: Path) -> Path:
+    # Not inside: a later training with `hub_model_id` uploads all that is there.
+    return output_dir.parent / f"{output_dir.name}-sstoken-compare"
 
 
 def experiment_of(base: Mapping[str, Any], config: str, arms: str | None, seeds: int, folder: Path) -> Experiment:
@@ -112,39 +117,53 @@ def arms_of(text: str, block: Mapping[str, Any]) -> dict[str, dict[str, Any] | N
 
     Args:
         text: as the option has it.
-        block: settings of all arms; the controls have the share of tokens that it comes to, see `SSTokenConfig.share`.
+        block: settings of all arms. The controls have the share of tokens that the selections come to, see
+            `SSTokenConfig.share`, or that the block does, if the selections differ in it.
 
     Raises:
         ValueError: one of them is no arm; one sentence with the fix.
     """
+    asked = _split(text)
     found: dict[str, dict[str, Any] | None] = {}
-    share = SSTokenConfig.from_block(block).share
-    for name, settings in _split(text):
+    for name, settings in asked:
         if name in found:
             raise ValueError(f"--arms: {name} is there twice; give one a name of its own, as in mine:selector={name}.")
-        if name == PLAIN and not settings:
-            found[name] = None
-            continue
-        if name not in SELECTORS and not settings:
-            raise ValueError(
-                f"--arms: {name} is no selector; the nearest one is {nearest(name, SELECTORS)}. An arm with a name of "
-                f"its own has settings, as in {name}:ratio=0.8."
-            )
-        if name == PLAIN:
-            raise ValueError(f"--arms: {PLAIN} is plain training, which has no settings; name the arm otherwise.")
-        own: dict[str, Any] = {"selector": name} if name in SELECTORS else {}
-        if name in CONTROLS and share is not None:
-            own["ratio"] = share
-        found[name] = {**block, **own, **settings}
-        try:
-            SSTokenConfig.from_block(found[name])
-        except ValueError as error:
-            raise ValueError(f"--arms: {name}: {error}") from None
+        found[name] = _arm(name, settings, block)
     if len(found) < 2:
         raise ValueError(
             f"--arms: {text!r} names fewer than two arms, so that there is nothing to compare; add `{PLAIN}`."
         )
+    return _with_share(found, {name for name, settings in asked if "ratio" in settings}, block)
+
+
+def _arm(name: str, settings: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the `sstoken:` block of one arm, see `arms_of`."""
+    if name == PLAIN:
+        if settings:
+            raise ValueError(f"--arms: {PLAIN} is plain training, which has no settings; name the arm otherwise.")
+        return None
+    if name not in SELECTORS and not settings:
+        raise ValueError(
+            f"--arms: {name} is no selector; the nearest one is {nearest(name, SELECTORS)}. An arm with a name of "
+            f"its own has settings, as in {name}:ratio=0.8."
+        )
+    found = {**block, **({"selector": name} if name in SELECTORS else {}), **settings}
+    try:
+        SSTokenConfig.from_block(found)
+    except ValueError as error:
+        raise ValueError(f"--arms: {name}: {error}") from None
     return found
+
+
+def _with_share(
+    arms: Mapping[str, dict[str, Any] | None], own: Collection[str], block: Mapping[str, Any]
+) -> dict[str, dict[str, Any] | None]:
+    """Return arms in which controls keep as many tokens as the selection, but for those with a ratio of their own."""
+    selections = {name: SSTokenConfig.from_block(arm) for name, arm in arms.items() if arm is not None}
+    shares = {each.share for each in selections.values() if each.selector not in CONTROLS} - {None}
+    share = shares.pop() if len(shares) == 1 else SSTokenConfig.from_block(block).share
+    controls = [name for name, each in selections.items() if each.selector in CONTROLS and name not in own]
+    return {**arms, **({name: {**(arms[name] or {}), "ratio": share} for name in controls} if share else {})}
 
 
 def _split(text: str) -> list[tuple[str, dict[str, Any]]]:

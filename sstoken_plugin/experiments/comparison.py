@@ -89,7 +89,9 @@ def tables_of(experiment: Experiment, results: Sequence[Result], untrained: Resu
     order = {name: place for place, name in enumerate(experiment.evaluations)}
     names.sort(key=lambda name: order.get(name.partition("/")[0], len(order)))
     deciding = deciding_measure(experiment)
-    names.sort(key=lambda name: name != deciding)
+    kinds = {name: asked.kind for name, asked in experiment.evaluations.items()}
+    # What training should not change is no answer, if it is measured alone either.
+    names.sort(key=lambda name: (name != deciding, kinds.get(name.partition("/")[0]) == "forgetting"))
     smallest = experiment.smallest_difference
     before = {} if untrained is None else untrained.measures
     return [
@@ -185,7 +187,9 @@ def sentence(comparison: Comparison, table: Table, smallest: float) -> str:
         smallest: the smallest difference of interest.
     """
     difference = comparison.difference
-    if difference.count and difference.mean is None:
+    if not difference.count:
+        return f"{comparison.arm} cannot be compared with {comparison.against} yet: they have no seed in common."
+    if difference.mean is None:
         # A number or a plan of it would be of the others.
         return f"{comparison.arm} against {comparison.against} {comparison.verdict or 'cannot be compared'}."
     shown = number(difference.mean, signed=True)

@@ -203,7 +203,9 @@ def parse(block: Mapping[str, Any], place: str = "the experiment") -> Experiment
     for name in raw.against or ():
         if name not in names:
             raise ValueError(f"against: {name} is no arm; the nearest one is {nearest(name, names)}.")
-    against = raw.against if raw.against is not None else [name for name in BASELINES if name in names]
+    against = raw.against
+    if against is None:
+        against = [name for name in BASELINES if name in names] or names[:1]
     return Experiment(
         base=base,
         out=expand(raw.out),

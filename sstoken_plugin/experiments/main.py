@@ -17,7 +17,7 @@ from sstoken_plugin.experiments.config import Experiment
 from sstoken_plugin.experiments.preparation import NAME as PREPARED
 from sstoken_plugin.experiments.processes import Server, prepared
 from sstoken_plugin.experiments.results import Result, read_json
-from sstoken_plugin.experiments.runs import Run, part_of, runs_of, untrained_of
+from sstoken_plugin.experiments.runs import Run, part_of, refuse_inside_data, runs_of, untrained_of
 from sstoken_plugin.experiments.schedule import Durations, announcement, conduct
 
 
@@ -39,6 +39,7 @@ def have(experiment: Experiment, part: str | None = None) -> list[str]:
     Raises:
         ValueError: it cannot be run as it is; one sentence with key and fix.
     """
+    refuse_inside_data(experiment)
     try:
         experiment.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -146,9 +147,9 @@ def conclude(experiment: Experiment, tables: Sequence[Table], files: Sequence[Pa
 
 
 def settings_of(experiment: Experiment) -> dict[str, Any]:
-    """Return an experiment as its YAML would have it."""
+    """Return an experiment as its YAML would have it, but for what speaks to others: pages are shown around."""
     return {
-        "base": dict(experiment.base),
+        "base": {key: value for key, value in experiment.base.items() if not axolotl.speaks_to_others(key)},
         "arms": {arm.name: {"sstoken": arm.sstoken, "changes": dict(arm.changes)} for arm in experiment.arms},
         "seeds": list(experiment.seeds),
         "evaluations": {name: asked.model_dump() for name, asked in experiment.evaluations.items()},
@@ -202,6 +203,8 @@ def _what(experiment: Experiment, prepared: Mapping[str, Any] | None) -> str:
     own = getattr(asked, "datasets", None) is None
     data = "the evaluation set of the base's own" if own else f"the data sets of evaluation {name}"
     start = "Every arm was trained from the same start on the same samples"
+    if any(arm.changes for arm in experiment.arms):
+        start += ", but for what its `changes` say"
     # Not said where nobody has looked, as of runs that were copied here.
     is_new = prepared is not None and not any(key.partition("/")[2] == name for key in prepared.get("shared", ()))
     return f"{start}, and measured on {data}{', which no arm trains on' if is_new else ''}."

@@ -6,11 +6,11 @@ has one sentence that says why.
 
 from __future__ import annotations
 
+import gc
 import hashlib
-import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,9 @@ def work(job: Mapping[str, Any]) -> int:
         fault = out / "fault.txt"
         fault.unlink(missing_ok=True)
         try:
-            write_preparation(out, job["fingerprint"], _prepare(job, out))
+            yamls = [job["held_out"], *job["arms"].values()]
+            folders = {found["dataset_prepared_path"] for found in yamls}
+            write_preparation(out, job["fingerprint"], folders, _prepare(job, out, folders))
         except Exception as error:
             fault.write_text(in_short(error), encoding="utf-8", errors="replace")
             if isinstance(error, ValueError):
@@ -60,10 +62,11 @@ def work(job: Mapping[str, Any]) -> int:
     return 0
 
 
-def _prepare(job: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Check all that can be checked, and return what was found."""
+def _prepare(job: Mapping[str, Any], out: Path, folders: Collection[str]) -> dict[str, Any]:
+    """Check all that can be checked, have the data in their folders, and return what was found."""
     begin = time.monotonic()
-    begin_data(out, job["data"])
+    for each in folders:
+        begin_data(Path(each))
     evaluations = evaluations_of(job["evaluations"])
     for name, asked in evaluations.items():
         if isinstance(asked, TasksEvaluation):
@@ -83,10 +86,7 @@ def _prepare(job: Mapping[str, Any], out: Path) -> dict[str, Any]:
         with _place(f"arms.{name}"):
             file = axolotl.write({**train, "output_dir": str(folder / "unused")}, folder / f"{name}.yaml")
             cfg = axolotl.load(file)
-            # Arms that say the same of their data have the same.
-            told = json.dumps(
-                {key: value for key, value in train.items() if key not in ("sstoken", "plugins")}, default=str
-            )
+            told = train["dataset_prepared_path"]
             if told not in seen:
                 seen[told] = _keys(axolotl.data_of(cfg).train_dataset)
         samples[name] = sum(seen[told].values())
@@ -94,7 +94,8 @@ def _prepare(job: Mapping[str, Any], out: Path) -> dict[str, Any]:
             both = sum(count for key, count in keys.items() if key in seen[told])
             if both:
                 shared[f"{name}/{evaluation}"] = both
-    end_data(out, job["data"])
+    for each in folders:
+        end_data(Path(each))
     found: dict[str, Any] = {
         "samples": samples,
         "held_out": {name: sum(keys.values()) for name, keys in held_out.items()},
@@ -144,6 +145,8 @@ def _measure(job: Mapping[str, Any], out: Path, evaluations: Mapping[str, Evalua
     with suppress(EnoughError):
         axolotl.train(axolotl.write(train, folder / "measured.yaml"), 0, [watch])
     whole = time.monotonic() - began
+    # Of a training that was cut: a GPU may have no room for a second model.
+    gc.collect()
     step = sum(watch.step_seconds) / len(watch.step_seconds) if watch.step_seconds else whole
     begin = max(0.0, whole - sum(watch.step_seconds)) + start / max(1, len(job["arms"]))
     file = axolotl.write(axolotl.yaml_of_arm(job["held_out"], None, {}) | {"output_dir": str(folder / "measured")},

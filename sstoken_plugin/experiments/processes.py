@@ -17,9 +17,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sstoken_plugin.experiments.config import Experiment
-from sstoken_plugin.experiments.preparation import data_folder, read_preparation
+from sstoken_plugin.experiments.preparation import read_preparation
 from sstoken_plugin.experiments.results import BUSY
-from sstoken_plugin.experiments.runs import Run, fingerprint, train_yaml
+from sstoken_plugin.experiments.runs import Run, fingerprint, held_out_yaml, train_yaml
 
 # Of a log that is shown where a process left no sentence.
 _TAIL = 400
@@ -124,7 +124,7 @@ def run_job(run: Run, experiment: Experiment) -> dict[str, Any]:
         "fingerprint": run.fingerprint,
         "settings": run.settings,
         "train": train_yaml(run, experiment.out) if run.is_training else None,
-        "prepared": str(data_folder(experiment.out)),
+        "held_out": held_out_yaml(run, experiment.out),
         "checkpoint_minutes": experiment.checkpoint_minutes,
         "keep_model": experiment.keep_models,
     }
@@ -144,7 +144,6 @@ def prepared(server: Server, experiment: Experiment, runs: Sequence[Run], *, mea
     """
     out = experiment.out
     first = {run.arm.name: run for run in reversed(runs)}
-    data = {key: value for run in runs for key, value in run.settings["data"].items()}
     of_all = fingerprint([{**run.settings, "seed": 0} for run in first.values()])
     if (found := read_preparation(out, of_all)) is not None:
         return found
@@ -156,9 +155,8 @@ def prepared(server: Server, experiment: Experiment, runs: Sequence[Run], *, mea
         "log": str(log),
         "out": str(out),
         "fingerprint": of_all,
-        "data": data,
         "evaluations": runs[0].settings["evaluations"],
-        "held_out": {**runs[0].settings["held_out"], "dataset_prepared_path": str(data_folder(out))},
+        "held_out": held_out_yaml(runs[0], out),
         "arms": {arm.name: train_yaml(first[arm.name], out) for arm in experiment.arms},
         "measured": (ranking or [experiment.arms[0].name])[0] if measure else None,
     }

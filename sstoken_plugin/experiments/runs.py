@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +17,6 @@ from sstoken_plugin.axolotl import experiment as axolotl
 from sstoken_plugin.base.files import expand
 from sstoken_plugin.base.visible_text import cut
 from sstoken_plugin.experiments.config import UNTRAINED, Arm, Experiment
-from sstoken_plugin.experiments.preparation import data_folder
 from sstoken_plugin.experiments.results import NAME as RESULT
 from sstoken_plugin.experiments.results import Result, read_json, read_result
 
@@ -24,6 +24,16 @@ from sstoken_plugin.experiments.results import Result, read_json, read_result
 _WHOLE, _PIECES, _PIECE = 2**28, 64, 2**18
 # Where a run puts things, which says nothing about what it is.
 _FOLDERS = ("output_dir", "dataset_prepared_path")
+# What data do not depend on, of the keys that arms differ in. Another key makes data of their own, which costs time:
+# the name by which Axolotl finds prepared data leaves out the seed, the order and what is too long, among others.
+_NOT_OF_DATA = (
+    *_FOLDERS, "sstoken", "num_epochs", "max_steps", "learning_rate", "optimizer", "optim_args", "lr_scheduler",
+    "lr_scheduler_kwargs", "weight_decay", "max_grad_norm", "warmup_steps", "warmup_ratio", "micro_batch_size",
+    "gradient_accumulation_steps", "adapter", "lora_model_dir", "use_dft",
+)  # fmt: skip
+_NOT_OF_DATA_EITHER = ("lora_", "adam_")
+# Of a model, beside its weights: what decides how text becomes tokens.
+_WORDS = ("*.json", "*.jinja", "*.model", "*.txt")
 _MOST_DIFFERENCES = 4
 
 
@@ -45,8 +55,8 @@ class Run:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the settings."""
-        return fingerprint(self.settings)
+        """A hash of the settings, but for those that decide no result."""
+        return _fingerprint_of(self.settings)
 
     @property
     def name(self) -> str:
@@ -67,7 +77,7 @@ class Run:
         """Tell whether a result is of these settings; of data files that are not here, its own word counts."""
         here = self.settings["data"]
         data = {file: digest for file, digest in found.settings["data"].items() if file in here}
-        return fingerprint({**found.settings, "data": data}) == self.fingerprint
+        return _fingerprint_of({**found.settings, "data": data}) == self.fingerprint
 
     def refuse_other_settings(self) -> None:
         """Refuse a folder in which a run of other settings was begun or finished.
@@ -105,6 +115,7 @@ def _run(experiment: Experiment, arm: Arm, seed: int, train: Mapping[str, Any] |
     asked = [entry for one in evaluations.values() for entry in one.get("datasets") or ()]
     begin = held_out if train is None else train
     files = _files([*_entries(begin), *_entries(held_out), *asked])
+    files |= _words(held_out) | _words(begin)
     digests = {file: _digest(file) for file in files} | {file: _digest(file, _WHOLE) for file in _weights(begin)}
     settings = {
         **({} if train is None else {"train": _without_folders(train)}),
@@ -140,7 +151,7 @@ def train_yaml(run: Run, out: Path) -> dict[str, Any]:
     found = {
         **run.settings["train"],
         "output_dir": str(run.folder / "out"),
-        "dataset_prepared_path": str(data_folder(out)),
+        "dataset_prepared_path": str(data_folder(run, out)),
     }
     if run.arm.sstoken is not None:
         # A page of each run would cost time, and nobody reads them all.
@@ -148,6 +159,37 @@ def train_yaml(run: Run, out: Path) -> dict[str, Any]:
     if axolotl.can_share_losses(found):
         found["sstoken"] = {**found["sstoken"], "history_cache": str(out / "history")}
     return found
+
+
+def held_out_yaml(run: Run, out: Path) -> dict[str, Any]:
+    """Return the YAML by which a run's evaluations prepare their data."""
+    return {**run.settings["held_out"], "dataset_prepared_path": str(_data_folder(run, out, run.settings["held_out"]))}
+
+
+def data_folder(run: Run, out: Path) -> Path:
+    """Return the folder of the data that Axolotl prepares for a training; runs of the same data share it."""
+    return _data_folder(run, out, run.settings["train"])
+
+
+def _data_folder(run: Run, out: Path, found: Mapping[str, Any]) -> Path:
+    own = {
+        key: value
+        for key, value in found.items()
+        if key not in _NOT_OF_DATA and not key.startswith(_NOT_OF_DATA_EITHER)
+    }
+    own["plugins"] = [name for name in found["plugins"] if name != axolotl.PLUGIN]
+    files = {str(file) for file in _files(_entries(found)) | _words(found)}
+    digests = {file: digest for file, digest in run.settings["data"].items() if file in files}
+    return out / "prepared" / fingerprint([own, digests])[:16]
+
+
+def _fingerprint_of(settings: Mapping[str, Any]) -> str:
+    # What memory there is says how many at once; nobody trains anew because it was too little.
+    evaluations = {
+        name: {key: value for key, value in asked.items() if key != "batch_size"}
+        for name, asked in settings["evaluations"].items()
+    }
+    return fingerprint({**settings, "evaluations": evaluations})
 
 
 def fingerprint(settings: Any) -> str:
@@ -180,7 +222,8 @@ def _flat(value: Any, key: str = "") -> Iterable[tuple[str, Any]]:
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings as they come back from a file."""
-    found: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    # Of what is no number JSON has none: Axolotl reads "Infinity" as `.inf`.
+    found: dict[str, Any] = json.loads(json.dumps(settings, default=str), parse_constant=str)
     return found
 
 
@@ -190,9 +233,9 @@ def _without_folders(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def _entries(found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the data sets that a YAML names."""
-    return [
-        entry for key in ("datasets", "test_datasets") for entry in found.get(key) or () if isinstance(entry, Mapping)
-    ]
+    named = (found.get(key) for key in ("datasets", "test_datasets"))
+    # What is neither a list nor an entry, Axolotl will refuse.
+    return [entry for entries in named if isinstance(entries, list) for entry in entries if isinstance(entry, Mapping)]
 
 
 def _files(entries: Iterable[Mapping[str, Any]]) -> set[Path]:
@@ -200,11 +243,12 @@ def _files(entries: Iterable[Mapping[str, Any]]) -> set[Path]:
     found: set[Path] = set()
     for entry in entries:
         path, files = Path(str(entry.get("path"))), entry.get("data_files") or ()
-        named = [files] if isinstance(files, str) else [str(name) for name in files]
+        named = [str(name) for name in files] if isinstance(files, list | tuple) else [str(files)]
         found |= {Path(name) for pattern in named for name in (pattern, *glob(pattern, recursive=True))}
         # Of a folder it reads the files that are named, or all.
-        found |= set(_data_in(path)) if path.is_dir() and not named else {path}
-    return {file for file in found if file.is_file()}
+        found |= set(_data_in(path)) if os.path.isdir(path) and not named else {path}
+    # os.path, which takes what is too long for a path for none.
+    return {file for file in found if os.path.isfile(file)}
 
 
 def _data_in(folder: Path) -> Iterator[Path]:
@@ -216,16 +260,42 @@ def _data_in(folder: Path) -> Iterator[Path]:
             yield file
 
 
+def refuse_inside_data(experiment: Experiment) -> None:
+    """Refuse a folder of results that a data set is read from: they would be data, and other data after each run.
+
+    Raises:
+        ValueError: it is one; one sentence with key and fix.
+    """
+    yamls = (axolotl.yaml_of_arm(experiment.base, arm.sstoken, arm.changes) for arm in experiment.arms)
+    named = [entry for found in yamls for entry in _entries(found)]
+    named += [entry for asked in experiment.evaluations.values() for entry in getattr(asked, "datasets", None) or ()]
+    for entry in named:
+        folder = str(entry.get("path"))
+        if (
+            not entry.get("data_files")
+            and os.path.isdir(folder)
+            and experiment.out.resolve().is_relative_to(Path(folder).resolve())
+        ):
+            raise ValueError(
+                f"out: {experiment.out} lies in {folder}, whose files are a data set; name a folder outside of it."
+            )
+
+
 def _weights(train: Mapping[str, Any]) -> set[Path]:
     """Return the files of weights of this machine that a training begins from or is compared with."""
     folders = (train.get("base_model"), train.get("lora_model_dir"), (train.get("sstoken") or {}).get("history"))
-    return {
-        file
-        for folder in folders
-        if folder
-        for kind in ("*.safetensors", "*.bin")
-        for file in expand(str(folder)).glob(kind)
-    }
+    return _in_folders(folders, ("*.safetensors", "*.bin"))
+
+
+def _words(found: Mapping[str, Any]) -> set[Path]:
+    """Return the files of this machine that decide how text becomes tokens: of the tokenizer, and a template."""
+    template = str(found.get("chat_template_jinja") or "")
+    own = {Path(template)} if os.path.isfile(template) else set()
+    return own | _in_folders((found.get("base_model"), found.get("tokenizer_config")), _WORDS)
+
+
+def _in_folders(folders: Iterable[Any], kinds: Iterable[str]) -> set[Path]:
+    return {file for folder in folders if folder for kind in kinds for file in expand(str(folder)).glob(kind)}
 
 
 def _digest(file: Path, whole: float = math.inf) -> str:

@@ -8,12 +8,16 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+# So many times as long as a checkpoint takes, the training goes on before the next one.
+_SHARE = 10
+
 
 class Watch(TrainerCallback):
     """Tells how far a training is, and has it write a checkpoint every so many minutes.
 
-    By the clock, not by steps: a short run writes none, a long one loses the same time wherever it is killed. A
-    checkpoint does not change the training.
+    By the clock, not by steps: a short run writes none, a long one loses the same time wherever it is killed. Where
+    writing takes long there are fewer, so that they take a tenth of the time at most. A checkpoint does not change the
+    training.
 
     Args:
         tell: is called with steps done and steps in all.
@@ -23,7 +27,7 @@ class Watch(TrainerCallback):
     def __init__(self, tell: Callable[[int, int], None], checkpoint_minutes: float):
         self._tell = tell
         self._seconds = 60 * checkpoint_minutes
-        self._saved = time.monotonic()
+        self._saved = self._begin = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take note of a step."""
@@ -31,7 +35,13 @@ class Watch(TrainerCallback):
         # Not behind the last one: a run that resumes there may do a step more.
         if state.global_step < state.max_steps and time.monotonic() - self._saved >= self._seconds:
             control.should_save = True
-            self._saved = time.monotonic()
+            self._begin = time.monotonic()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take note of a checkpoint that was written."""
+        self._saved = time.monotonic()
+        if self._seconds:
+            self._seconds = max(self._seconds, _SHARE * (self._saved - self._begin))
 
 
 class EnoughError(Exception):

@@ -98,7 +98,7 @@ def _locked(job: Mapping[str, Any], folder: Path) -> int:
 def _do(job: Mapping[str, Any], folder: Path) -> None:
     progress = _Progress(folder / "progress.json")
     out = folder / "out"
-    held_out = {**job["settings"]["held_out"], "dataset_prepared_path": job["prepared"], "output_dir": str(out)}
+    held_out = {**job["held_out"], "output_dir": str(out)}
     if job["train"] is None:
         trained, earlier, measured = _UNTRAINED, 0.0, held_out
     else:
