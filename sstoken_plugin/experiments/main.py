@@ -14,10 +14,11 @@ from sstoken_plugin.base.files import write_bytes
 from sstoken_plugin.base.visible_text import one_line
 from sstoken_plugin.experiments.comparison import Table, deciding_measure, sentence, tables_of, worse_than_untrained
 from sstoken_plugin.experiments.config import Experiment
+from sstoken_plugin.experiments.inputs import refuse_inside_data
 from sstoken_plugin.experiments.preparation import NAME as PREPARED
 from sstoken_plugin.experiments.processes import Server, prepared
 from sstoken_plugin.experiments.results import Result, read_json
-from sstoken_plugin.experiments.runs import Run, part_of, refuse_inside_data, runs_of, untrained_of
+from sstoken_plugin.experiments.runs import Run, part_of, runs_of, untrained_of
 from sstoken_plugin.experiments.schedule import Durations, announcement, conduct
 
 
