@@ -183,7 +183,7 @@ def rows_of(base: Mapping[str, Any], datasets: Sequence[Mapping[str, Any]], fold
         # A length of training has nothing to do with it, and may not go with so few samples.
         "max_steps": 1,
         "output_dir": str(folder / "unused"),
-        # Axolotl tells them from the same files in their training's order by nothing.
+        # Of the same files, which a training has in another order, Axolotl gives prepared data the same name.
         "dataset_prepared_path": str(Path(base["dataset_prepared_path"]) / "evaluations"),
     }
     file = write(others, folder / "evaluation.yaml")
