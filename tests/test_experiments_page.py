@@ -109,7 +109,7 @@ def test_what_training_should_not_change_is_never_the_answer(experiment, results
 
 def test_the_page_says_that_arms_differ_in_more_than_the_selection_and_keeps_keys_to_itself(tmp_path):
     base = {"base_model": "model", "comet_api_key": "secret", "mlflow_tracking_uri": "secret", "hub_token": "secret"}
-    arms = {"all": None, "more": {"changes": {"datasets": [{"path": "others"}]}}}
+    arms = {"all": None, "more": {"changes": {"datasets": [{"path": "others"}], "swanlab_api_key": "secret"}}}
     collect(parse({"base": base, "out": str(tmp_path), "arms": arms}), tmp_path / "page.html", "Mine")
     page = (tmp_path / "page.html").read_text()
     assert "on the same samples, but for what its `changes` say, and measured on" in page
@@ -319,7 +319,7 @@ def test_prepared_data_that_a_kill_left_half_written_are_not_taken_for_whole(tmp
     begin_data(folder)
     written.write_text("whole")
     end_data(folder)
-    write_preparation(tmp_path, "settings", [str(folder)], {"samples": {}})
+    write_preparation(tmp_path, "settings", {"folders": [str(folder)], "samples": {}})
     assert read_preparation(tmp_path, "settings") is not None
     assert read_preparation(tmp_path, "others") is None
     # For another evaluation: what is there can be used, until a write to it is cut.

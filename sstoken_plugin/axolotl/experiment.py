@@ -77,9 +77,10 @@ def is_of_tracker(key: str) -> bool:
     return key.removeprefix("use_").removeprefix("hf_").startswith(_TRACKERS)
 
 
-def speaks_to_others(key: str) -> bool:
-    """Tell whether a key of a YAML is about a tracker, or holds what nobody else should read."""
-    return is_of_tracker(key) or key.lower().endswith(("_key", "_token", "_secret", "_password"))
+def that_can_be_shown(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a YAML without the keys of trackers and those that hold what nobody else should read."""
+    secret = ("_key", "_token", "_secret", "_password")
+    return {key: value for key, value in found.items() if not (is_of_tracker(key) or key.lower().endswith(secret))}
 
 
 def _is_tracker(plugin: str) -> bool:

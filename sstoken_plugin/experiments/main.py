@@ -150,8 +150,11 @@ def conclude(experiment: Experiment, tables: Sequence[Table], files: Sequence[Pa
 def settings_of(experiment: Experiment) -> dict[str, Any]:
     """Return an experiment as its YAML would have it, but for what speaks to others: pages are shown around."""
     return {
-        "base": {key: value for key, value in experiment.base.items() if not axolotl.speaks_to_others(key)},
-        "arms": {arm.name: {"sstoken": arm.sstoken, "changes": dict(arm.changes)} for arm in experiment.arms},
+        "base": axolotl.that_can_be_shown(experiment.base),
+        "arms": {
+            arm.name: {"sstoken": arm.sstoken, "changes": axolotl.that_can_be_shown(arm.changes)}
+            for arm in experiment.arms
+        },
         "seeds": list(experiment.seeds),
         "evaluations": {name: asked.model_dump() for name, asked in experiment.evaluations.items()},
         "against": list(experiment.against),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ def read_preparation(out: Path, fingerprint: str) -> dict[str, Any] | None:
     return found if all((Path(folder) / _WHOLE).exists() for folder in found["folders"]) else None
 
 
-def write_preparation(out: Path, fingerprint: str, folders: Collection[str], found: Mapping[str, Any]) -> None:
-    """Write what was found, and in which folders the data are that Axolotl has prepared."""
-    write_json({"fingerprint": fingerprint, "folders": sorted(folders), **found}, out / NAME)
+def write_preparation(out: Path, fingerprint: str, found: Mapping[str, Any]) -> None:
+    """Write what was found; `folders` are those of the data that Axolotl has prepared."""
+    write_json({"fingerprint": fingerprint, **found}, out / NAME)
 
 
 def begin_data(folder: Path) -> None:

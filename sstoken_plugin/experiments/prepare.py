@@ -10,7 +10,7 @@ import gc
 import hashlib
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,7 @@ def work(job: Mapping[str, Any]) -> int:
         fault = out / "fault.txt"
         fault.unlink(missing_ok=True)
         try:
-            yamls = [job["held_out"], *job["arms"].values()]
-            folders = {found["dataset_prepared_path"] for found in yamls}
-            write_preparation(out, job["fingerprint"], folders, _prepare(job, out, folders))
+            write_preparation(out, job["fingerprint"], _prepare(job, out))
         except Exception as error:
             fault.write_text(in_short(error), encoding="utf-8", errors="replace")
             if isinstance(error, ValueError):
@@ -62,9 +60,10 @@ def work(job: Mapping[str, Any]) -> int:
     return 0
 
 
-def _prepare(job: Mapping[str, Any], out: Path, folders: Collection[str]) -> dict[str, Any]:
+def _prepare(job: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Check all that can be checked, have the data in their folders, and return what was found."""
     begin = time.monotonic()
+    folders = sorted({found["dataset_prepared_path"] for found in (job["held_out"], *job["arms"].values())})
     for each in folders:
         begin_data(Path(each))
     evaluations = evaluations_of(job["evaluations"])
@@ -86,17 +85,18 @@ def _prepare(job: Mapping[str, Any], out: Path, folders: Collection[str]) -> dic
         with _place(f"arms.{name}"):
             file = axolotl.write({**train, "output_dir": str(folder / "unused")}, folder / f"{name}.yaml")
             cfg = axolotl.load(file)
-            told = train["dataset_prepared_path"]
-            if told not in seen:
-                seen[told] = _keys(axolotl.data_of(cfg).train_dataset)
-        samples[name] = sum(seen[told].values())
+            data = train["dataset_prepared_path"]
+            if data not in seen:
+                seen[data] = _keys(axolotl.data_of(cfg).train_dataset)
+        samples[name] = sum(seen[data].values())
         for evaluation, keys in held_out.items():
-            both = sum(count for key, count in keys.items() if key in seen[told])
+            both = sum(count for key, count in keys.items() if key in seen[data])
             if both:
                 shared[f"{name}/{evaluation}"] = both
     for each in folders:
         end_data(Path(each))
     found: dict[str, Any] = {
+        "folders": folders,
         "samples": samples,
         "held_out": {name: sum(keys.values()) for name, keys in held_out.items()},
         "shared": shared,

@@ -25,7 +25,7 @@ _NOT_OF_DATA = (
     "lr_scheduler_kwargs", "weight_decay", "max_grad_norm", "warmup_steps", "warmup_ratio", "micro_batch_size",
     "gradient_accumulation_steps", "adapter", "lora_model_dir", "use_dft",
 )  # fmt: skip
-_NOT_OF_DATA_EITHER = ("lora_", "adam_")
+_PREFIXES_NOT_OF_DATA = ("lora_", "adam_")
 _MOST_DIFFERENCES = 4
 
 
@@ -91,17 +91,22 @@ class Run:
 
 def runs_of(experiment: Experiment) -> list[Run]:
     """Return every training, seed by seed, so that what is there early compares all arms."""
-    yamls = [(arm, axolotl.yaml_of_arm(experiment.base, arm.sstoken, arm.changes)) for arm in experiment.arms]
-    return [_run(experiment, arm, seed, train) for seed in experiment.seeds for arm, train in yamls]
+    yamls = ((arm, axolotl.yaml_of_arm(experiment.base, arm.sstoken, arm.changes)) for arm in experiment.arms)
+    of_arms = [(arm, _settings(experiment, train)) for arm, train in yamls]
+    return [_run(experiment, arm, seed, settings) for seed in experiment.seeds for arm, settings in of_arms]
 
 
 def untrained_of(experiment: Experiment) -> Run:
     """Return the evaluations of the model that all arms start from."""
-    return _run(experiment, Arm(UNTRAINED, None), 0, None)
+    return _run(experiment, Arm(UNTRAINED, None), 0, _settings(experiment, None))
 
 
-def _run(experiment: Experiment, arm: Arm, seed: int, train: Mapping[str, Any] | None) -> Run:
-    """Return a run, without a training where there is no YAML of one."""
+def _run(experiment: Experiment, arm: Arm, seed: int, settings: Mapping[str, Any]) -> Run:
+    return Run(arm, seed, experiment.out / "runs" / arm.name / f"seed-{seed}", {**settings, "seed": seed})
+
+
+def _settings(experiment: Experiment, train: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the settings of an arm's runs but for the seed, without a training where there is no YAML of one."""
     held_out = axolotl.yaml_of_arm(experiment.base, None, {})
     evaluations = {name: asked.model_dump() for name, asked in experiment.evaluations.items()}
     asked = [entry for one in evaluations.values() for entry in one.get("datasets") or ()]
@@ -112,11 +117,10 @@ def _run(experiment: Experiment, arm: Arm, seed: int, train: Mapping[str, Any] |
     settings = {
         **({} if train is None else {"train": _without_folders(train)}),
         "held_out": _without_folders(held_out),
-        "seed": seed,
         "evaluations": evaluations,
         "data": {str(file): digest for file, digest in sorted(digests.items())},
     }
-    return Run(arm, seed, experiment.out / "runs" / arm.name / f"seed-{seed}", _plain(settings))
+    return _plain(settings)
 
 
 def part_of(runs: Sequence[Run], part: str | None) -> list[Run]:
@@ -155,19 +159,22 @@ def train_yaml(run: Run, out: Path) -> dict[str, Any]:
 
 def held_out_yaml(run: Run, out: Path) -> dict[str, Any]:
     """Return the YAML by which a run's evaluations prepare their data."""
-    return {**run.settings["held_out"], "dataset_prepared_path": str(_data_folder(run, out, run.settings["held_out"]))}
+    return {**run.settings["held_out"], "dataset_prepared_path": str(data_folder(run, out, "held_out"))}
 
 
-def data_folder(run: Run, out: Path) -> Path:
-    """Return the folder of the data that Axolotl prepares for a training; runs of the same data share it."""
-    return _data_folder(run, out, run.settings["train"])
+def data_folder(run: Run, out: Path, of: str = "train") -> Path:
+    """Return the folder of the data that Axolotl prepares for a training; runs of the same data share it.
 
-
-def _data_folder(run: Run, out: Path, found: Mapping[str, Any]) -> Path:
+    Args:
+        run: the run.
+        out: folder of the experiment.
+        of: which YAML of the run's settings.
+    """
+    found = run.settings[of]
     own = {
         key: value
         for key, value in found.items()
-        if key not in _NOT_OF_DATA and not key.startswith(_NOT_OF_DATA_EITHER)
+        if key not in _NOT_OF_DATA and not key.startswith(_PREFIXES_NOT_OF_DATA)
     }
     own["plugins"] = [name for name in found["plugins"] if name != axolotl.PLUGIN]
     files = {str(file) for file in data_files(entries_of(found)) | words_of(found)}
