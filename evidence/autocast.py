@@ -11,9 +11,16 @@ from typing import Any
 import torch
 from axolotl.integrations.base import BasePlugin
 
+from evidence import bfloat16
+
 
 class AutocastPlugin(BasePlugin):
     """`plugins: [evidence.autocast.AutocastPlugin]`."""
+
+    def pre_model_load(self, cfg: Any) -> None:
+        """Spare a CPU without instructions for bfloat16 the slow loops of PyTorch."""
+        if not torch.cuda.is_available() and not bfloat16.is_fast():
+            bfloat16.by_float32()
 
     def get_training_args(self, cfg: Any) -> dict[str, Any]:
         """Return the arguments of the trainer that no key of Axolotl sets."""

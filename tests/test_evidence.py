@@ -18,7 +18,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from evidence import collect, corrupt, known_truth, noise, real, reference, table, tasks  # noqa: E402
+from evidence import collect, corrupt, known_truth, noise, real, reference, restore, table, tasks  # noqa: E402
 from evidence.arms import LATE_SEEDS  # noqa: E402
 from evidence.base import Recipe, tokenizer  # noqa: E402
 from sstoken_plugin.experiments.config import parse, read  # noqa: E402
@@ -347,6 +347,67 @@ def test_results_are_collected_with_the_intervals_of_the_harness(made, tmp_path,
     (line,) = [line for line in table.splitlines() if line.startswith("| sstoken |")]
     assert "-0.190" in line
     assert "85.0%" in line
+
+
+@pytest.fixture
+def collected(made, tmp_path):
+    """An experiment of which some runs have a result, and the folder of what was collected of them."""
+    experiment = yaml.safe_load((made / "experiments" / "new-noise20.yaml").read_text())
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump({**experiment, "out": str(tmp_path / "runs")}))
+    for place, run in enumerate(runs_of(read(file))[:-1]):
+        measures = {name: Measure(place / 8, "lower", name, 5632) for name in ("held_out/loss", "untouched/loss")}
+        kept = {} if run.arm.sstoken is None else {"selected_ratio": place / 64}
+        write_result(
+            Result(
+                run.arm.name, run.seed, run.fingerprint, run.settings, measures, kept, 3, 20.0, 30.0, {"torch": "2"}
+            ),
+            run.folder,
+        )
+    collect.main([str(file), "--out", str(tmp_path / "before")])
+    return file, tmp_path / "before"
+
+
+def test_runs_of_another_machine_are_not_had_again(collected, tmp_path, capsys):
+    file, results = collected
+    first, *_, last = runs_of(read(file))
+    kept_here = (first.folder / "result.json").read_text()
+    for run in runs_of(read(file))[1:-1]:
+        shutil.rmtree(run.folder)
+    restore.main([str(file), "--results", str(results)])
+    assert f"{len(runs_of(read(file))) - 2} runs restored" in capsys.readouterr().out
+    assert (first.folder / "result.json").read_text() == kept_here
+    assert last.result() is None
+    collect.main([str(file), "--out", str(tmp_path / "after")])
+    assert json.loads((tmp_path / "after" / "small.json").read_text()) == json.loads(
+        (results / "small.json").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"base": {"learning_rate": 7e-5}}, "`base:`"), ({"arms": {"random": {"selector": "rel"}}}, "random")],
+)
+def test_runs_of_other_settings_are_not_restored(collected, tmp_path, change, named):
+    file, results = collected
+    experiment = yaml.safe_load(file.read_text())
+    for key, changes in change.items():
+        experiment[key].update(changes)
+    file.write_text(yaml.safe_dump({**experiment, "out": str(tmp_path / "others")}))
+    with pytest.raises(SystemExit, match=f"other settings of {named}"):
+        restore.main([str(file), "--results", str(results)])
+    assert not (tmp_path / "others").exists()
+
+
+def test_what_is_not_collected_of_a_run_is_not_restored(collected):
+    file, results = collected
+    found = json.loads((results / "small.json").read_text())
+    found["arms"]["random"]["noise"] = {"whole": {"recall": 0.5}}
+    write_json(found, results / "small.json")
+    with pytest.raises(SystemExit, match="noise in its runs"):
+        restore.main([str(file), "--results", str(results)])
+    with pytest.raises(SystemExit, match="cannot be read"):
+        restore.main([str(file), "--results", str(results / "nowhere")])
 
 
 def test_an_arm_helps_where_it_beats_every_control_and_hurts_where_plain_training_beats_it(tmp_path, capsys):

@@ -1,0 +1,97 @@
+"""Go on with an experiment on another machine: give its finished runs their folders back, from what was collected.
+
+    python -m evidence.real --data FOLDER
+    python -m evidence.restore .cache/evidence/real/experiments/gemma3-short-corrupt40.yaml
+    python -m sstoken_plugin.experiments .cache/evidence/real/experiments/gemma3-short-corrupt40.yaml
+
+Losses come back to the digits that a file of results has. What it has for an arm alone, the mean over its seeds, every
+run of the arm gets: seconds, and the metrics of the selection. That the model and data of the other machine were those
+that are here is taken for granted.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evidence.collected import COMPARED, RESULTS
+from sstoken_plugin.experiments.config import read
+from sstoken_plugin.experiments.main import settings_of
+from sstoken_plugin.experiments.measures import Measure
+from sstoken_plugin.experiments.results import Result, read_json, write_result
+from sstoken_plugin.experiments.runs import Run, runs_of
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Restore what the command line names."""
+    parser = argparse.ArgumentParser(description="Give runs of collected experiments their folders back.")
+    parser.add_argument("experiments", type=Path, nargs="+", help="their YAML files")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files (%(default)s)")
+    asked = parser.parse_args(arguments)
+    for file in asked.experiments:
+        try:
+            restored = restore(file, asked.results / f"{file.stem}.json")
+        except ValueError as error:
+            raise SystemExit(str(error)) from error
+        print(f"{file.stem}: {restored} runs restored.")
+
+
+def restore(file: Path, collected: Path) -> int:
+    """Write the results of an experiment that are in a file of `evidence.collect` into the folders of their runs.
+
+    Args:
+        file: the YAML of the experiment.
+        collected: the file.
+
+    Returns:
+        How many; a run that has a result keeps it.
+
+    Raises:
+        ValueError: there is no such file, its runs or those in the folders had other settings, or they measured noise,
+            of which it has means alone.
+    """
+    found = read_json(collected)
+    if found is None:
+        raise ValueError(f"--results: {collected} cannot be read; name the folder that holds it.")
+    experiment = read(file)
+    here, before = settings_of(experiment), found["settings"]
+    changed = [f"`{key}:`" for key in ("base", "evaluations") if before[key] != here[key]]
+    changed += [arm for arm, own in here["arms"].items() if before["arms"].get(arm, own) != own]
+    if changed:
+        raise ValueError(f"{collected} has other settings of {', '.join(changed)} than {file}; have its runs anew.")
+    if any(also["noise"] for also in found["arms"].values()):
+        raise ValueError(f"{collected} has means alone of the noise in its runs; have the runs of {file} anew.")
+    lost = [run for run in runs_of(experiment) if run.result() is None and run.seed in _seeds(found, run)]
+    for run in lost:
+        run.refuse_other_settings()
+        write_result(_result(found, run), run.folder)
+    return len(lost)
+
+
+def _seeds(found: Mapping[str, Any], run: Run) -> list[int]:
+    of_arm = found["measures"][COMPARED[0]]["arms"].get(run.arm.name)
+    return of_arm["seeds"] if of_arm else []
+
+
+def _result(found: Mapping[str, Any], run: Run) -> Result:
+    measures = {}
+    for name, table in found["measures"].items():
+        of_arm = table["arms"][run.arm.name]
+        value = of_arm["values"][of_arm["seeds"].index(run.seed)]
+        # Of how many tokens or samples, no file of results says.
+        measures[name] = Measure(value, table["better"], table["words"], count=0)
+    means = found["arms"][run.arm.name]
+    return Result(
+        arm=run.arm.name,
+        seed=run.seed,
+        fingerprint=run.fingerprint,
+        settings=run.settings,
+        measures=measures,
+        kept=means["kept"],
+        steps=0,
+        train_seconds=means["train_seconds"],
+        seconds=means["seconds"],
+        versions={name: ", ".join(versions) for name, versions in found["versions"].items()},
+    )

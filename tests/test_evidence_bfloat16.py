@@ -1,0 +1,85 @@
+"""Products of bfloat16 matrices by float32: what an instruction gives, and nothing else changed."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from evidence import bfloat16
+from evidence.autocast import AutocastPlugin
+
+pytestmark = pytest.mark.fast
+# Between two neighbours in bfloat16 there is 2**-7 of a number at most.
+SPACING = 2.0**-7
+
+
+@contextmanager
+def by_float32():
+    kernels = bfloat16.by_float32()
+    yield
+    bfloat16.by_float32.cache_clear()
+    del kernels
+
+
+def made(*shape, dtype=torch.bfloat16):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
+
+
+PRODUCTS = {
+    "mm": (torch.mm, (made(5, 70), made(70, 9))),
+    "transposed": (lambda a, b: a @ b.T, (made(5, 70), made(9, 70))),
+    "bmm": (torch.bmm, (made(3, 5, 70), made(3, 70, 9))),
+    "linear": (torch.nn.functional.linear, (made(2, 5, 70), made(9, 70), made(9))),
+    "addmm": (lambda c, a, b: torch.addmm(c, a, b, beta=0.5, alpha=2), (made(5, 9), made(5, 70), made(70, 9))),
+    "baddbmm": (torch.baddbmm, (made(3, 5, 9), made(3, 5, 70), made(3, 70, 9))),
+}
+
+
+def found(product, factors, dtype):
+    leaves = [factor.to(dtype, copy=True).requires_grad_() for factor in factors]
+    result = product(*leaves)
+    result.backward(made(*result.shape).to(dtype))
+    return [result.detach(), *(leaf.grad for leaf in leaves)]
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_product_and_its_gradients_are_those_of_exact_sums_rounded_once(name):
+    exact = found(*PRODUCTS[name], torch.float64)
+    with by_float32():
+        narrow = found(*PRODUCTS[name], torch.bfloat16)
+    for one, other in zip(narrow, exact, strict=True):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one.double(), other, rtol=SPACING, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_other_precisions_are_computed_as_before(name):
+    before = found(*PRODUCTS[name], torch.float32)
+    with by_float32():
+        after = found(*PRODUCTS[name], torch.float32)
+    for one, other in zip(before, after, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_a_model_under_autocast_trains_by_it_where_instructions_are_missing(monkeypatch, is_fast):
+    monkeypatch.setattr(bfloat16, "is_fast", lambda: is_fast)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    AutocastPlugin().pre_model_load(None)
+    rounded = []
+    real = torch.Tensor.bfloat16
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: rounded.append(tensor.dtype) or real(tensor))
+    layer = torch.nn.Linear(70, 9)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = layer(made(2, 5, 70, dtype=torch.float32))
+    found.float().sum().backward()
+    bfloat16.by_float32.cache_clear()
+    # Forward, and the gradient of the weights.
+    assert rounded == ([] if is_fast else [torch.float32, torch.float32])
+    assert layer.weight.grad.dtype == torch.float32
