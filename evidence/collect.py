@@ -1,4 +1,4 @@
-"""Put the results of known-truth experiments together: a small JSON file each, and a table for docs/evidence.md.
+"""Put the results of experiments together: a small JSON file each, and a table for docs/evidence.md.
 
     python -m evidence.collect .cache/evidence/known-truth/experiments/*.yaml > table.md
 
@@ -33,7 +33,7 @@ _NONE = "–"  # noqa: RUF001
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Collect what the command line names."""
-    parser = argparse.ArgumentParser(description="Put the results of known-truth experiments together.")
+    parser = argparse.ArgumentParser(description="Put the results of experiments together.")
     parser.add_argument("experiments", type=Path, nargs="+", help="their YAML files")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON files (%(default)s)")
     asked = parser.parse_args(arguments)
