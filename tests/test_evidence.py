@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from itertools import pairwise
@@ -406,8 +407,14 @@ def test_what_is_not_collected_of_a_run_is_not_restored(collected):
     write_json(found, results / "small.json")
     with pytest.raises(SystemExit, match="noise in its runs"):
         restore.main([str(file), "--results", str(results)])
-    with pytest.raises(SystemExit, match="cannot be read"):
-        restore.main([str(file), "--results", str(results / "nowhere")])
+
+
+def test_restoring_is_a_command_that_names_what_it_cannot_read(collected):
+    file, results = collected
+    command = [sys.executable, "-m", "evidence.restore", str(file), "--results", str(results / "nowhere")]
+    told = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert told.returncode == 1
+    assert told.stderr.splitlines()[-1].endswith("cannot be read; name the folder that holds it.")
 
 
 def test_an_arm_helps_where_it_beats_every_control_and_hurts_where_plain_training_beats_it(tmp_path, capsys):
