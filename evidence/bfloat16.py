@@ -1,6 +1,6 @@
 """Matrix products in bfloat16 on a CPU that has no instructions for them.
 
-PyTorch has a loop for such a CPU that is 7 to 40 times slower than float32. What an instruction does can be had from
+PyTorch has loops for such a CPU that are 4 to 40 times slower than float32. What an instruction does can be had from
 float32 too: products of two bfloat16 numbers are exact in it, sums are taken in it, and the result is rounded once.
 """
 

@@ -71,17 +71,17 @@ def restore(file: Path, collected: Path) -> int:
 
 
 def _seeds(found: Mapping[str, Any], run: Run) -> list[int]:
-    of_arm = found["measures"][COMPARED[0]]["arms"].get(run.arm.name)
-    return of_arm["seeds"] if of_arm else []
+    seeds: list[int] = found["measures"][COMPARED[0]]["arms"].get(run.arm.name, {}).get("seeds", [])
+    return seeds
 
 
 def _result(found: Mapping[str, Any], run: Run) -> Result:
     measures = {}
     for name, table in found["measures"].items():
         of_arm = table["arms"][run.arm.name]
-        value = of_arm["values"][of_arm["seeds"].index(run.seed)]
+        values = dict(zip(of_arm["seeds"], of_arm["values"], strict=True))
         # Of how many tokens or samples, no file of results says.
-        measures[name] = Measure(value, table["better"], table["words"], count=0)
+        measures[name] = Measure(values[run.seed], table["better"], table["words"], count=0)
     means = found["arms"][run.arm.name]
     return Result(
         arm=run.arm.name,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,12 @@ pytestmark = pytest.mark.fast
 SPACING = 2.0**-7
 
 
-@contextmanager
-def by_float32():
-    kernels = bfloat16.by_float32()
+@pytest.fixture(autouse=True)
+def kernels_of_pytorch():
+    """Before a test, since another of this process may have had a training, and after it."""
+    bfloat16.by_float32.cache_clear()
     yield
     bfloat16.by_float32.cache_clear()
-    del kernels
 
 
 def made(*shape, dtype=torch.bfloat16):
@@ -48,29 +47,28 @@ def found(product, factors, dtype):
     return [result.detach(), *(leaf.grad for leaf in leaves)]
 
 
+def after_and_before(name, after, before):
+    """Return a product and its gradients by float32, beside those of PyTorch's own kernels, in a precision each."""
+    expected = found(*PRODUCTS[name], before)
+    bfloat16.by_float32()
+    return zip(found(*PRODUCTS[name], after), expected, strict=True)
+
+
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_a_product_and_its_gradients_are_those_of_exact_sums_rounded_once(name):
-    exact = found(*PRODUCTS[name], torch.float64)
-    with by_float32():
-        narrow = found(*PRODUCTS[name], torch.bfloat16)
-    for one, other in zip(narrow, exact, strict=True):
-        assert one.dtype == torch.bfloat16
-        torch.testing.assert_close(one.double(), other, rtol=SPACING, atol=1e-4)
+    for narrow, exact in after_and_before(name, torch.bfloat16, torch.float64):
+        assert narrow.dtype == torch.bfloat16
+        torch.testing.assert_close(narrow.double(), exact, rtol=SPACING, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_other_precisions_are_computed_as_before(name):
-    before = found(*PRODUCTS[name], torch.float32)
-    with by_float32():
-        after = found(*PRODUCTS[name], torch.float32)
-    for one, other in zip(before, after, strict=True):
-        assert torch.equal(one, other)
+    for after, before in after_and_before(name, torch.float32, torch.float32):
+        assert torch.equal(after, before)
 
 
 @pytest.mark.parametrize("is_fast", [True, False])
 def test_a_model_under_autocast_trains_by_it_where_instructions_are_missing(monkeypatch, is_fast):
-    # Another test of this process may have had a training.
-    bfloat16.by_float32.cache_clear()
     monkeypatch.setattr(bfloat16, "is_fast", lambda: is_fast)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     AutocastPlugin().pre_model_load(None)
@@ -81,7 +79,6 @@ def test_a_model_under_autocast_trains_by_it_where_instructions_are_missing(monk
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = layer(made(2, 5, 70, dtype=torch.float32))
     found.float().sum().backward()
-    bfloat16.by_float32.cache_clear()
     # Forward, and the gradient of the weights.
     assert rounded == ([] if is_fast else [torch.float32, torch.float32])
     assert layer.weight.grad.dtype == torch.float32
