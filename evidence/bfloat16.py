@@ -12,19 +12,23 @@ from typing import Any
 
 import torch
 
-_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mm.out", "addmm.out")
 
 
 @cache
 def by_float32() -> torch.library.Library:
     """Have products of bfloat16 matrices on the CPU computed in float32, in this process, for as long as it runs.
 
+    Attention is computed by such products too: going backwards, its own kernel is four times slower.
+
     Returns:
-        What holds them; the kernels of PyTorch are back once it is gone.
+        What holds the products; PyTorch's own are back once it is gone.
     """
     kernels = torch.library.Library("aten", "IMPL")
     for name in _PRODUCTS:
         kernels.impl(name, _widened(torch.library.get_kernel(f"aten::{name}", "CPU")), "CPU", with_keyset=True)
+    # Of a GPU or not, this is its switch.
+    torch.backends.cuda.enable_flash_sdp(False)
     return kernels
 
 
@@ -33,12 +37,15 @@ def is_fast() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def _widened(kernel: Any) -> Callable[..., torch.Tensor]:
-    def product(keys: Any, *arguments: Any, **numbers: Any) -> torch.Tensor:
-        is_narrow = arguments[0].dtype == torch.bfloat16
-        if is_narrow:
-            arguments = tuple(value.float() if isinstance(value, torch.Tensor) else value for value in arguments)
-        found: torch.Tensor = kernel.call_boxed(keys, *arguments, **numbers)
-        return found.bfloat16() if is_narrow else found
+def _widened(kernel: Any) -> Callable[..., Any]:
+    def product(keys: Any, *arguments: Any, **others: Any) -> Any:
+        if arguments[0].dtype != torch.bfloat16:
+            return kernel.call_boxed(keys, *arguments, **others)
+        wide = [value.float() if isinstance(value, torch.Tensor) else value for value in arguments]
+        if "out" not in others:
+            return kernel.call_boxed(keys, *wide, **others).bfloat16()
+        exact = torch.empty_like(others["out"], dtype=torch.float32)
+        kernel.call_boxed(keys, *wide, **others | {"out": exact})
+        return others["out"].copy_(exact)
 
     return product

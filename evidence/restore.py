@@ -1,6 +1,7 @@
 """Go on with an experiment on another machine: give its finished runs their folders back, from what was collected.
 
     python -m evidence.real --data FOLDER
+    axolotl train .cache/evidence/real/references/gemma3-short.yaml   # the model that its arm `reference` asks
     python -m evidence.restore .cache/evidence/real/experiments/gemma3-short-corrupt40.yaml
     python -m sstoken_plugin.experiments .cache/evidence/real/experiments/gemma3-short-corrupt40.yaml
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -21,9 +22,14 @@ SPACING = 2.0**-7
 @pytest.fixture(autouse=True)
 def kernels_of_pytorch():
     """Before a test, since another of this process may have had a training, and after it."""
-    bfloat16.by_float32.cache_clear()
+
+    def back():
+        bfloat16.by_float32.cache_clear()
+        torch.backends.cuda.enable_flash_sdp(True)
+
+    back()
     yield
-    bfloat16.by_float32.cache_clear()
+    back()
 
 
 def made(*shape, dtype=torch.bfloat16):
@@ -34,9 +40,15 @@ PRODUCTS = {
     "mm": (torch.mm, (made(5, 70), made(70, 9))),
     "transposed": (lambda a, b: a @ b.T, (made(5, 70), made(9, 70))),
     "bmm": (torch.bmm, (made(3, 5, 70), made(3, 70, 9))),
-    "linear": (torch.nn.functional.linear, (made(2, 5, 70), made(9, 70), made(9))),
+    "linear": (functional.linear, (made(2, 5, 70), made(9, 70), made(9))),
     "addmm": (lambda c, a, b: torch.addmm(c, a, b, beta=0.5, alpha=2), (made(5, 9), made(5, 70), made(70, 9))),
     "baddbmm": (torch.baddbmm, (made(3, 5, 9), made(3, 5, 70), made(3, 70, 9))),
+    "attention": (functional.scaled_dot_product_attention, (made(2, 3, 5, 8), made(2, 3, 6, 8), made(2, 3, 6, 8))),
+}
+# Ours for the losses of response tokens (`linear_nll`).
+INTO_MEMORY = {
+    "mm": (torch.mm, (made(5, 70), made(9, 70).T)),
+    "addmm": (torch.addmm, (made(9), made(5, 70), made(9, 70).T)),
 }
 
 
@@ -64,7 +76,23 @@ def test_a_product_and_its_gradients_are_those_of_exact_sums_rounded_once(name):
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_other_precisions_are_computed_as_before(name):
     for after, before in after_and_before(name, torch.float32, torch.float32):
-        assert torch.equal(after, before)
+        # Of attention the sums have another order.
+        torch.testing.assert_close(after, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", INTO_MEMORY)
+def test_a_product_is_written_to_the_memory_that_is_named(name, dtype):
+    product, factors = INTO_MEMORY[name]
+    factors = [factor.to(dtype) for factor in factors]
+    bfloat16.by_float32()
+    memory = torch.zeros(7, 9, dtype=dtype)
+    result = product(*factors, out=memory[:5])
+    assert result.data_ptr() == memory.data_ptr()
+    assert not memory[5:].any()
+    torch.testing.assert_close(
+        memory[:5].double(), product(*(factor.double() for factor in factors)), rtol=SPACING, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("is_fast", [True, False])
@@ -82,3 +110,4 @@ def test_a_model_under_autocast_trains_by_it_where_instructions_are_missing(monk
     # Forward, and the gradient of the weights.
     assert rounded == ([] if is_fast else [torch.float32, torch.float32])
     assert layer.weight.grad.dtype == torch.float32
+    assert torch.backends.cuda.flash_sdp_enabled() is is_fast
