@@ -73,10 +73,14 @@ def test_a_product_and_its_gradients_are_those_of_exact_sums_rounded_once(name):
         torch.testing.assert_close(narrow.double(), exact, rtol=SPACING, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize("name", [name for name in PRODUCTS if name != "attention"])
 def test_other_precisions_are_computed_as_before(name):
     for after, before in after_and_before(name, torch.float32, torch.float32):
-        # Of attention the sums have another order.
+        assert torch.equal(after, before)
+
+
+def test_attention_in_other_precisions_differs_by_the_order_of_its_sums_alone():
+    for after, before in after_and_before("attention", torch.float32, torch.float32):
         torch.testing.assert_close(after, before)
 
 
