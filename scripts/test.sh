@@ -3,6 +3,8 @@
 # --install-browser, as the first argument, lets it install Chromium with apt-get; the others go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# Images of containers set it; each of many processes would compile again what the first one imports.
+unset PYTHONDONTWRITEBYTECODE
 browser=()
 if [ "${1:-}" = --install-browser ]; then
   browser=(--install-browser)

@@ -3,6 +3,8 @@
 # The releases that pass are those that pyproject.toml allows: docs/support.md. No GPU is needed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# Images of containers set it; each of many processes would compile again what the first one imports.
+unset PYTHONDONTWRITEBYTECODE
 release=${1:?name a release of Axolotl, for example 0.17.0}
 shift
 venv=.cache/axolotl-$release

@@ -48,6 +48,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(tier)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Keep what a file has imported out of the collections of the next one."""
+    result = yield
+    if nextitem is None or nextitem.path != item.path:
+        forget_libraries()
+    return result
+
+
 @pytest.fixture(scope="session")
 def small_run(tiny_llama: Path, chats: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A small LoRA run of a few steps on a CPU."""
@@ -109,6 +118,19 @@ def load(config: dict[str, Any], folder: Path, **overrides: Any) -> Any:
     return load_cfg(str(write(copy.deepcopy(config), folder)), **overrides)
 
 
+def forget_libraries() -> None:
+    """Leave what is alive out of later garbage collections.
+
+    A run asks for several, and each would look at all objects of all modules that were ever imported: up to seconds.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+# Once, when the first run has imported all that runs do.
+forget_libraries_once = functools.cache(forget_libraries)
+
+
 @functools.cache
 def prepare_process() -> None:
     """Take out of every run what costs seconds and has nothing to do with it; once Axolotl is imported."""
@@ -122,17 +144,22 @@ def prepare_process() -> None:
             return read(path, *arguments, **options)
         files = sorted((file.name, file.stat().st_mtime_ns) for file in Path(path).iterdir())
         key = repr((path, files, arguments, options))
-        if key not in tokenizers:
-            tokenizers[key] = read(path, *arguments, **options)
-        return copy.deepcopy(tokenizers[key])
+        if key not in tokenizers or tokenizers[key][1] != content(tokenizers[key][0]):
+            found = read(path, *arguments, **options)
+            tokenizers[key] = found, content(found)
+        # Its core, with the vocabulary, takes as long to copy as to read: shared, until a run changes it.
+        core = getattr(tokenizers[key][0], "_tokenizer", None)
+        return copy.deepcopy(tokenizers[key][0], {id(core): core})
+
+    def content(tokenizer: Any) -> Any:
+        core = getattr(tokenizer, "_tokenizer", None)
+        return core and (core.get_vocab_size(), str(core.post_processor))
 
     # A run reads its tokenizer twice, a third of its time.
     AutoTokenizer.from_pretrained = read_once  # type: ignore[method-assign]
     save = Dataset.save_to_disk
     # Axolotl has a pool of one process made to write 24 rows.
     Dataset.save_to_disk = lambda self, path, num_proc=None, **kwargs: save(self, path, **kwargs)  # type: ignore[method-assign]
-    # It collects garbage four times a run, among a million objects of libraries.
-    gc.collect()
     gc.freeze()
 
 
@@ -159,6 +186,7 @@ def run_axolotl(config: dict[str, Any], folder: Path, **overrides: Any) -> Simpl
     model, _, trainer = axolotl_train(cfg=cfg, dataset_meta=data)
     lines = [line for line in trainer.state.log_history if "loss" in line]
     weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    forget_libraries_once()
     return SimpleNamespace(
         cfg=cfg, trainer=trainer, model=model, data=data.train_dataset, lines=lines, weights=weights,
         losses=[line["loss"] for line in lines],
