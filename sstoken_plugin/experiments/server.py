@@ -10,6 +10,7 @@ small model may not take more. A GPU does not survive a fork; there each process
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
 import multiprocessing
 import os
@@ -59,11 +60,15 @@ def can_fork() -> bool:
 
 def preload() -> None:
     """Import what runs need, as far as it is there: in another release it may be elsewhere."""
+    # A run asks for several collections, each of which would look at all that is imported here.
+    gc.disable()
     for name in _PRELOADED:
         try:
             import_module(name)
         except ImportError:
             continue
+    gc.freeze()
+    gc.enable()
 
 
 def work(job: Mapping[str, Any]) -> int:
