@@ -144,12 +144,13 @@ def prepare_process() -> None:
             return read(path, *arguments, **options)
         files = sorted((file.name, file.stat().st_mtime_ns) for file in Path(path).iterdir())
         key = repr((path, files, arguments, options))
-        if key not in tokenizers or tokenizers[key][1] != content(tokenizers[key][0]):
+        found, before = tokenizers.get(key, (None, None))
+        if found is None or content(found) != before:
             found = read(path, *arguments, **options)
             tokenizers[key] = found, content(found)
         # Its core, with the vocabulary, takes as long to copy as to read: shared, until a run changes it.
-        core = getattr(tokenizers[key][0], "_tokenizer", None)
-        return copy.deepcopy(tokenizers[key][0], {id(core): core})
+        core = getattr(found, "_tokenizer", None)
+        return copy.deepcopy(found, {id(core): core})
 
     def content(tokenizer: Any) -> Any:
         core = getattr(tokenizer, "_tokenizer", None)
