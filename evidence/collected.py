@@ -7,10 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from sstoken_plugin.experiments.config import UNTRAINED
+from sstoken_plugin.experiments.results import read_json
 
 RESULTS = Path("evidence/results")
 # Of all measures, those whose differences are kept, the one that decides first.
 COMPARED = ("held_out/loss", "answers/exact_match", "untouched/loss")
+_KEYS = {"settings", "versions", "measures", "comparisons", "arms"}
+
+
+def read_collected(name: str, results: Path) -> dict[str, Any]:
+    """Return what `collect` wrote of an experiment.
+
+    Args:
+        name: of the experiment.
+        results: folder of the files.
+
+    Raises:
+        ValueError: there is no such file, or it is another one.
+    """
+    file = results / f"{name}.json"
+    found = read_json(file)
+    if found is None or not found.keys() >= _KEYS:
+        raise ValueError(f"{file} is no file of evidence.collect; name the folder that holds them with --results.")
+    return found
 
 
 def mean_of(found: Mapping[str, Any], measure: str, arm: str) -> float | None:

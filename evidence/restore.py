@@ -13,16 +13,16 @@ and data of the other machine were those that are here is taken for granted.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evidence.collected import COMPARED, RESULTS
+from evidence.collected import COMPARED, RESULTS, read_collected
 from sstoken_plugin.experiments.config import read
 from sstoken_plugin.experiments.main import settings_of
 from sstoken_plugin.experiments.measures import Measure
-from sstoken_plugin.experiments.results import Result, read_json, write_result
-from sstoken_plugin.experiments.runs import Run, runs_of
+from sstoken_plugin.experiments.results import Result, write_result
+from sstoken_plugin.experiments.runs import Run, differences, runs_of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,42 +33,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     for file in asked.experiments:
         try:
-            restored = restore(file, asked.results / f"{file.stem}.json")
+            restored = restore(file, read_collected(file.stem, asked.results))
         except ValueError as error:
             raise SystemExit(str(error)) from error
         print(f"{file.stem}: {restored} runs restored.")
 
 
-def restore(file: Path, collected: Path) -> int:
-    """Write the results of an experiment that are in a file of `evidence.collect` into the folders of their runs.
+def restore(file: Path, found: Mapping[str, Any]) -> int:
+    """Write the results of an experiment that were collected into the folders of their runs.
 
     Args:
         file: the YAML of the experiment.
-        collected: the file.
+        found: what `collect` wrote of it.
 
     Returns:
         How many; a run that has a result keeps it.
 
     Raises:
-        ValueError: there is no such file, its runs or those in the folders had other settings, or they measured noise,
-            of which it has means alone.
+        ValueError: its runs or those in the folders had other settings, or they measured noise, of which there are
+            means alone.
     """
-    found = read_json(collected)
-    if found is None:
-        raise ValueError(f"--results: {collected} cannot be read; name the folder that holds it.")
     experiment = read(file)
-    here, before = settings_of(experiment), found["settings"]
-    changed = [f"`{key}:`" for key in ("base", "evaluations") if before[key] != here[key]]
-    changed += [arm for arm, own in here["arms"].items() if before["arms"].get(arm, own) != own]
-    if changed:
-        raise ValueError(f"{collected} has other settings of {', '.join(changed)} than {file}; have its runs anew.")
+    here = settings_of(experiment)
+    arms = here["arms"].keys() & found["settings"]["arms"].keys()
+    before, now = (_decisive(settings, arms) for settings in (found["settings"], here))
+    if before != now:
+        told = "; ".join(differences(before, now))
+        raise ValueError(f"{file} has other settings than its collected results ({told}); have its runs anew.")
     if any(also["noise"] for also in found["arms"].values()):
-        raise ValueError(f"{collected} has means alone of the noise in its runs; have the runs of {file} anew.")
+        raise ValueError(f"The results of {file} have means alone of the noise in its runs; have them anew.")
     lost = [run for run in runs_of(experiment) if run.result() is None and run.seed in _seeds(found, run)]
     for run in lost:
         run.refuse_other_settings()
         write_result(_result(found, run), run.folder)
     return len(lost)
+
+
+def _decisive(settings: Mapping[str, Any], arms: Collection[str]) -> dict[str, Any]:
+    """Return the part of settings that the results of some arms depend on."""
+    own = {arm: settings["arms"][arm] for arm in sorted(arms)}
+    return {"base": settings["base"], "evaluations": settings["evaluations"], "arms": own}
 
 
 def _seeds(found: Mapping[str, Any], run: Run) -> list[int]:

@@ -8,13 +8,12 @@ Reads what `evidence.collect` wrote.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from evidence.arms import AGAINST
-from evidence.collected import COMPARED, RESULTS, mean_of
+from evidence.collected import COMPARED, RESULTS, mean_of, read_collected
 from sstoken_plugin.experiments.config import UNTRAINED
 from sstoken_plugin.experiments.statistics import HELPS, HURTS
 
@@ -28,8 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("names", nargs="+", metavar="NAME", help="of an experiment")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results (%(default)s)")
     asked = parser.parse_args(arguments)
-    found = {name: json.loads((asked.results / f"{name}.json").read_text(encoding="utf-8")) for name in asked.names}
-    print(as_markdown(found))
+    try:
+        print(as_markdown({name: read_collected(name, asked.results) for name in asked.names}))
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
 
 
 def as_markdown(found: Mapping[str, Mapping[str, Any]]) -> str:

@@ -387,7 +387,10 @@ def test_runs_of_another_machine_are_not_had_again(collected, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"base": {"learning_rate": 7e-5}}, "`base:`"), ({"arms": {"random": {"selector": "rel"}}}, "random")],
+    [
+        ({"base": {"learning_rate": 7e-5}}, r"base.learning_rate was .* and is 7e-05"),
+        ({"arms": {"random": {"selector": "rel"}}}, r"arms.random.sstoken.selector was random and is rel"),
+    ],
 )
 def test_runs_of_other_settings_are_not_restored(collected, tmp_path, change, named):
     file, results = collected
@@ -395,7 +398,7 @@ def test_runs_of_other_settings_are_not_restored(collected, tmp_path, change, na
     for key, changes in change.items():
         experiment[key].update(changes)
     file.write_text(yaml.safe_dump({**experiment, "out": str(tmp_path / "others")}))
-    with pytest.raises(SystemExit, match=f"other settings of {named}"):
+    with pytest.raises(SystemExit, match=named):
         restore.main([str(file), "--results", str(results)])
     assert not (tmp_path / "others").exists()
 
@@ -409,12 +412,23 @@ def test_what_is_not_collected_of_a_run_is_not_restored(collected):
         restore.main([str(file), "--results", str(results)])
 
 
-def test_restoring_is_a_command_that_names_what_it_cannot_read(collected):
+@pytest.mark.parametrize("content", [None, "{}", "no JSON"])
+@pytest.mark.parametrize("module", ["restore", "table"])
+def test_a_file_that_was_not_collected_is_named(collected, module, content):
     file, results = collected
-    command = [sys.executable, "-m", "evidence.restore", str(file), "--results", str(results / "nowhere")]
+    wrong = results / "small.json"
+    wrong.unlink() if content is None else wrong.write_text(content)
+    with pytest.raises(SystemExit, match=r"small.json is no file of evidence.collect; name the folder .* --results"):
+        {"restore": restore, "table": table}[module].main(
+            [str(file) if module == "restore" else "small", "--results", str(results)]
+        )
+
+
+def test_restoring_is_a_command(collected):
+    file, results = collected
+    command = [sys.executable, "-m", "evidence.restore", str(file), "--results", str(results)]
     told = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert told.returncode == 1
-    assert told.stderr.splitlines()[-1].endswith("cannot be read; name the folder that holds it.")
+    assert "small: 0 runs restored." in told.stdout
 
 
 def test_an_arm_helps_where_it_beats_every_control_and_hurts_where_plain_training_beats_it(tmp_path, capsys):

@@ -134,6 +134,12 @@ def test_a_change_of_a_data_file_is_a_change(tmp_path):
     assert told.startswith(f"data.{file} was ")
 
 
+def test_plain_training_that_becomes_a_selection_is_a_difference():
+    assert differences({"sstoken": None}, {"sstoken": {"ratio": 0.5}}) == [
+        "sstoken.ratio was not there and is 0.5", "sstoken was None and is not there",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("entry", "file"),
     [

@@ -200,7 +200,7 @@ def fingerprint(settings: Any) -> str:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what differs between two settings, a phrase for each key, the first few."""
     old, new = dict(_flat(before)), dict(_flat(now))
-    keys = [key for key in [*new, *(key for key in old if key not in new)] if old.get(key) != new.get(key)]
+    keys = [key for key in {**new, **old} if (key in old, old.get(key)) != (key in new, new.get(key))]
     told = [f"{key} was {_shown(old, key)} and is {_shown(new, key)}" for key in keys[:_MOST_DIFFERENCES]]
     return told + ([f"{len(keys) - len(told)} more"] if len(keys) > len(told) else [])
 
