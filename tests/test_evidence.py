@@ -435,7 +435,9 @@ def test_an_arm_helps_where_it_beats_every_control_and_hurts_where_plain_trainin
     def experiment(values, verdicts):
         arms = {arm: {"mean": value} for arm, value in values.items()}
         pairs = [{"arm": arm, "against": other, "verdict": told} for (arm, other), told in verdicts.items()]
-        return {"measures": {"held_out/loss": {"arms": arms}}, "comparisons": {"held_out/loss": pairs}}
+        measures = {"held_out/loss": {"arms": arms}}
+        return {"settings": {}, "versions": {}, "arms": {}, "measures": measures,
+                "comparisons": {"held_out/loss": pairs}}  # fmt: skip
 
     helps, hurts, untold = "helps", "hurts", "cannot be told from chance with 3 seeds"
     against = table.AGAINST

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -313,6 +314,41 @@ def test_a_look_at_how_long_a_run_takes_holds_one_model_at_a_time_and_leaves_fol
     assert found["estimate"]["steps_measured"] == 5
     assert loaded == [set()]
     assert mine.read_text() == "the only copy"
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "change", "words"),
+    [
+        ("held_out", "", {}, "evaluations.e: {file} is empty"),
+        ("held_out", '{"messages": [', {}, "evaluations.e: DatasetGenerationError: "),
+        ("chats", '{"messages": [', {}, "base: DatasetGenerationError: "),
+        ("held_out", None, {"base_model": "no/such"}, "base (base_model: no/such): OSError: "),
+        ("held_out", None, {"lerning_rate": 1}, "changes.lerning_rate is no key of this Axolotl, which would train as "
+         "if it were not there; the nearest one is learning_rate."),
+    ],
+)  # fmt: skip
+def test_bad_data_are_told_with_their_key_and_whole_ones_stay(
+    base, chats, here, tmp_path, file, content, change, words
+):
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("chats", "held_out")}
+    for each in files.values():
+        shutil.copy(chats, each)
+    entries = {name: [{**base["datasets"][0], "path": str(each)}] for name, each in files.items()}
+    evaluations = {"own": {"kind": "loss"}, "e": {"kind": "loss", "datasets": entries["held_out"]}}
+    whole = {
+        "base": {**base, "datasets": entries["chats"], "val_set_size": 0.25, "max_steps": 2},
+        "out": str(tmp_path / "out"),
+        "arms": {"all": None},
+    }
+    here(parse(whole))
+    before = sorted((tmp_path / "out" / "prepared").rglob("complete"))
+    assert before
+    if content is not None:
+        files[file].write_text(content)
+    with pytest.raises(ValueError, match="All that was printed is in") as error:
+        here(parse({**whole, "changes": change, "evaluations": evaluations}))
+    assert words.format(file=files[file]) in str(error.value)
+    assert set(before) <= set((tmp_path / "out" / "prepared").rglob("complete"))
 
 
 def test_arms_train_on_what_they_say_of_their_data(base, here, tmp_path):

@@ -1,15 +1,19 @@
 """Settings of experiments: every fault is one sentence that names key and fix, before anything is trained."""
 
 import json
+import math
+import shutil
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from filelock import FileLock
 
 from sstoken_plugin.experiments.command import command
 from sstoken_plugin.experiments.compare import arms_of, compare_command, experiment_of
 from sstoken_plugin.experiments.config import parse
-from sstoken_plugin.experiments.main import have
+from sstoken_plugin.experiments.main import as_json, collect, have
+from sstoken_plugin.experiments.results import write_json
 from sstoken_plugin.experiments.runs import data_folder, differences, part_of, runs_of, train_yaml
 
 BASE = {
@@ -49,7 +53,16 @@ WHOLE = {"base": BASE, "out": "out", "arms": {"all": None, "random": {"selector"
         ({"arms": {"a": {"sstoken": {}, "change": {}}}}, "arms.a.change is not a key; the nearest one is "
          "arms.a.changes."),
         ({"arms": {"a": {"changes": {"seed": 1}}}}, "arms.a.changes.seed is set by the experiment itself"),
-        ({"seeds": 0}, "seeds: 0 is not allowed"),
+        ({"arms": {"a": {"changes": {"early_stopping_patience": 2}}}},
+         "arms.a.changes.early_stopping_patience is set by the experiment itself; remove it there."),
+        ({"arms": {"a": {"changes": {"logging_steps": 2}}}}, "arms.a.changes.logging_steps is set by"),
+        ({"changes": {"sstoken": {"ratio": 0.1}}}, "changes.sstoken is set by the experiment itself"),
+        ({"changes": {"dataset_prepared_path": "mine"}}, "changes.dataset_prepared_path is set by"),
+        ({"seeds": 0}, "seeds: 0 is not allowed: Input should be greater than or equal to 1; write another value, or "
+         "remove the key for its default."),
+        ({"seeds": 10**10}, "seeds: 10000000000 is not allowed"),
+        ({"out": "\0"}, "out: '\\x00' is not allowed"),
+        ({"smallest_difference": math.inf}, "smallest_difference: inf is not allowed"),
         ({"seeds": [1, 1]}, "seeds: [1, 1] names a seed twice"),
         ({"evaluations": {"e": {}}}, "evaluations.e: give it a `kind:`, one of loss, forgetting, answers, lm_eval."),
         ({"evaluations": {"e": {"kind": "los"}}}, "did you mean loss?"),
@@ -58,7 +71,11 @@ WHOLE = {"base": BASE, "out": "out", "arms": {"all": None, "random": {"selector"
         ({"evaluations": {"e": {"kind": "forgetting"}}}, "evaluations.e.datasets is missing"),
         ({"evaluations": {"e": {"kind": "answers", "extract": "("}}}, "evaluations.e.extract: '(' is not allowed: it "
          "is no regular expression"),
+        ({"evaluations": {"e": {"kind": "loss", "datasets": []}}}, "evaluations.e.datasets: [] is not allowed"),
+        ({"evaluations": {"e": {"kind": "loss", "datasets": [{"type": "alpaca"}]}}},
+         "evaluations.e.datasets: [{'type': 'alpaca'}] is not allowed: entry 1 has no `path:`"),
         ({"against": ["rondom"]}, "against: rondom is no arm; the nearest one is random."),
+        ({"against": []}, "against: [] is not allowed"),
     ],
 )  # fmt: skip
 def test_a_fault_is_a_sentence_with_its_key(change, words, tmp_path):
@@ -67,12 +84,57 @@ def test_a_fault_is_a_sentence_with_its_key(change, words, tmp_path):
         parse(changed)
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+    assert str(error.value).count(" is not allowed") <= 1
     file = tmp_path / "experiment.yaml"
     file.write_text(yaml.safe_dump(changed, sort_keys=False))
     told = CliRunner().invoke(command, [str(file)])
     assert told.exit_code == 1
     assert words in told.output
     assert "Traceback" not in told.output
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("1: x\nbase_model: m", "has a key that YAML reads as 1; put it in quotes"),
+        ("on: true\nbase_model: m", "has a key that YAML reads as True"),
+        ("base_model: m\nspecial: {2020-01-01: x}", "the key 2020-01-01 is a date; put it in quotes"),
+        ("base_model: " + "[" * 3000, "cannot be read as YAML"),
+    ],
+)
+def test_a_base_that_is_odd_is_told(text, words, tmp_path):
+    file = tmp_path / "base.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"^base: ") as error:
+        parse({**WHOLE, "base": str(file)})
+    assert words in str(error.value)
+
+
+def test_what_is_no_number_for_json_is_no_fault_of_an_experiment(tmp_path):
+    whole = {**WHOLE, "base": {**BASE, "max_grad_norm": math.inf}, "out": str(tmp_path)}
+    write_json(as_json(parse(whole), []), tmp_path / "results.json")
+    assert json.loads((tmp_path / "results.json").read_text())["settings"]["base"]["max_grad_norm"] == "Infinity"
+
+
+def test_two_arms_of_one_training_are_refused(tmp_path):
+    whole = {**WHOLE, "out": str(tmp_path / "out"), "arms": {"a": None, "b": {}, "c": {}}}
+    with pytest.raises(ValueError, match="arms: b and c are one and the same training"):
+        have(parse(whole))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_arm_that_failed_before_it_had_anything_can_be_put_right(tmp_path):
+    whole = {**WHOLE, "out": str(tmp_path)}
+    changed = {**whole, "arms": {"all": {"changes": {"learning_rate": 0.5}}}}
+    failed, run = (runs_of(parse(each))[0] for each in (changed, whole))
+    write_json({"fingerprint": failed.fingerprint, "settings": failed.settings}, failed.folder / "run.json")
+    run.refuse_other_settings()
+    (run.folder / "out" / "checkpoint-5").mkdir(parents=True)
+    with pytest.raises(ValueError, match=f"or remove {run.folder.parent} to have the runs of this arm anew"):
+        run.refuse_other_settings()
+    shutil.rmtree(run.folder / "out")
+    with FileLock(run.folder / "lock"), pytest.raises(ValueError, match="holds a run of other settings"):
+        run.refuse_other_settings()
 
 
 def test_an_arm_that_stands_twice_is_not_lost_unseen(tmp_path):
@@ -273,9 +335,11 @@ def test_there_is_always_an_arm_to_compare_with(arms, against):
 
 def test_a_comparison_is_beside_what_the_yaml_trains_and_uploads(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**BASE, "output_dir": "mine/", "rl": "dpo"}))
-    assert CliRunner().invoke(compare_command, ["config.yaml"]).exit_code == 1
-    assert [folder.name for folder in tmp_path.iterdir() if folder.is_dir()] == ["mine-sstoken-compare"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**BASE, "output_dir": "mine/"}))
+    (tmp_path / "mine-sstoken-compare").write_text("in its place")
+    told = CliRunner().invoke(compare_command, ["config.yaml"])
+    assert told.exit_code == 1
+    assert "out: mine-sstoken-compare cannot be made" in told.output
 
 
 @pytest.mark.parametrize(
@@ -361,6 +425,8 @@ def test_without_arms_it_compares_what_the_yaml_selects_by(block, arms, tmp_path
         ("mine:ratio=,random", "mine:ratio= has no value"),
         ("mine:ratoi=0.4,random", "mine: sstoken.ratoi is not a key; the nearest one is sstoken.ratio"),
         ("mine:ratio=2,random", "mine: sstoken.ratio: 2 is not allowed"),
+        ("mine:ratio=0.5,ratio=0.9,all", "mine has ratio twice"),
+        ("mine:ratio=2020-13-45,all", "the value of mine:ratio=2020-13-45 cannot be read"),
     ],
 )
 def test_what_is_no_arm_is_told(text, words):
@@ -388,6 +454,28 @@ def test_a_folder_that_cannot_be_is_told(out, words, tmp_path, monkeypatch):
     assert told.exit_code
     assert words in told.output
     assert "damaged" not in told.output
+    if out:
+        with pytest.raises(ValueError, match=f"^out: .*{out} cannot be made, or not written to"):
+            collect(parse({**WHOLE, "out": out}), tmp_path / out / "page.html", "title")
+
+
+@pytest.mark.parametrize("name", ["compare.html", "compare.json"])
+def test_a_file_that_is_none_of_ours_is_not_written_over(name, tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(BASE))
+    mine = tmp_path / name
+    mine.write_text("{}")
+    told = CliRunner().invoke(compare_command, [str(tmp_path / "config.yaml"), "--out", str(tmp_path)])
+    assert told.exit_code == 1
+    assert f"out: {mine} is there, and no experiment has written it" in told.output.replace("\n", "")
+    assert mine.read_text() == "{}"
+
+
+def test_parts_are_none_of_collecting(tmp_path):
+    file = tmp_path / "experiment.yaml"
+    file.write_text(yaml.safe_dump({**WHOLE, "out": str(tmp_path)}))
+    told = CliRunner().invoke(command, [str(file), "--collect", "--part", "3/2"])
+    assert told.exit_code == 1
+    assert "--part says which runs to have, and --collect has none" in told.output
 
 
 def test_what_does_not_go_with_the_selection_is_told_before_anything_is_loaded(tmp_path):
@@ -396,6 +484,7 @@ def test_what_does_not_go_with_the_selection_is_told_before_anything_is_loaded(t
     told = CliRunner().invoke(compare_command, [str(file), "--out", str(tmp_path / "out")])
     assert told.exit_code == 1
     assert "arms.sstoken: rl: dpo trains on preferences" in told.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_yaml_for_several_processes_is_refused_in_plain_arms_too(tmp_path):

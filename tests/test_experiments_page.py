@@ -1,23 +1,26 @@
 """From results to the page: what is damaged, what is missing, what is hostile, and what the sentences say."""
 
 import dataclasses
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 import yaml
 from click.testing import CliRunner
 
 from sstoken_plugin.experiments.command import command
-from sstoken_plugin.experiments.comparison import sentence, tables_of, worse_than_untrained
+from sstoken_plugin.experiments.comparison import doubts, sentence, tables_of
 from sstoken_plugin.experiments.config import parse
 from sstoken_plugin.experiments.main import as_json, collect
 from sstoken_plugin.experiments.measures import Measure
 from sstoken_plugin.experiments.page import Page, render
 from sstoken_plugin.experiments.preparation import NAME as PREPARED
-from sstoken_plugin.experiments.preparation import begin_data, end_data, read_preparation, write_preparation
-from sstoken_plugin.experiments.processes import environment, fault_of
-from sstoken_plugin.experiments.results import NAME, Result, read_result, write_json, write_result
-from sstoken_plugin.experiments.runs import runs_of, untrained_of
+from sstoken_plugin.experiments.preparation import prepared_data, read_preparation, write_preparation
+from sstoken_plugin.experiments.processes import Server, environment, fault_of
+from sstoken_plugin.experiments.results import NAME, Result, read_json, read_result, write_json, write_result
+from sstoken_plugin.experiments.runs import fingerprint_of_all, runs_of, untrained_of
 from sstoken_plugin.report.drawing.chart import ticks
 
 HOSTILE = "</style><script>alert(1)</script><img src=x onerror=alert(1)>&\u202e\x1b[2J"
@@ -109,7 +112,7 @@ def test_what_training_should_not_change_is_never_the_answer(experiment, results
 
 def test_the_page_says_that_arms_differ_in_more_than_the_selection_and_keeps_keys_to_itself(tmp_path):
     base = {"base_model": "model", "comet_api_key": "secret", "mlflow_tracking_uri": "secret", "hub_token": "secret"}
-    arms = {"all": None, "more": {"changes": {"datasets": [{"path": "others"}], "swanlab_api_key": "secret"}}}
+    arms = {"all": None, "more": {"changes": {"datasets": [{"path": "others"}], "model_api_key": "secret"}}}
     collect(parse({"base": base, "out": str(tmp_path), "arms": arms}), tmp_path / "page.html", "Mine")
     page = (tmp_path / "page.html").read_text()
     assert "on the same samples, but for what its `changes` say, and measured on" in page
@@ -141,8 +144,8 @@ def test_arms_that_end_worse_than_the_untrained_model_are_named(experiment, resu
     # That model is none of an arm that starts from another.
     others = tuple(dataclasses.replace(arm, changes={"base_model": "other"}) for arm in experiment.arms)
     tables = tables_of(experiment, results, result_of(untrained, 1.0))
-    assert worse_than_untrained(experiment, tables)
-    assert not worse_than_untrained(dataclasses.replace(experiment, arms=others), tables)
+    assert doubts(experiment, tables)
+    assert not doubts(dataclasses.replace(experiment, arms=others), tables)
 
 
 def test_one_seed_has_no_interval(experiment, results):
@@ -177,6 +180,47 @@ def test_a_damaged_result_is_put_aside_and_counts_as_missing(experiment, results
     assert "1 of 12 runs have no result of these settings yet: all, seed 1." in (tmp_path / "page.html").read_text()
 
 
+def test_a_result_that_cannot_be_read_is_kept(experiment, results, monkeypatch):
+    run = runs_of(experiment)[0]
+
+    def stale(file):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", stale)
+        with pytest.raises(ValueError, match=r"result.json cannot be read \(Stale file handle\)"):
+            run.result()
+    assert run.result() == results[0]
+
+
+def test_names_of_files_that_are_no_text_come_back(experiment):
+    run = runs_of(experiment)[0]
+    settings = {**run.settings, "data": {os.fsdecode(b"donn\xe9es.jsonl"): "digest"}}
+    found = result_of(run, 1.0, settings=settings)
+    write_result(found, run.folder)
+    assert read_result(run.folder) == found
+    assert read_json(run.folder / NAME)["settings"] == settings
+
+
+def test_a_loss_that_is_not_finite_is_named(experiment, results, tmp_path):
+    run = runs_of(experiment)[4]
+    write_result(result_of(run, None), run.folder)
+    collect(experiment, tmp_path / "page.html", "title")
+    assert f"The loss is no finite number after {run.name}: the training diverged" in (
+        tmp_path / "page.html"
+    ).read_text(encoding="utf-8")
+
+
+def test_a_small_difference_is_no_zero(experiment):
+    results = [
+        result_of(run, 0.0004 + 0.000012 * (run.arm.name == "rel") + 0.0000001 * run.seed * (run.arm.name == "all"))
+        for run in runs_of(experiment)
+    ]
+    table = tables_of(experiment, results)[0]
+    (told,) = [sentence(each, table, 0.01) for each in table.comparisons if (each.arm, each.against) == ("rel", "all")]
+    assert told.startswith("rel hurts against all (+1.2e-05 on average over 3 seeds, 95 % interval +1.1e-05 to ")
+
+
 def test_a_log_without_shares_is_not_taken_for_all_tokens(experiment, results, tmp_path):
     for run in runs_of(experiment):
         write_result(result_of(run, 1.0, kept={}), run.folder)
@@ -192,10 +236,14 @@ def test_a_log_without_shares_is_not_taken_for_all_tokens(experiment, results, t
 def test_held_out_data_that_an_arm_trains_on_are_not_called_new(experiment, results, tmp_path):
     told = "which no arm trains on"
     found = {"samples": {"all": 9}, "held_out": {"held_out": 5}, "shared": {}}
-    for shared, is_told in (({}, True), ({"all/held_out": 2}, False)):
-        write_json({**found, "shared": shared}, experiment.out / PREPARED)
+    known = fingerprint_of_all(runs_of(experiment))
+    # What was found of other settings says nothing.
+    for fingerprint, shared, is_told in ((known, {}, True), (known, {"all/held_out": 2}, False), ("other", {}, False)):
+        write_json({**found, "shared": shared, "fingerprint": fingerprint}, experiment.out / PREPARED)
         collect(experiment, tmp_path / "page.html", "title")
-        assert (told in (tmp_path / "page.html").read_text()) == is_told
+        page = (tmp_path / "page.html").read_text()
+        assert (told in page) == is_told
+        assert ("2 of the 5 samples" in page) == bool(shared)
 
 
 def test_results_are_collected_where_the_data_are_not(tmp_path):
@@ -231,6 +279,20 @@ def test_a_run_that_was_killed_says_so_and_not_the_last_line_of_its_log(experime
     (run.folder / "log.txt").write_text("harmless")
     assert "all, seed 1 failed: its process was killed by signal 9" in fault_of(run, -9)
     assert "harmless" in fault_of(run, 1)
+
+
+def test_a_server_that_ends_is_told_by_what_it_printed(experiment, monkeypatch):
+    run = runs_of(experiment)[0]
+    monkeypatch.setenv("PYTHONPATH", str(run.folder))
+    run.folder.mkdir(parents=True)
+    (run.folder / "multiprocessing.py").write_text("raise ImportError('libcudart.so.12: cannot open')")
+    job = {"kind": "run", "log": str(run.folder / "log.txt")}
+    with Server() as server:
+        for _ in range(2):
+            code = server.start(job).wait()
+            assert "libcudart.so.12: cannot open." in fault_of(run, code)
+            # As if it had not been seen that it has ended.
+            monkeypatch.setattr(server._process, "poll", lambda: None)
 
 
 def test_a_run_sees_one_gpu():
@@ -313,18 +375,29 @@ def test_ticks_are_round_numbers_inside(low, high):
     assert all(low <= tick <= high for tick in found)
 
 
-def test_prepared_data_that_a_kill_left_half_written_are_not_taken_for_whole(tmp_path):
+def test_prepared_data_that_were_left_half_written_are_not_taken_for_whole(tmp_path):
     folder = tmp_path / "prepared/1f"
     written = folder / "rows.arrow"
-    begin_data(folder)
-    written.write_text("whole")
-    end_data(folder)
+    with prepared_data([folder]):
+        written.write_text("whole")
     write_preparation(tmp_path, "settings", {"folders": [str(folder)], "samples": {}})
     assert read_preparation(tmp_path, "settings") is not None
     assert read_preparation(tmp_path, "others") is None
-    # For another evaluation: what is there can be used, until a write to it is cut.
-    begin_data(folder)
-    assert written.exists()
+
+    # For another evaluation: what is there can be used, also after a fault, until a write to it is cut.
+    def fail_to_prepare(more):
+        with prepared_data([folder]):
+            assert written.exists()
+            assert read_preparation(tmp_path, "settings") is None
+            for name in more:
+                (folder / name).write_text("half")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fail_to_prepare([])
+    assert read_preparation(tmp_path, "settings") is not None
+    with pytest.raises(OSError, match="full"):
+        fail_to_prepare(["more.arrow"])
     assert read_preparation(tmp_path, "settings") is None
-    begin_data(folder)
-    assert not written.exists()
+    with prepared_data([folder]):
+        assert not written.exists()

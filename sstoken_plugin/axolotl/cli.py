@@ -332,7 +332,8 @@ def _value(text: str) -> Any:
     """Return what a text would be in a YAML; the text itself, where it would be none."""
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    # The latter of a date that is none.
+    except (yaml.YAMLError, ValueError):
         return text
 
 

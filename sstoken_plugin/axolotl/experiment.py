@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sstoken_plugin.axolotl import compatibility, refusals
+from sstoken_plugin.selection.config import nearest
 
 if TYPE_CHECKING:
     from sstoken_plugin.selection.turns import EndTokens
@@ -24,6 +25,17 @@ SWITCHED_OFF = (
 )  # fmt: skip
 # All of their keys: for most of them Axolotl takes the name of a project as a wish to track.
 _TRACKERS = ("wandb", "mlflow", "comet", "trackio", "tensorboard", "swanlab", "otel")
+# What every run has, whatever its YAML says.
+_OF_A_RUN: dict[str, Any] = {
+    # What a run kept is read from its log, which must have all of its steps.
+    "logging_steps": 1,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "save_total_limit": 1,
+    "auto_resume_from_checkpoints": True,
+}
+# The same, of folders and of arms.
+_OF_AN_EXPERIMENT = ("sstoken", "output_dir", "dataset_prepared_path")
 # How an arm with a selection names the plugin.
 PLUGIN = "sstoken_plugin.SSTokenPlugin"
 # Where several processes or a server would have a part in a training that is one process here.
@@ -61,15 +73,12 @@ def yaml_of_arm(
     if found.get("sample_packing"):
         # The evaluation set of a packed training may be too small to be packed, which nobody asks for.
         found["eval_sample_packing"] = False
-    found |= {
-        # What a run kept is read from its log, which must have all of its steps.
-        "logging_steps": 1,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-        "save_total_limit": 1,
-        "auto_resume_from_checkpoints": True,
-    }
-    return found
+    return found | _OF_A_RUN
+
+
+def has_no_effect(key: str) -> bool:
+    """Tell whether a run is the same whatever the YAML says of a key."""
+    return key in (*SWITCHED_OFF, *_OF_A_RUN, *_OF_AN_EXPERIMENT) or is_of_tracker(key)
 
 
 def is_of_tracker(key: str) -> bool:
@@ -146,12 +155,41 @@ def load(file: Path) -> Any:
     return cfg
 
 
+def tokenizer_of(cfg: Any) -> Any:
+    """Return the tokenizer of a configuration."""
+    from axolotl.loaders import load_tokenizer
+
+    return load_tokenizer(cfg)
+
+
 def data_of(cfg: Any) -> Any:
     """Return the prepared data as Axolotl's own training gets them, with `train_dataset` and `eval_dataset`."""
     from axolotl.common.datasets import load_datasets
     from axolotl.integrations.base import PluginManager
 
     return PluginManager.get_instance().load_datasets(cfg, preprocess=False) or load_datasets(cfg=cfg)
+
+
+def refuse_unknown(keys: Iterable[str], place: str) -> None:
+    """Refuse keys that Axolotl, with the plugins of the YAML that was loaded last, would drop without a word.
+
+    Args:
+        keys: the keys.
+        place: where they stand.
+
+    Raises:
+        ValueError: one is unknown; one sentence with the fix.
+    """
+    from axolotl.integrations.config import merge_input_args
+
+    _, schema = merge_input_args()
+    known = {name for key, field in schema.model_fields.items() for name in (key, field.alias) if name}
+    for key in keys:
+        if key not in known:
+            raise ValueError(
+                f"{place}.{key} is no key of this Axolotl, which would train as if it were not there; the nearest one "
+                f"is {nearest(key, known)}."
+            )
 
 
 def precision_of(cfg: Any, model: Any) -> Callable[[], Any]:

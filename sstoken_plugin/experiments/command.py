@@ -22,13 +22,16 @@ def command(config: str, part: str | None, only_collect: bool) -> None:
     Can be stopped at any time: the same command goes on where it was. See docs/experiments.md.
     """
     # Here, so that `--help` stays quick.
-    from sstoken_plugin.experiments.main import as_json, collect, conclude, have
+    from sstoken_plugin.experiments.main import as_json, collect, conclude, have, refuse_files_of_others
     from sstoken_plugin.experiments.results import write_json
 
     with told_in_a_sentence():
+        if only_collect and part is not None:
+            raise ValueError("--part says which runs to have, and --collect has none; leave one of them out.")
         experiment = read(Path(config))
-        faults = [] if only_collect else have(experiment, part)
         page, numbers = experiment.out / "page.html", experiment.out / "results.json"
+        refuse_files_of_others(page, numbers)
+        faults = [] if only_collect else have(experiment, part)
         tables = collect(experiment, page, "Does token selection help?", faults=faults)
         write_json(as_json(experiment, tables), numbers)
         conclude(experiment, tables, (page, numbers), faults)

@@ -11,7 +11,7 @@ import yaml
 
 from sstoken_plugin.base.files import expand
 from sstoken_plugin.base.told import told_in_a_sentence
-from sstoken_plugin.experiments.config import Experiment, parse
+from sstoken_plugin.experiments.config import MOST_SEEDS, Experiment, parse
 from sstoken_plugin.experiments.yaml_file import read_mapping
 from sstoken_plugin.selection.config import SSTokenConfig, nearest
 from sstoken_plugin.selection.selectors import SELECTORS
@@ -36,7 +36,9 @@ _OUTPUT = "./model-out"
     "KEY=VALUE with keys of the sstoken: block, as in sstoken,mine:ratio=0.8,selector=rel,all.  [default: the selector "
     "of CONFIG, or sstoken, with random, position and all; a threshold with all alone]",
 )
-@click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Trainings of each arm.")
+@click.option(
+    "--seeds", default=3, show_default=True, type=click.IntRange(1, MOST_SEEDS), help="Trainings of each arm."
+)
 @click.option(
     "--out", type=click.Path(file_okay=False), help="Folder for the results  [default: OUTPUT_DIR-sstoken-compare]"
 )
@@ -63,7 +65,7 @@ def compare(config: str, arms: str | None, seeds: int, out: str | None, part: st
         ValueError: the configuration does not fit, or runs failed; one sentence with key and fix.
     """
     # Here, so that `axolotl --help` stays quick.
-    from sstoken_plugin.experiments.main import collect, conclude, have
+    from sstoken_plugin.experiments.main import collect, conclude, have, refuse_files_of_others
     from sstoken_plugin.experiments.results import write_json
 
     base = read_mapping(Path(config), "a YAML of Axolotl has lines such as `base_model: FOLDER`")
@@ -71,8 +73,9 @@ def compare(config: str, arms: str | None, seeds: int, out: str | None, part: st
         raise ValueError("--out: it names no folder; name one, or leave it out.")
     folder = expand(out) if out else _beside(expand(str(base.get("output_dir") or _OUTPUT)))
     experiment = experiment_of(base, config, arms, seeds, folder)
-    faults = have(experiment, part)
     page, numbers = folder / "compare.html", folder / "compare.json"
+    refuse_files_of_others(page, numbers)
+    faults = have(experiment, part)
     tables = collect(experiment, page, f"Does ssToken help? {Path(config).name}", faults=faults)
     write_json(as_json(experiment, tables), numbers)
     conclude(experiment, tables, (page, numbers), faults)
@@ -186,9 +189,13 @@ def _split(text: str) -> list[tuple[str, dict[str, Any]]]:
             )
         if not value.strip():
             raise ValueError(f"--arms: {part} has no value; write one as in {key}=0.8.")
+        settings, key = found[-1][1], key.strip()
+        if key in settings:
+            raise ValueError(f"--arms: {found[-1][0]} has {key} twice; remove one.")
         try:
-            found[-1][1][key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            settings[key] = yaml.safe_load(value)
+        # It raises the latter for a date that is none.
+        except (yaml.YAMLError, ValueError) as error:
             raise ValueError(f"--arms: the value of {part} cannot be read; write one as in {key}=0.8.") from error
     return found
 

@@ -150,10 +150,29 @@ def _comparisons(
     return found
 
 
-def worse_than_untrained(experiment: Experiment, tables: Sequence[Table]) -> list[str]:
-    """Say which arms end worse than the model before training, by the measure that decides; one sentence, or none."""
+def doubts(experiment: Experiment, tables: Sequence[Table]) -> list[str]:
+    """Say which arms ended in no number, or worse than the model before training, by the measure that decides."""
     table = next((table for table in tables if table.name == deciding_measure(experiment)), None)
-    if table is None or table.untrained is None:
+    return [] if table is None else [*_not_finite(table), *_worse_than_untrained(experiment, table)]
+
+
+def _not_finite(table: Table) -> list[str]:
+    runs = [
+        f"{arm}, seed {seed}"
+        for arm, values in table.values.items()
+        for seed, value in zip(table.seeds[arm], values, strict=True)
+        if value is None
+    ]
+    if not runs:
+        return []
+    return [
+        f"The loss is no finite number after {'; '.join(runs)}: the training diverged, and no comparison with such an "
+        "arm is one. Look at the learning rate and at the log of the run."
+    ]
+
+
+def _worse_than_untrained(experiment: Experiment, table: Table) -> list[str]:
+    if table.untrained is None:
         return []
     # Of an arm that starts from another model, it says nothing.
     own = [arm.name for arm in experiment.arms if not {"base_model", "lora_model_dir"} & arm.changes.keys()]

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from sstoken_plugin.axolotl import experiment as axolotl
 from sstoken_plugin.base.files import expand
 from sstoken_plugin.experiments.yaml_file import read_mapping
 from sstoken_plugin.selection.config import SSTokenConfig, nearest
@@ -23,6 +24,18 @@ UNTRAINED = "untrained"
 # Of folders and of keys in tables.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,59}")
 _Positive = Annotated[int, Field(ge=1)]
+# Of an experiment: many more than anybody will train.
+MOST_SEEDS = 1000
+
+
+def _have_paths(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for place, entry in enumerate(entries, 1):
+        if not isinstance(entry.get("path"), str):
+            raise ValueError(f"entry {place} has no `path:`, a file or the name of a data set")
+    return entries
+
+
+_Entries = Annotated[list[dict[str, Any]], Field(min_length=1), AfterValidator(_have_paths)]
 
 
 class _Block(BaseModel):
@@ -38,7 +51,7 @@ class LossEvaluation(_Block):
     """
 
     kind: Literal["loss"] = "loss"
-    datasets: list[dict[str, Any]] | None = None
+    datasets: _Entries | None = None
     samples: _Positive | None = None
 
 
@@ -46,7 +59,7 @@ class ForgettingEvaluation(_Block):
     """The same loss on data that the training should not change; see `LossEvaluation`."""
 
     kind: Literal["forgetting"] = "forgetting"
-    datasets: list[dict[str, Any]] = Field(min_length=1)
+    datasets: _Entries
     samples: _Positive | None = None
 
 
@@ -63,7 +76,7 @@ class AnswersEvaluation(_Block):
     """
 
     kind: Literal["answers"] = "answers"
-    datasets: list[dict[str, Any]] | None = None
+    datasets: _Entries | None = None
     samples: _Positive = 100
     max_new_tokens: _Positive = 128
     batch_size: _Positive = 8
@@ -126,12 +139,15 @@ class _Raw(_Block):
 
     base: str | dict[str, Any]
     changes: dict[str, Any] = {}
-    out: Annotated[str, Field(min_length=1)]
+    out: Annotated[str, Field(min_length=1, pattern=r"^[^\x00]*$")]
     arms: dict[str, Any] = Field(min_length=1)
-    seeds: _Positive | Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)] = 3
+    seeds: (
+        Annotated[int, Field(ge=1, le=MOST_SEEDS)]
+        | Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1, max_length=MOST_SEEDS)]
+    ) = 3
     evaluations: dict[str, Any] = Field(default={"held_out": {"kind": "loss"}}, min_length=1)
-    against: list[str] | None = None
-    smallest_difference: Annotated[float, Field(gt=0)] = 0.01
+    against: Annotated[list[str], Field(min_length=1)] | None = None
+    smallest_difference: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
     keep_models: bool = False
 
@@ -155,6 +171,7 @@ class Experiment:
         smallest_difference: of the deciding measure, that anybody would care about: for the number of seeds to tell it.
         checkpoint_minutes: a killed run loses at most so much.
         keep_models: whether trained weights stay when their run is evaluated.
+        changes: keys of the base that are others in this experiment.
     """
 
     base: Mapping[str, Any]
@@ -166,6 +183,7 @@ class Experiment:
     smallest_difference: float = 0.01
     checkpoint_minutes: float = 5.0
     keep_models: bool = False
+    changes: tuple[str, ...] = ()
 
 
 def read(file: Path) -> Experiment:
@@ -185,6 +203,7 @@ def parse(block: Mapping[str, Any], place: str = "the experiment") -> Experiment
         base = read_mapping(
             expand(base), "base names an Axolotl YAML, which has lines such as `base_model: FOLDER`", "base: "
         )
+    _refuse_without_effect([*raw.changes], "changes")
     base = {**base, **raw.changes}
     if not base.get("base_model"):
         raise ValueError(f"base: the YAML that {place} starts from has no `base_model:`; add it.")
@@ -216,6 +235,7 @@ def parse(block: Mapping[str, Any], place: str = "the experiment") -> Experiment
         smallest_difference=raw.smallest_difference,
         checkpoint_minutes=raw.checkpoint_minutes,
         keep_models=raw.keep_models,
+        changes=tuple(raw.changes),
     )
 
 
@@ -236,7 +256,9 @@ def checked(model: type[M], block: Any, place: str) -> M:
     try:
         return model.model_validate({str(key): value for key, value in block.items()})
     except ValidationError as error:
-        raise ValueError(" ".join(dict.fromkeys(_sentence(fault, model, place) for fault in error.errors()))) from None
+        # Of a key that may be one of two things, each says what is wrong with it.
+        first = {fault["loc"][:1]: fault for fault in reversed(error.errors())}
+        raise ValueError(" ".join(_sentence(fault, model, place) for fault in reversed(first.values()))) from None
 
 
 def _sentence(fault: Any, model: type[BaseModel], place: str) -> str:
@@ -272,10 +294,14 @@ def _arm(name: str, value: Any) -> Arm:
             SSTokenConfig.from_block(raw.sstoken)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
-    for key in ("sstoken", "plugins", "seed", "output_dir"):
-        if key in raw.changes:
-            raise ValueError(f"{place}.changes.{key} is set by the experiment itself; remove it there.")
+    _refuse_without_effect([*raw.changes], f"{place}.changes", ("plugins", "seed"))
     return Arm(name, raw.sstoken, raw.changes)
+
+
+def _refuse_without_effect(keys: list[str], place: str, others: tuple[str, ...] = ()) -> None:
+    for key in keys:
+        if key in others or axolotl.has_no_effect(key):
+            raise ValueError(f"{place}.{key} is set by the experiment itself; remove it there.")
 
 
 def _evaluation(name: str, value: Any) -> Evaluation:

@@ -41,6 +41,17 @@ def data_files(entries: Iterable[Mapping[str, Any]]) -> set[Path]:
     return {file for file in found if os.path.isfile(file)}
 
 
+def refuse_empty(entries: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse data sets of this machine that hold nothing, of which libraries say nothing that helps.
+
+    Raises:
+        ValueError: one does; one sentence with the fix.
+    """
+    for file in sorted(data_files(entries)):
+        if not file.stat().st_size:
+            raise ValueError(f"{file} is empty; fill it, or name another file")
+
+
 def _data_in(folder: Path) -> Iterator[Path]:
     """Yield what a data set may consist of."""
     for file in folder.rglob("*"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import click
@@ -12,14 +13,23 @@ import click
 from sstoken_plugin.axolotl import experiment as axolotl
 from sstoken_plugin.base.files import write_bytes
 from sstoken_plugin.base.visible_text import one_line
-from sstoken_plugin.experiments.comparison import Table, deciding_measure, sentence, tables_of, worse_than_untrained
+from sstoken_plugin.experiments.comparison import Table, deciding_measure, doubts, sentence, tables_of
 from sstoken_plugin.experiments.config import Experiment
 from sstoken_plugin.experiments.inputs import refuse_inside_data
 from sstoken_plugin.experiments.preparation import NAME as PREPARED
 from sstoken_plugin.experiments.processes import Server, prepared
 from sstoken_plugin.experiments.results import Result, read_json
-from sstoken_plugin.experiments.runs import Run, part_of, runs_of, untrained_of
+from sstoken_plugin.experiments.runs import (
+    Run,
+    fingerprint,
+    fingerprint_of_all,
+    part_of,
+    plain,
+    runs_of,
+    untrained_of,
+)
 from sstoken_plugin.experiments.schedule import Durations, announcement, conduct
+from sstoken_plugin.report.drawing.document import is_written_by
 
 
 def tell(line: str) -> None:
@@ -41,17 +51,10 @@ def have(experiment: Experiment, part: str | None = None) -> list[str]:
         ValueError: it cannot be run as it is; one sentence with key and fix.
     """
     refuse_inside_data(experiment)
-    try:
-        experiment.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"out: {experiment.out} cannot be made ({error.strerror}); name another folder.") from error
     runs, untrained = runs_of(experiment), untrained_of(experiment)
     own = part_of(runs, part)
-    for run in runs:
-        try:
-            axolotl.check(run.settings["train"])
-        except ValueError as error:
-            raise ValueError(f"arms.{run.arm.name}: {error}") from error
+    _refuse_arms(runs)
+    make_folder(experiment.out)
     durations = Durations()
     for run in (*runs, untrained):
         run.refuse_other_settings()
@@ -73,6 +76,53 @@ def have(experiment: Experiment, part: str | None = None) -> list[str]:
         durations.expect(found)
         tell(announcement(left, durations, found))
         return conduct(server, experiment, own, durations, tell)
+
+
+def _refuse_arms(runs: Sequence[Run]) -> None:
+    """Refuse an arm that cannot be trained, or is trained as another one is."""
+    seen: dict[tuple[int, str], str] = {}
+    for run in runs:
+        try:
+            axolotl.check(run.settings["train"])
+        except ValueError as error:
+            raise ValueError(f"arms.{run.arm.name}: {error}") from error
+        other = seen.setdefault((run.seed, fingerprint(run.settings)), run.arm.name)
+        if other != run.arm.name:
+            raise ValueError(
+                f"arms: {other} and {run.arm.name} are one and the same training, which no run can tell apart; change "
+                "one of them, or remove it."
+            )
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder of the results where there is none.
+
+    Raises:
+        ValueError: that, or a file in it, cannot be had; one sentence with key and fix.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"out: {out} cannot be made, or not written to ({error.strerror}); name another folder."
+        ) from error
+
+
+def refuse_files_of_others(page: Path, numbers: Path) -> None:
+    """Refuse to write over what no experiment has written.
+
+    Raises:
+        ValueError: there is such a file; one sentence with key and fix.
+    """
+    found = read_json(numbers) or {}
+    ours = {page: is_written_by(page), numbers: {"comparisons", "tables"} & found.keys()}
+    for file, is_ours in ours.items():
+        if file.exists() and not is_ours:
+            raise ValueError(
+                f"out: {file} is there, and no experiment has written it; name another folder, or move it."
+            )
 
 
 def notes_of(found: Mapping[str, Any] | None) -> list[str]:
@@ -107,15 +157,18 @@ def collect(experiment: Experiment, page: Path, title: str, *, faults: Sequence[
     # Here, since it imports what takes seconds, and whoever waits for a first line needs none of it.
     from sstoken_plugin.experiments.page import Page, render
 
+    make_folder(page.parent)
     runs = runs_of(experiment)
     results = [result for run in runs if (result := run.result()) is not None]
     untrained = untrained_of(experiment).result()
     tables = tables_of(experiment, results, untrained)
     found = read_json(experiment.out / PREPARED)
+    # Of an arm or of data that have changed since, it says nothing.
+    found = found if found and found.get("fingerprint") == fingerprint_of_all(runs) else None
     notes = notes_of(found)
     warnings = [note.removeprefix("Warning: ") for note in notes if note.startswith("Warning: ")]
     warnings += [*_missing(runs), *faults, *_mixed([*results, *([untrained] if untrained else [])])]
-    warnings += worse_than_untrained(experiment, tables)
+    warnings += doubts(experiment, tables)
     shown = Page(
         title=title,
         tables=tables,
@@ -127,7 +180,6 @@ def collect(experiment: Experiment, page: Path, title: str, *, faults: Sequence[
         settings=settings_of(experiment),
         what=_what(experiment, found),
     )
-    page.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(render(shown).encode("utf-8", "replace"), page)
     return tables
 
@@ -140,7 +192,7 @@ def conclude(experiment: Experiment, tables: Sequence[Table], files: Sequence[Pa
     """
     for comparison in tables[0].comparisons if tables else ():
         tell(sentence(comparison, tables[0], experiment.smallest_difference))
-    for warning in worse_than_untrained(experiment, tables):
+    for warning in doubts(experiment, tables):
         tell(f"Warning: {warning}")
     tell(f"Written: {', '.join(map(str, files))}")
     if faults:
@@ -149,7 +201,7 @@ def conclude(experiment: Experiment, tables: Sequence[Table], files: Sequence[Pa
 
 def settings_of(experiment: Experiment) -> dict[str, Any]:
     """Return an experiment as its YAML would have it, but for what speaks to others: pages are shown around."""
-    return {
+    found = {
         "base": axolotl.that_can_be_shown(experiment.base),
         "arms": {
             arm.name: {"sstoken": arm.sstoken, "changes": axolotl.that_can_be_shown(arm.changes)}
@@ -160,6 +212,7 @@ def settings_of(experiment: Experiment) -> dict[str, Any]:
         "against": list(experiment.against),
         "smallest_difference": experiment.smallest_difference,
     }
+    return plain(found)
 
 
 def as_json(experiment: Experiment, tables: Sequence[Table]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +33,37 @@ def write_preparation(out: Path, fingerprint: str, found: Mapping[str, Any]) -> 
     write_json({"fingerprint": fingerprint, **found}, out / NAME)
 
 
-def begin_data(folder: Path) -> None:
-    """Begin to prepare data in a folder whose name stands for their settings and files; what is not whole is removed.
+@contextmanager
+def prepared_data(folders: Sequence[Path]) -> Iterator[None]:
+    """Let a block prepare data in folders whose names stand for their settings and files.
+
+    What is not whole is removed before it. What was stays so where the block fails before it has written anything.
 
     Args:
-        folder: see `runs.data_folder`.
+        folders: see `runs.data_folder`.
     """
-    if folder.exists() and not (folder / _WHOLE).exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    # A kill from here on leaves data that nobody takes for whole.
-    (folder / _WHOLE).unlink(missing_ok=True)
+    before = {folder: _data_of_whole(folder) for folder in folders}
+    for folder, data in before.items():
+        if data is None and folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        # A kill from here on leaves data that nobody takes for whole.
+        (folder / _WHOLE).unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder, data in before.items():
+            if data is not None and data == _data_in(folder):
+                (folder / _WHOLE).touch()
+        raise
+    for folder in folders:
+        (folder / _WHOLE).touch()
 
 
-def end_data(folder: Path) -> None:
-    """Mark prepared data as whole; see `begin_data`."""
-    (folder / _WHOLE).touch()
+def _data_of_whole(folder: Path) -> set[Path] | None:
+    return _data_in(folder) if (folder / _WHOLE).exists() else None
+
+
+def _data_in(folder: Path) -> set[Path]:
+    # Not its locks, which come and go.
+    return set(folder.rglob("*.arrow"))

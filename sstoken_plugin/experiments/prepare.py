@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from traceback import print_exc
 from typing import Any
 
 from filelock import FileLock
@@ -21,12 +22,8 @@ from sstoken_plugin.axolotl import experiment as axolotl
 from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.experiments.config import AnswersEvaluation, Evaluation, TasksEvaluation
 from sstoken_plugin.experiments.evaluate import evaluate
-from sstoken_plugin.experiments.preparation import (
-    begin_data,
-    end_data,
-    read_preparation,
-    write_preparation,
-)
+from sstoken_plugin.experiments.inputs import entries_of, refuse_empty
+from sstoken_plugin.experiments.preparation import prepared_data, read_preparation, write_preparation
 from sstoken_plugin.experiments.tasks import refuse_missing
 from sstoken_plugin.experiments.watch import EnoughError, Stopwatch
 from sstoken_plugin.experiments.worker import evaluations_of, rows_for
@@ -54,36 +51,51 @@ def work(job: Mapping[str, Any]) -> int:
             write_preparation(out, job["fingerprint"], _prepare(job, out))
         except Exception as error:
             fault.write_text(in_short(error), encoding="utf-8", errors="replace")
-            if isinstance(error, ValueError):
-                return 1
-            raise
+            # Into the log, for the sentence may not be all that there is to know.
+            print_exc()
+            return 1
     return 0
 
 
 def _prepare(job: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Check all that can be checked, have the data in their folders, and return what was found."""
     begin = time.monotonic()
-    folders = sorted({found["dataset_prepared_path"] for found in (job["held_out"], *job["arms"].values())})
-    for each in folders:
-        begin_data(Path(each))
     evaluations = evaluations_of(job["evaluations"])
     for name, asked in evaluations.items():
         if isinstance(asked, TasksEvaluation):
             refuse_missing(f"evaluations.{name}", asked.tasks)
-    folder = out / "preparation"
+    folders = sorted({found["dataset_prepared_path"] for found in (job["held_out"], *job["arms"].values())})
+    with prepared_data([Path(each) for each in folders]):
+        found = _look_at_data(job, out / "preparation", evaluations)
+    found["folders"] = folders
+    if job["measured"]:
+        found["estimate"] = _measure(job, out, evaluations, time.monotonic() - begin)
+    return found
+
+
+def _look_at_data(job: Mapping[str, Any], folder: Path, evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """Have the data prepared, and return how many samples there are, and how many of them twice."""
+    with _place(f"base (base_model: {job['held_out']['base_model']})"):
+        own = {**job["held_out"], "output_dir": str(folder / "unused")}
+        axolotl.tokenizer_of(axolotl.load(axolotl.write(own, folder / "held_out.yaml")))
+    for place, keys in job["changes"].items():
+        axolotl.refuse_unknown(keys, place)
     held_out: dict[str, dict[bytes, int]] = {}
     for name, asked in evaluations.items():
         if not isinstance(asked, TasksEvaluation):
-            with _place(f"evaluations.{name}"):
+            named = getattr(asked, "datasets", None)
+            with _place("base" if named is None else f"evaluations.{name}"):
+                refuse_empty(entries_of(job["held_out"]) if named is None else named)
                 held_out[name] = _keys(_first(rows_for(asked, job["held_out"], folder), asked))
                 if not held_out[name]:
-                    raise ValueError("its data sets have no sample with a response; name others.")
+                    raise ValueError(f"the data sets of evaluation {name} have no sample with a response; name others.")
     samples: dict[str, int] = {}
     shared: dict[str, int] = {}
     seen: dict[str, dict[bytes, int]] = {}
     for name, train in job["arms"].items():
         with _place(f"arms.{name}"):
             file = axolotl.write({**train, "output_dir": str(folder / "unused")}, folder / f"{name}.yaml")
+            refuse_empty(entries_of(train))
             cfg = axolotl.load(file)
             data = train["dataset_prepared_path"]
             if data not in seen:
@@ -93,17 +105,11 @@ def _prepare(job: Mapping[str, Any], out: Path) -> dict[str, Any]:
             both = sum(count for key, count in keys.items() if key in seen[data])
             if both:
                 shared[f"{name}/{evaluation}"] = both
-    for each in folders:
-        end_data(Path(each))
-    found: dict[str, Any] = {
-        "folders": folders,
+    return {
         "samples": samples,
         "held_out": {name: sum(keys.values()) for name, keys in held_out.items()},
         "shared": shared,
     }
-    if job["measured"]:
-        found["estimate"] = _measure(job, out, evaluations, time.monotonic() - begin)
-    return found
 
 
 def _first(rows: Any, asked: Evaluation) -> Any:
@@ -123,11 +129,15 @@ def _keys(rows: Any) -> dict[bytes, int]:
 
 @contextmanager
 def _place(key: str) -> Iterator[None]:
-    """Name the key in what a block raises for users."""
+    """Name the key in whatever a block raises: of what users wrote there, libraries say all kinds of things."""
     try:
         yield
-    except ValueError as error:
-        raise ValueError(f"{key}: {in_short(error)}.") from error
+    except Exception as error:
+        innermost: BaseException = error
+        while innermost.__cause__ is not None:
+            innermost = innermost.__cause__
+        why = f" ({in_short(innermost)})" if innermost is not error and isinstance(innermost, Exception) else ""
+        raise ValueError(f"{key}: {in_short(error)}{why}.") from error
 
 
 def _measure(job: Mapping[str, Any], out: Path, evaluations: Mapping[str, Evaluation], start: float) -> dict[str, Any]:

@@ -14,12 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from sstoken_plugin.experiments.config import Experiment
 from sstoken_plugin.experiments.preparation import read_preparation
 from sstoken_plugin.experiments.results import BUSY
-from sstoken_plugin.experiments.runs import Run, fingerprint, held_out_yaml, train_yaml
+from sstoken_plugin.experiments.runs import Run, fingerprint_of_all, held_out_yaml, train_yaml
 
 # Of a log that is shown where a process left no sentence.
 _TAIL = 400
@@ -43,22 +41,34 @@ class Server:
         Args:
             job: its job; all that it prints is appended to the file `log`.
         """
-        Path(job["log"]).parent.mkdir(parents=True, exist_ok=True)
+        log = Path(job["log"])
+        log.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({**job, "started": time.time()}, default=str) + "\n"
+        try:
+            return self._send(line, log)
+        except BrokenPipeError:
+            # It has died since the job before.
+            self.end()
+            return self._send(line, log)
+
+    def _send(self, line: str, log: Path) -> Work:
         if self._process is None or self._process.poll() is not None:
-            self._process = self._begin(Path(job["log"]))
+            self._process = self._begin(log)
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps({**job, "started": time.time()}, default=str) + "\n")
+        self._process.stdin.write(line)
         self._process.stdin.flush()
         return Work(self._process)
 
     def end(self) -> None:
         """End it, and with it what it has started."""
-        if self._process is not None and self._process.poll() is None:
+        if self._process is None:
+            return
+        if self._process.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            # Closes its pipes, too.
-            with self._process:
-                pass
+        # Closes its pipes, of which it may not have read all.
+        with suppress(BrokenPipeError), self._process:
+            pass
         self._process = None
 
     @staticmethod
@@ -96,15 +106,14 @@ class Work:
         self._server = server
 
     def poll(self, seconds: float) -> int | None:
-        """Wait for some time; return the exit code of the process, None while it runs, -9 if the server is gone."""
+        """Wait for some time; return the exit code of the process, or of a server that is gone; None while it runs."""
         assert self._server.stdout is not None
         if not select.select([self._server.stdout], [], [], seconds)[0]:
             return None
         if answer := self._server.stdout.readline():
             return int(json.loads(answer))
         # Gone for good, so that the next job begins another.
-        self._server.wait()
-        return -signal.SIGKILL
+        return self._server.wait() or 1
 
     def wait(self) -> int:
         """Return the exit code of the process when it has ended."""
@@ -143,10 +152,10 @@ def prepared(server: Server, experiment: Experiment, runs: Sequence[Run], *, mea
         ValueError: the experiment cannot be run as it is; one sentence with key and fix.
     """
     out = experiment.out
-    first = {run.arm.name: run for run in reversed(runs)}
-    of_all = fingerprint([{**run.settings, "seed": 0} for run in first.values()])
+    of_all = fingerprint_of_all(runs)
     if (found := read_preparation(out, of_all)) is not None:
         return found
+    first = {run.arm.name: run for run in reversed(runs)}
     # Plain training takes less time than the others.
     ranking = [arm.name for arm in experiment.arms if arm.sstoken is not None]
     log = out / "prepare.log"
@@ -158,6 +167,8 @@ def prepared(server: Server, experiment: Experiment, runs: Sequence[Run], *, mea
         "evaluations": runs[0].settings["evaluations"],
         "held_out": held_out_yaml(runs[0], out),
         "arms": {arm.name: train_yaml(first[arm.name], out) for arm in experiment.arms},
+        "changes": {"changes": experiment.changes}
+        | {f"arms.{arm.name}.changes": [*arm.changes] for arm in experiment.arms},
         "measured": (ranking or [experiment.arms[0].name])[0] if measure else None,
     }
     code = server.start(job).wait()
@@ -175,17 +186,6 @@ def fault_of(run: Run, code: int) -> str:
 def is_busy(code: int) -> bool:
     """Tell whether another process has the run."""
     return code == BUSY
-
-
-def is_taken(run: Run) -> bool:
-    """Tell whether a process has the run just now."""
-    if not run.folder.is_dir():
-        return False
-    try:
-        with FileLock(run.folder / "lock", timeout=0):
-            return False
-    except Timeout:
-        return True
 
 
 def _fault(file: Path, log: Path, code: int) -> str:

@@ -20,10 +20,14 @@ from sstoken_plugin.experiments.measures import Measure
 LOG = logger(__name__)
 
 NAME = "result.json"
+# Of a run that has trained, and is not measured yet.
+TRAINED = "trained.json"
 # Exit code of the process of a run that another process has.
 BUSY = 75
 # Of the file; another one is not read.
 FORMAT = 1
+# What UTF-8 cannot write is in names of files that it did not make.
+_NAMES = "surrogatepass"
 PACKAGES = ("sstoken-plugin", "axolotl", "torch", "transformers", "peft", "lm_eval")
 
 
@@ -66,17 +70,21 @@ def read_result(folder: Path) -> Result | None:
     """Return the result of a run; None where there is none.
 
     A file that is damaged is put aside, so that the run is had again, and a warning says so.
+
+    Raises:
+        ValueError: it cannot be read, which says nothing of what is in it.
     """
     file = folder / NAME
     try:
-        text = file.read_text(encoding="utf-8")
+        content = file.read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeError) as error:
-        _put_aside(file, error)
-        return None
+    except OSError as error:
+        raise ValueError(
+            f"{file} cannot be read ({error.strerror}); make it readable, or try again where its disk comes back."
+        ) from error
     try:
-        return _result(json.loads(text))
+        return _result(_loads(content))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         _put_aside(file, error)
         return None
@@ -130,7 +138,7 @@ def write_json(content: Any, file: Path) -> None:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False, default=str)
-    with replacing(file) as new, new.open("w", encoding="utf-8", errors="surrogatepass") as opened:
+    with replacing(file) as new, new.open("w", encoding="utf-8", errors=_NAMES) as opened:
         opened.write(text + "\n")
         opened.flush()
         os.fsync(opened.fileno())
@@ -139,10 +147,14 @@ def write_json(content: Any, file: Path) -> None:
 def read_json(file: Path) -> dict[str, Any] | None:
     """Return the content of a JSON file of keys; None where it is not there, or no such file."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = _loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _loads(content: bytes) -> Any:
+    return json.loads(content.decode("utf-8", _NAMES))
 
 
 def versions_here() -> dict[str, str]:

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from sstoken_plugin.axolotl import experiment as axolotl
 from sstoken_plugin.base.visible_text import cut
 from sstoken_plugin.experiments.config import UNTRAINED, Arm, Experiment
 from sstoken_plugin.experiments.inputs import WHOLE, data_files, digest_of, entries_of, weights_of, words_of
 from sstoken_plugin.experiments.results import NAME as RESULT
-from sstoken_plugin.experiments.results import Result, read_json, read_result
+from sstoken_plugin.experiments.results import TRAINED, Result, read_json, read_result
 
 # Where a run puts things, which says nothing about what it is.
 _FOLDERS = ("output_dir", "dataset_prepared_path")
@@ -78,15 +80,30 @@ class Run:
             ValueError: there is one; one sentence with what differs and the way out.
         """
         begun = read_json(self.folder / "run.json") or read_json(self.folder / RESULT)
-        if begun is None or begun.get("fingerprint") == self.fingerprint:
+        if begun is None or begun.get("fingerprint") == self.fingerprint or not self._has_work():
             return
         before = begun.get("settings")
         told = differences(before, self.settings) if isinstance(before, Mapping) else []
         raise ValueError(
             f"{self.folder} holds a run of other settings ({cut('; '.join(told) or 'they cannot be read', 600)}); "
             "name another folder (`out:`, or --out of sstoken-compare), undo the change, or remove "
-            f"{self.folder.parent.parent} to have all runs anew."
+            f"{self.folder.parent} to have the runs of this arm anew."
         )
+
+    def is_taken(self) -> bool:
+        """Tell whether a process has it just now."""
+        if not self.folder.is_dir():
+            return False
+        try:
+            with FileLock(self.folder / "lock", timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def _has_work(self) -> bool:
+        """Tell whether more has come of it than a failure before the first checkpoint."""
+        kept = any((self.folder / name).exists() for name in (RESULT, TRAINED))
+        return kept or any((self.folder / "out").glob("checkpoint-*")) or self.is_taken()
 
 
 def runs_of(experiment: Experiment) -> list[Run]:
@@ -120,7 +137,13 @@ def _settings(experiment: Experiment, train: Mapping[str, Any] | None) -> dict[s
         "evaluations": evaluations,
         "data": {str(file): digest for file, digest in sorted(digests.items())},
     }
-    return _plain(settings)
+    return plain(settings)
+
+
+def fingerprint_of_all(runs: Sequence[Run]) -> str:
+    """Return a hash of the settings of all arms, whatever the seeds."""
+    first = {run.arm.name: run.settings for run in reversed(runs)}
+    return fingerprint([_fingerprint_of({**settings, "seed": 0}) for settings in first.values()])
 
 
 def part_of(runs: Sequence[Run], part: str | None) -> list[Run]:
@@ -219,7 +242,7 @@ def _flat(value: Any, key: str = "") -> Iterable[tuple[str, Any]]:
         yield from _flat(part, f"{key}.{name}" if key else str(name))
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings as they come back from a file."""
     # Of what is no number JSON has none: Axolotl reads "Infinity" as `.inf`.
     found: dict[str, Any] = json.loads(json.dumps(settings, default=str), parse_constant=str)

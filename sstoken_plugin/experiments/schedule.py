@@ -10,7 +10,7 @@ from typing import Any
 
 from sstoken_plugin.base.visible_text import one_line
 from sstoken_plugin.experiments.config import Experiment
-from sstoken_plugin.experiments.processes import Server, fault_of, is_busy, is_taken, run_job
+from sstoken_plugin.experiments.processes import Server, fault_of, is_busy, run_job
 from sstoken_plugin.experiments.results import read_json
 from sstoken_plugin.experiments.runs import Run
 
@@ -119,7 +119,7 @@ def conduct(server: Server, experiment: Experiment, runs: Sequence[Run], duratio
     in_a_row = 0
     while left:
         run = left.pop(0)
-        if run.result() is None and is_taken(run):
+        if run.result() is None and run.is_taken():
             if run.name not in elsewhere:
                 tell(f"{run.name} is under way in another process.")
             left.append(run)

@@ -21,6 +21,7 @@ from sstoken_plugin.experiments.config import KINDS, Evaluation, checked
 from sstoken_plugin.experiments.evaluate import evaluate
 from sstoken_plugin.experiments.results import (
     BUSY,
+    TRAINED,
     Result,
     read_json,
     read_result,
@@ -31,6 +32,7 @@ from sstoken_plugin.experiments.results import (
 from sstoken_plugin.experiments.watch import Watch
 
 _METRICS = "sstoken/"
+_WEIGHTS = (".safetensors", ".bin", ".pt")
 # What there is to remember of no training.
 _UNTRAINED: dict[str, Any] = {"steps": 0, "seconds": 0.0, "kept": {}}
 
@@ -102,7 +104,7 @@ def _do(job: Mapping[str, Any], folder: Path) -> None:
     if job["train"] is None:
         trained, earlier, measured = _UNTRAINED, 0.0, held_out
     else:
-        found = read_json(folder / "trained.json")
+        found = read_json(folder / TRAINED) if _has_weights(out) else None
         trained = _train(job, folder, out, progress) if found is None else found
         earlier = trained["earlier_seconds" if found is None else "seconds"]
         measured = axolotl.yaml_of_trained(job["train"], out)
@@ -131,7 +133,7 @@ def _do(job: Mapping[str, Any], folder: Path) -> None:
     )
     if not job["keep_model"]:
         # Before the weights: what says that they are there must not outlive them, should the result ever be lost.
-        (folder / "trained.json").unlink(missing_ok=True)
+        (folder / TRAINED).unlink(missing_ok=True)
         _remove_weights(out)
 
 
@@ -149,7 +151,7 @@ def _train(job: Mapping[str, Any], folder: Path, out: Path, progress: _Progress)
     log, steps = axolotl.train(file, job["seed"], [Watch(tell, job["checkpoint_minutes"])])
     seconds = before + time.monotonic() - start
     trained = {"steps": steps, "seconds": seconds, "earlier_seconds": before, "kept": _kept(log)}
-    write_json(trained, folder / "trained.json")
+    write_json(trained, folder / TRAINED)
     return trained
 
 
@@ -170,6 +172,10 @@ def _kept(log: list[dict[str, Any]]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in sorted(found.items())}
 
 
+def _has_weights(out: Path) -> bool:
+    return any(entry.suffix in _WEIGHTS for entry in out.glob("*"))
+
+
 def _remove_weights(out: Path) -> None:
     """Remove what takes room: weights and checkpoints; the page of the selection stays."""
     for entry in out.iterdir() if out.is_dir() else ():
@@ -177,7 +183,7 @@ def _remove_weights(out: Path) -> None:
             shutil.rmtree(entry / "history", ignore_errors=True)
         elif entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
-        elif entry.suffix in (".safetensors", ".bin", ".pt"):
+        elif entry.suffix in _WEIGHTS:
             entry.unlink(missing_ok=True)
 
 

@@ -27,6 +27,8 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
             seen.add(key.value)
     loader.flatten_mapping(node)
     found: dict[Any, Any] = loader.construct_mapping(node, deep=True)
+    for wrong in (key for key in found if not isinstance(key, str | int | float)):
+        raise ValueError(f"the key {wrong} is a {type(wrong).__name__}; put it in quotes")
     return found
 
 
@@ -49,8 +51,10 @@ def read_mapping(file: Path, example: str, place: str = "") -> dict[str, Any]:
         raise ValueError(f"{place}{file} is no file; write the path of one, from where the command is run.")
     try:
         found = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # a subclass of SafeLoader
-    except (OSError, UnicodeError, ValueError, yaml.YAMLError) as error:
+    except (OSError, UnicodeError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{place}{file} cannot be read as YAML in UTF-8: {in_short(error)}.") from error
     if not isinstance(found, dict):
         raise ValueError(f"{place}{file} holds no keys; {example}.")
+    for wrong in (key for key in found if not isinstance(key, str)):
+        raise ValueError(f"{place}{file} has a key that YAML reads as {wrong!r}; put it in quotes, or remove it.")
     return found

@@ -9,12 +9,17 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 
 from sstoken_plugin.base.visible_text import cut, one_line
 from sstoken_plugin.report.render import csp_hash, page_file
 
+# Of a page, in which its generator stands.
+_HEAD_BYTES = 500
+GENERATOR = "sstoken-plugin"
 
-def document(title: str, head: str, body: str, style: str = "", generator: str = "sstoken-plugin") -> str:
+
+def document(title: str, head: str, body: str, style: str = "", generator: str = GENERATOR) -> str:
     """Return the document.
 
     Args:
@@ -35,6 +40,15 @@ def document(title: str, head: str, body: str, style: str = "", generator: str =
         f"<title>{escaped(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
         f'<header class="top"><h1>{escaped(title)}</h1>{head}</header>\n<main>\n{body}\n</main>\n</body>\n</html>\n'
     )
+
+
+def is_written_by(file: Path, generator: str = GENERATOR) -> bool:
+    """Tell whether a file is a page of ours; see `document`."""
+    try:
+        with file.open("rb") as opened:
+            return f'content="{escape(generator)}"'.encode() in opened.read(_HEAD_BYTES)
+    except OSError:
+        return False
 
 
 def html_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sstoken_plugin.base.files import expand, write_bytes
 from sstoken_plugin.base.visible_text import in_short
+from sstoken_plugin.report.drawing.document import is_written_by
 from sstoken_plugin.report.render import render
 from sstoken_plugin.report.runs.finished import FOLDER, FinishedRun, find_runs
 from sstoken_plugin.report.runs.page import GENERATOR, MOST_RUNS, render_runs
@@ -14,8 +15,6 @@ from sstoken_plugin.report.runs.page import GENERATOR, MOST_RUNS, render_runs
 # A run's own page, report.html, is written by the run alone.
 REDRAWN, SEVERAL = "report-redrawn.html", "sstoken-report.html"
 _SUFFIXES = (".html", ".htm")
-# Of a page, in which its generator stands.
-_HEAD_BYTES = 500
 
 
 def draw(given: Sequence[str], out: str | None) -> tuple[Path, list[str]]:
@@ -41,7 +40,7 @@ def draw(given: Sequence[str], out: str | None) -> tuple[Path, list[str]]:
         page, file = _redrawn(runs[0]), asked or runs[0].folder / FOLDER / REDRAWN
     else:
         page, file = render_runs(runs, faults), asked or Path(SEVERAL)
-        if asked is None and file.exists() and not _is_ours(file):
+        if asked is None and file.exists() and not is_written_by(file, GENERATOR):
             raise ValueError(f"--out: {file} is there and is no page of this command; name another file.")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -75,11 +74,3 @@ def _redrawn(run: FinishedRun) -> str:
         f"RUN: {run.folder} is a training without a selection, so that there is nothing to show of it alone; name a "
         "second run to compare it with."
     )
-
-
-def _is_ours(file: Path) -> bool:
-    try:
-        with file.open("rb") as opened:
-            return f'content="{GENERATOR}"'.encode() in opened.read(_HEAD_BYTES)
-    except OSError:
-        return False
