@@ -286,6 +286,7 @@ def test_a_server_that_ends_is_told_by_what_it_printed(experiment, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(run.folder))
     run.folder.mkdir(parents=True)
     (run.folder / "multiprocessing.py").write_text("raise ImportError('libcudart.so.12: cannot open')")
+    (run.folder / "fault.txt").write_text("of an attempt before")
     job = {"kind": "run", "log": str(run.folder / "log.txt")}
     with Server() as server:
         for _ in range(2):

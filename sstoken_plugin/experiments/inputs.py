@@ -47,9 +47,10 @@ def refuse_empty(entries: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         ValueError: one does; one sentence with the fix.
     """
-    for file in sorted(data_files(entries)):
-        if not file.stat().st_size:
-            raise ValueError(f"{file} is empty; fill it, or name another file")
+    for entry in entries:
+        files = data_files([entry])
+        if files and not any(file.stat().st_size for file in files):
+            raise ValueError(f"{entry.get('path')} is empty; fill it, or name another file")
 
 
 def _data_in(folder: Path) -> Iterator[Path]:

@@ -133,11 +133,15 @@ def _place(key: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        innermost: BaseException = error
-        while innermost.__cause__ is not None:
-            innermost = innermost.__cause__
-        why = f" ({in_short(innermost)})" if innermost is not error and isinstance(innermost, Exception) else ""
-        raise ValueError(f"{key}: {in_short(error)}{why}.") from error
+        raise ValueError(f"{key}: {in_short(error)}{_reason(error)}.") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error that is for no user came from, in parentheses; "" where it is not known."""
+    first: BaseException = error
+    while not isinstance(first, ValueError) and first.__cause__ is not None:
+        first = first.__cause__
+    return f" ({in_short(first)})" if first is not error and isinstance(first, Exception) else ""
 
 
 def _measure(job: Mapping[str, Any], out: Path, evaluations: Mapping[str, Evaluation], start: float) -> dict[str, Any]:

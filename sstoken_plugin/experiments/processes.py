@@ -19,6 +19,8 @@ from sstoken_plugin.experiments.preparation import read_preparation
 from sstoken_plugin.experiments.results import BUSY
 from sstoken_plugin.experiments.runs import Run, fingerprint_of_all, held_out_yaml, train_yaml
 
+# What a job leaves beside its log where it fails.
+_FAULT = "fault.txt"
 # Of a log that is shown where a process left no sentence.
 _TAIL = 400
 
@@ -43,6 +45,8 @@ class Server:
         """
         log = Path(job["log"])
         log.parent.mkdir(parents=True, exist_ok=True)
+        # Of an attempt before, should this one end before it can say why.
+        log.with_name(_FAULT).unlink(missing_ok=True)
         line = json.dumps({**job, "started": time.time()}, default=str) + "\n"
         try:
             return self._send(line, log)
@@ -174,13 +178,13 @@ def prepared(server: Server, experiment: Experiment, runs: Sequence[Run], *, mea
     code = server.start(job).wait()
     if (found := read_preparation(out, of_all)) is not None:
         return found
-    raise ValueError(f"{_fault(out / 'fault.txt', log, code)} (All that was printed is in {log}.)")
+    raise ValueError(f"{_fault(log, code)} (All that was printed is in {log}.)")
 
 
 def fault_of(run: Run, code: int) -> str:
     """Say why a run's process left no result."""
     log = run.folder / "log.txt"
-    return f"{run.name} failed: {_fault(run.folder / 'fault.txt', log, code)} (All that was printed is in {log}.)"
+    return f"{run.name} failed: {_fault(log, code)} (All that was printed is in {log}.)"
 
 
 def is_busy(code: int) -> bool:
@@ -188,7 +192,8 @@ def is_busy(code: int) -> bool:
     return code == BUSY
 
 
-def _fault(file: Path, log: Path, code: int) -> str:
+def _fault(log: Path, code: int) -> str:
+    file = log.with_name(_FAULT)
     if code < 0:
         return f"its process was killed by signal {-code}, as the system does where memory runs out."
     for place in (file, log):
