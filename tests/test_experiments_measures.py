@@ -187,7 +187,15 @@ def test_evaluations_have_their_names_in_measures_and_in_errors(trained, rows):
 def test_numbers_of_the_harness_become_measures():
     found = measures_of(
         {
-            "results": {"task": {"alias": "task", "acc,none": 0.5, "acc_stderr,none": 0.1, "ppl,strict": float("inf")}},
+            "results": {
+                "task": {
+                    "alias": "task",
+                    "samples": 4,
+                    "acc,none": 0.5,
+                    "acc_stderr,none": 0.1,
+                    "ppl,strict": float("inf"),
+                },
+            },
             "higher_is_better": {"task": {"acc": True, "ppl": False}},
             "n-samples": {"task": {"original": 9, "effective": 4}},
         }

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from shutil import get_terminal_size
 from typing import Any
 
 from sstoken_plugin.base.visible_text import one_line
@@ -164,7 +165,8 @@ def _have(
         line = f"{name}: {_phase(found)}{_time_left(found, now - begin, run, durations, later)}"
         if sys.stdout.isatty():
             if line != shown:
-                print(f"\r\x1b[K{one_line(line)[:110]}", end="", flush=True)
+                # A line that wraps cannot be rewritten.
+                print(f"\r\x1b[K{one_line(line)[: get_terminal_size().columns - 1]}", end="", flush=True)
                 shown = line
         elif now - told >= _LINE:
             tell(line)

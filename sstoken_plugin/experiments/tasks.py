@@ -56,12 +56,13 @@ def measures_of(found: Any) -> dict[str, Measure]:
     measures = {}
     for task, values in found["results"].items():
         for key, value in values.items():
-            name, _, chosen = key.partition(",")
-            if isinstance(value, bool) or not isinstance(value, float | int) or name.endswith("_stderr"):
+            # A metric and the filter of answers that it is taken after; other keys are no metrics.
+            name, comma, chosen = key.partition(",")
+            if not comma or isinstance(value, bool) or not isinstance(value, float | int) or name.endswith("_stderr"):
                 continue
             higher = found.get("higher_is_better", {}).get(task, {}).get(name)
             better: Better | None = None if higher is None else "higher" if higher else "lower"
-            kind = "" if chosen in ("", "none") else f" ({chosen})"
+            kind = "" if chosen == "none" else f" ({chosen})"
             count = found.get("n-samples", {}).get(task, {}).get("effective", 0)
             shown = float(value) if math.isfinite(value) else None
             measures[f"{task}/{name}{kind}"] = Measure(shown, better, f"{name}{kind} of task {task}", count)
