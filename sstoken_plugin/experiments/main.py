@@ -21,8 +21,8 @@ from sstoken_plugin.experiments.processes import Server, prepared
 from sstoken_plugin.experiments.results import Result, read_json
 from sstoken_plugin.experiments.runs import (
     Run,
-    fingerprint,
     fingerprint_of_all,
+    first_of_arms,
     part_of,
     plain,
     runs_of,
@@ -80,13 +80,13 @@ def have(experiment: Experiment, part: str | None = None) -> list[str]:
 
 def _refuse_arms(runs: Sequence[Run]) -> None:
     """Refuse an arm that cannot be trained, or is trained as another one is."""
-    seen: dict[tuple[int, str], str] = {}
-    for run in runs:
+    seen: dict[str, str] = {}
+    for run in first_of_arms(runs):
         try:
             axolotl.check(run.settings["train"])
         except ValueError as error:
             raise ValueError(f"arms.{run.arm.name}: {error}") from error
-        other = seen.setdefault((run.seed, fingerprint(run.settings)), run.arm.name)
+        other = seen.setdefault(run.fingerprint, run.arm.name)
         if other != run.arm.name:
             raise ValueError(
                 f"arms: {other} and {run.arm.name} are one and the same training, which no run can tell apart; change "

@@ -17,7 +17,7 @@ from typing import Any
 from sstoken_plugin.experiments.config import Experiment
 from sstoken_plugin.experiments.preparation import read_preparation
 from sstoken_plugin.experiments.results import BUSY
-from sstoken_plugin.experiments.runs import Run, fingerprint_of_all, held_out_yaml, train_yaml
+from sstoken_plugin.experiments.runs import Run, fingerprint_of_all, first_of_arms, held_out_yaml, train_yaml
 
 # What a job leaves beside its log where it fails.
 _FAULT = "fault.txt"
@@ -159,9 +159,9 @@ def prepared(server: Server, experiment: Experiment, runs: Sequence[Run], *, mea
     of_all = fingerprint_of_all(runs)
     if (found := read_preparation(out, of_all)) is not None:
         return found
-    first = {run.arm.name: run for run in reversed(runs)}
+    first = first_of_arms(runs)
     # Plain training takes less time than the others.
-    ranking = [arm.name for arm in experiment.arms if arm.sstoken is not None]
+    ranking = [run.arm.name for run in first if run.arm.sstoken is not None]
     log = out / "prepare.log"
     job = {
         "kind": "prepare",
@@ -170,10 +170,10 @@ def prepared(server: Server, experiment: Experiment, runs: Sequence[Run], *, mea
         "fingerprint": of_all,
         "evaluations": runs[0].settings["evaluations"],
         "held_out": held_out_yaml(runs[0], out),
-        "arms": {arm.name: train_yaml(first[arm.name], out) for arm in experiment.arms},
+        "arms": {run.arm.name: train_yaml(run, out) for run in first},
         "changes": {"changes": experiment.changes}
         | {f"arms.{arm.name}.changes": [*arm.changes] for arm in experiment.arms},
-        "measured": (ranking or [experiment.arms[0].name])[0] if measure else None,
+        "measured": (ranking or [first[0].arm.name])[0] if measure else None,
     }
     code = server.start(job).wait()
     if (found := read_preparation(out, of_all)) is not None:

@@ -142,8 +142,15 @@ def _settings(experiment: Experiment, train: Mapping[str, Any] | None) -> dict[s
 
 def fingerprint_of_all(runs: Sequence[Run]) -> str:
     """Return a hash of the settings of all arms, whatever the seeds."""
-    first = {run.arm.name: run.settings for run in reversed(runs)}
-    return fingerprint([_fingerprint_of({**settings, "seed": 0}) for settings in first.values()])
+    return fingerprint([_fingerprint_of({**run.settings, "seed": 0}) for run in first_of_arms(runs)])
+
+
+def first_of_arms(runs: Sequence[Run]) -> list[Run]:
+    """Return a run of each arm: they differ in the seed alone."""
+    found: dict[str, Run] = {}
+    for run in runs:
+        found.setdefault(run.arm.name, run)
+    return list(found.values())
 
 
 def part_of(runs: Sequence[Run], part: str | None) -> list[Run]:
