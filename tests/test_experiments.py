@@ -286,9 +286,9 @@ def test_what_a_run_has_forked_ends_with_it():
 def here():
     """The look before the first training, in this process."""
 
-    def look(experiment):
+    def look(experiment, *, measure=True):
         server = SimpleNamespace(start=lambda job: SimpleNamespace(wait=lambda: prepare.work(job)))
-        return prepared(server, experiment, runs_of(experiment), measure=True)
+        return prepared(server, experiment, runs_of(experiment), measure=measure)
 
     return look
 
@@ -340,7 +340,7 @@ def test_bad_data_are_told_with_their_key_and_whole_ones_stay(
         "out": str(tmp_path / "out"),
         "arms": {"all": None},
     }
-    here(parse(whole))
+    here(parse(whole), measure=False)
     before = sorted((tmp_path / "out" / "prepared").rglob("complete"))
     assert before
     if content is not None:
