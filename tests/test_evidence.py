@@ -398,7 +398,7 @@ def test_runs_of_other_settings_are_not_restored(collected, tmp_path, change, na
     for key, changes in change.items():
         experiment[key].update(changes)
     file.write_text(yaml.safe_dump({**experiment, "out": str(tmp_path / "others")}))
-    with pytest.raises(SystemExit, match=named):
+    with pytest.raises(SystemExit, match=rf"other settings than its collected results \({named}"):
         restore.main([str(file), "--results", str(results)])
     assert not (tmp_path / "others").exists()
 
@@ -424,11 +424,12 @@ def test_a_file_that_was_not_collected_is_named(collected, module, content):
         )
 
 
-def test_restoring_is_a_command(collected):
+def test_restoring_is_a_command_that_names_what_it_cannot_read(collected):
     file, results = collected
-    command = [sys.executable, "-m", "evidence.restore", str(file), "--results", str(results)]
+    command = [sys.executable, "-m", "evidence.restore", str(file), "--results", str(results / "nowhere")]
     told = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-    assert "small: 0 runs restored." in told.stdout
+    assert told.returncode == 1
+    assert told.stderr.splitlines()[-1].endswith("name the folder that holds them with --results.")
 
 
 def test_an_arm_helps_where_it_beats_every_control_and_hurts_where_plain_training_beats_it(tmp_path, capsys):

@@ -85,6 +85,7 @@ def test_losses_do_not_depend_on_an_adapter_that_does_nothing(trained, rows):
     adapter = get_peft_model(copy.deepcopy(trained.model), LoraConfig(target_modules="all-linear", lora_dropout=0.5))
     after, _ = token_losses(dataclasses.replace(trained, model=adapter.eval()), rows)
     assert torch.isfinite(before).all()
+    assert not trained.model.training
     torch.testing.assert_close(after, before)
 
 

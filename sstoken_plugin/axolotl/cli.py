@@ -298,7 +298,8 @@ def _processes_without_a_gpu() -> Iterator[None]:
 def _read(config: str) -> dict[str, Any]:
     try:
         found = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except (OSError, UnicodeError, yaml.YAMLError) as error:
+    # A date that is none is a ValueError, and so is what is no UTF-8.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{config} cannot be read as YAML in UTF-8: {in_short(error)}.") from error
     if not isinstance(found, dict):
         raise ValueError(f"{config} holds no keys; a YAML of Axolotl has lines such as `base_model: FOLDER`.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -203,7 +203,7 @@ def parse(block: Mapping[str, Any], place: str = "the experiment") -> Experiment
         base = read_mapping(
             expand(base), "base names an Axolotl YAML, which has lines such as `base_model: FOLDER`", "base: "
         )
-    _refuse_without_effect([*raw.changes], "changes")
+    _refuse_without_effect(raw.changes, "changes")
     base = {**base, **raw.changes}
     if not base.get("base_model"):
         raise ValueError(f"base: the YAML that {place} starts from has no `base_model:`; add it.")
@@ -294,11 +294,11 @@ def _arm(name: str, value: Any) -> Arm:
             SSTokenConfig.from_block(raw.sstoken)
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from None
-    _refuse_without_effect([*raw.changes], f"{place}.changes", ("plugins", "seed"))
+    _refuse_without_effect(raw.changes, f"{place}.changes", ("plugins", "seed"))
     return Arm(name, raw.sstoken, raw.changes)
 
 
-def _refuse_without_effect(keys: list[str], place: str, others: tuple[str, ...] = ()) -> None:
+def _refuse_without_effect(keys: Iterable[str], place: str, others: tuple[str, ...] = ()) -> None:
     for key in keys:
         if key in others or axolotl.has_no_effect(key):
             raise ValueError(f"{place}.{key} is set by the experiment itself; remove it there.")

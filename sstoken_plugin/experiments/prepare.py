@@ -24,6 +24,7 @@ from sstoken_plugin.experiments.config import AnswersEvaluation, Evaluation, Tas
 from sstoken_plugin.experiments.evaluate import evaluate
 from sstoken_plugin.experiments.inputs import entries_of, refuse_empty
 from sstoken_plugin.experiments.preparation import prepared_data, read_preparation, write_preparation
+from sstoken_plugin.experiments.results import FAULT
 from sstoken_plugin.experiments.tasks import refuse_missing
 from sstoken_plugin.experiments.watch import EnoughError, Stopwatch
 from sstoken_plugin.experiments.worker import evaluations_of, rows_for
@@ -45,7 +46,7 @@ def work(job: Mapping[str, Any]) -> int:
     with FileLock(out / "prepare.lock"):
         if read_preparation(out, job["fingerprint"]) is not None:
             return 0
-        fault = out / "fault.txt"
+        fault = out / FAULT
         fault.unlink(missing_ok=True)
         try:
             write_preparation(out, job["fingerprint"], _prepare(job, out))
@@ -95,10 +96,10 @@ def _look_at_data(job: Mapping[str, Any], folder: Path, evaluations: Mapping[str
     for name, train in job["arms"].items():
         with _place(f"arms.{name}"):
             file = axolotl.write({**train, "output_dir": str(folder / "unused")}, folder / f"{name}.yaml")
-            refuse_empty(entries_of(train))
             cfg = axolotl.load(file)
             data = train["dataset_prepared_path"]
             if data not in seen:
+                refuse_empty(entries_of(train))
                 seen[data] = _keys(axolotl.data_of(cfg).train_dataset)
         samples[name] = sum(seen[data].values())
         for evaluation, keys in held_out.items():

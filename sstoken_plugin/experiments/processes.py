@@ -16,11 +16,9 @@ from typing import Any
 
 from sstoken_plugin.experiments.config import Experiment
 from sstoken_plugin.experiments.preparation import read_preparation
-from sstoken_plugin.experiments.results import BUSY
+from sstoken_plugin.experiments.results import BUSY, FAULT
 from sstoken_plugin.experiments.runs import Run, fingerprint_of_all, first_of_arms, held_out_yaml, train_yaml
 
-# What a job leaves beside its log where it fails.
-_FAULT = "fault.txt"
 # Of a log that is shown where a process left no sentence.
 _TAIL = 400
 
@@ -46,7 +44,7 @@ class Server:
         log = Path(job["log"])
         log.parent.mkdir(parents=True, exist_ok=True)
         # Of an attempt before, should this one end before it can say why.
-        log.with_name(_FAULT).unlink(missing_ok=True)
+        log.with_name(FAULT).unlink(missing_ok=True)
         line = json.dumps({**job, "started": time.time()}, default=str) + "\n"
         try:
             return self._send(line, log)
@@ -193,7 +191,7 @@ def is_busy(code: int) -> bool:
 
 
 def _fault(log: Path, code: int) -> str:
-    file = log.with_name(_FAULT)
+    file = log.with_name(FAULT)
     if code < 0:
         return f"its process was killed by signal {-code}, as the system does where memory runs out."
     for place in (file, log):

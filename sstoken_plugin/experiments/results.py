@@ -20,6 +20,8 @@ from sstoken_plugin.experiments.measures import Measure
 LOG = logger(__name__)
 
 NAME = "result.json"
+# One sentence of a job that failed.
+FAULT = "fault.txt"
 # Of a run that has trained, and is not measured yet.
 TRAINED = "trained.json"
 # Exit code of the process of a run that another process has.

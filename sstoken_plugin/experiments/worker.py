@@ -21,6 +21,7 @@ from sstoken_plugin.experiments.config import KINDS, Evaluation, checked
 from sstoken_plugin.experiments.evaluate import evaluate
 from sstoken_plugin.experiments.results import (
     BUSY,
+    FAULT,
     TRAINED,
     Result,
     read_json,
@@ -85,7 +86,7 @@ def _locked(job: Mapping[str, Any], folder: Path) -> int:
     found = read_result(folder)
     if found is not None and found.fingerprint == job["fingerprint"]:
         return 0
-    fault = folder / "fault.txt"
+    fault = folder / FAULT
     fault.unlink(missing_ok=True)
     write_json({key: job[key] for key in ("arm", "seed", "fingerprint", "settings")}, folder / "run.json")
     try:
