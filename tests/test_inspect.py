@@ -458,6 +458,8 @@ def test_a_home_folder_is_one(config, tmp_path, monkeypatch):
         (b"", "holds no keys"),
         ("base_model: Caf\u00e9".encode("latin-1"), "cannot be read as YAML in UTF-8"),
         (b"base_model: [", "cannot be read as YAML"),
+        (b"base_model: 2020-13-45", "cannot be read as YAML"),
+        pytest.param(b"base_model: " + b"[" * 3000, "cannot be read as YAML", id="nested"),
         (b"base_model: \x00", "cannot be read as YAML"),
     ],
     ids=repr,
