@@ -60,7 +60,7 @@ over the samples. Samples without a prompt have no attention: REL is measured fo
 Computes the losses of the history for the whole data set, in batches of N tokens (default 16384), and keeps them in
 `history_cache`. It shows its progress and the tokens a second, can be interrupted at any time, and goes on where it
 stopped. With `history_cache: auto` that is the run's own folder, which training then uses, one epoch or several. See
-[histories.md](histories.md).
+[histories.md](histories.md). A key of Axolotl's is overridden likewise (`--val-set-size=0`).
 
 `accelerate launch -m sstoken_plugin sstoken-score CONFIG` shares the work between the processes that it starts, on
 several machines too if `history_cache` is a folder that all of them see. Each writes a batch as soon as it is computed;
@@ -111,7 +111,8 @@ After one step, at the start of the learning rate's warm-up, the choice is still
 short and its learning rate high (0.001); where REL stays small, take more steps. They took 738 s, samples included, on
 two cores that other work had too; alone the demo trains in about two minutes.
 
-With two adapters it compares them: the page has a slider from one to the other, the terminal shows both and how far
+`--adapter` needs `adapter: lora` or `qlora` in the YAML, and does not go with `--after`. With two adapters it compares
+them: the page has a slider from one to the other, the terminal shows both and how far
 they agree, and the second's samples are in `selections-2.jsonl`.
 
 **What is printed.** On standard output what is said here and nothing else, so that it can be piped. What is going on is

@@ -73,8 +73,9 @@ class SSTokenConfig(BaseModel):
         default=0.2,
         ge=0,
         le=1,
-        description="Fraction of the optimizer steps before REL or a threshold counts, 0 to 1. Early in a run the "
-        "model and its history are nearly the same and REL is noise.",
+        description="Fraction of the optimizer steps before REL or a threshold counts, 0 to 1; no effect with "
+        "a `selector` that reads neither. Early in a run the model and its history are nearly the same and REL is "
+        "noise.",
     )
     warmup_selector: WarmupName = Field(
         default="all",

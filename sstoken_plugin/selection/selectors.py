@@ -225,7 +225,7 @@ _ROWS = (
     ),
     Selector(
         "probability",
-        docs="keeps those with the highest probability under the model in training (ProFit, arXiv 2601.09195)",
+        docs="keeps those with the highest probability under the model in training, ProFit's score (arXiv 2601.09195)",
         words="their probability, highest first",
         score=_lowest_current,
     ),

@@ -13,7 +13,7 @@ TRAINER = Refusal(
     "task_type",
     "is not trained by the loss of labelled tokens",
     "any but causal_lm, and every `rlhf_type`",
-    "train with `swift sft` or `swift pt`",
+    "train with `swift sft`",
 )
 ARGUMENTS = (
     Refusal("enable_dft_loss", "multiplies the loss of each token by its probability"),
