@@ -1,5 +1,7 @@
 """Warnings about odd data and about a selection that has gone wrong, each raised once."""
 
+import json
+
 import pytest
 
 from sstoken_plugin.training.metrics import COUNTS
@@ -39,6 +41,18 @@ def test_what_a_threshold_drops_is_no_matter_of_the_ratio():
 @pytest.mark.parametrize("losses", [[2.0] * 40, [3 - 0.05 * i for i in range(40)], [1.0, 1.4, 0.8] * 15, [9.0] * 5])
 def test_an_ordinary_dropped_loss_is_not(losses):
     assert observe(dropping(losses)) == []
+
+
+def test_what_a_checkpoint_holds_of_the_watch_does_not_grow_with_the_run():
+    monitor, again = SelectionMonitor(), SelectionMonitor()
+    begun = dropping([1.0] * 5 + [1.1] * 1000)
+    for counts in begun:
+        assert not monitor.observe("sstoken", counts)
+    state = json.dumps(monitor.state())
+    assert len(state) < 500
+    again.restore(json.loads(state))
+    (text,) = [text for counts in dropping([9.0] * 5) for text in again.observe("sstoken", counts)]
+    assert "dropped tokens rose from 1.00 to" in text
 
 
 def test_the_first_tokens_being_kept_is_told_once():

@@ -64,6 +64,23 @@ def test_the_prompt_is_the_real_unlabelled_tokens(batch):
     assert batch["input_ids"][BatchLayout.of(batch).prompt].tolist() == [5, 6, 3, 5, 12, 13]
 
 
+def test_a_token_behind_the_response_is_no_prompt_of_it():
+    """As a collator leaves it that takes the end of a turn for padding: nobody sees it."""
+    ids = torch.arange(1, 9)[None]
+    for labels, found in (([-100, 2, 3, 4, 5, 6, 7, -100], True), ([1, 2, 3, 4, 5, 6, 7, -100], False)):
+        assert BatchLayout.of({"input_ids": ids, "labels": torch.tensor([labels])}).has_prompt.tolist() == [found]
+
+
+def test_rows_of_tensors_are_read_like_lists_and_left_as_they_are(recwarn):
+    row = {"input_ids": [1, 2, 3, 4], "completion_mask": [0, 1, 1, 0]}
+    of_tensors = {name: torch.tensor(column) for name, column in row.items()}
+    for name, column in as_batch(row).items():
+        assert torch.equal(as_batch(of_tensors)[name], column), name
+    as_batch(of_tensors)["input_ids"].zero_()
+    assert of_tensors["input_ids"].tolist() == row["input_ids"]
+    assert not recwarn
+
+
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
 def test_a_response_token_is_predicted_one_position_before(batch):
     layout = BatchLayout.of(batch)

@@ -47,7 +47,7 @@ class BatchLayout:
         lengths: int64 [N], response tokens of each sample.
         target: int64 [R], token ids.
         prompt: bool [B, S], the prompt tokens: real tokens with label -100.
-        has_prompt: bool [N], whether the sample has any prompt token.
+        has_prompt: bool [N], whether the sample has any prompt token that a response token sees.
         fingerprint: int64 [N], a hash of the sample's token ids, the same in every batch it appears in.
         real: bool [B, S], the tokens that are no padding.
         segment: int64 [B * S], number of the sample that each flat position stands in, those without response too.
@@ -103,7 +103,10 @@ class BatchLayout:
 
         position = response.flatten().nonzero().squeeze(1)
         segments, sample, lengths = torch.unique_consecutive(segment[position], return_inverse=True, return_counts=True)
-        prompts = sum_by(segment, prompt.flatten().long())
+        # What stands behind the last response token is seen by none.
+        last = torch.full_like(segment, -1).scatter_reduce_(0, segment[position], position, "amax")
+        is_seen = torch.arange(len(segment), device=segment.device) < last[segment]
+        prompts = sum_by(segment, (prompt.flatten() & is_seen).long())
         return cls(
             shape=(labels.shape[0], labels.shape[1]),
             position=position,
@@ -143,13 +146,18 @@ def whole_row(sample: Mapping[str, Any], device: Any = None) -> dict[str, Tensor
     columns = {key: sample[key] for key in COLUMNS if sample.get(key) is not None}
     if "position_ids" not in columns and sample.get("seq_lengths") is not None:
         columns["position_ids"] = _counted(sample["seq_lengths"], len(columns["input_ids"]))
-    batch = {key: torch.tensor(column, device=device)[None] for key, column in columns.items()}
+    batch = {key: _tensor(column, device)[None] for key, column in columns.items()}
     if "labels" not in batch:
         batch["labels"] = labels_of(batch)
         for key in MASKS_OF_LABELS:
             if sample.get(key) is not None:
-                batch["labels"][torch.tensor(sample[key], device=device)[None] == 0] = IGNORE_INDEX
+                batch["labels"][_tensor(sample[key], device)[None] == 0] = IGNORE_INDEX
     return batch
+
+
+def _tensor(column: Any, device: Any) -> Tensor:
+    # torch warns where a tensor is made of one.
+    return column.to(device, copy=True) if isinstance(column, Tensor) else torch.tensor(column, device=device)
 
 
 def samples_in(sample: Mapping[str, Any], device: Any = None) -> list[dict[str, Tensor]]:

@@ -128,6 +128,8 @@ class SelectionMonitor:
         logged = ratios(total, METRICS)
         if "sstoken/loss_unselected" in logged:
             self._dropped.append(logged["sstoken/loss_unselected"])
+            # The first and the last: every checkpoint holds them.
+            del self._dropped[WINDOW:-WINDOW]
         if len(self._dropped) >= 2 * WINDOW:
             start, now = _mean(self._dropped[:WINDOW]), _mean(self._dropped[-WINDOW:])
             if now > start + RUNAWAY_NATS and now > start * RUNAWAY_FACTOR:
@@ -145,11 +147,12 @@ class SelectionMonitor:
         # Of a response that is kept nearly whole, nearly all of its first tokens are kept.
         if logged.get("sstoken/selected_ratio", 1) < 1 and not (row.is_position or row.is_threshold):
             self._leading += ratios(total, INTERNAL).values()
-        if len(self._leading) >= WINDOW and _mean(self._leading[-WINDOW:]) > LEADING_SHARE:
+            del self._leading[:-WINDOW]
+        if len(self._leading) >= WINDOW and _mean(self._leading) > LEADING_SHARE:
             found.append(
                 (
                     f"position under {rule}",
-                    f"{_mean(self._leading[-WINDOW:]):.0%} of the kept tokens are the first tokens of their response: "
+                    f"{_mean(self._leading):.0%} of the kept tokens are the first tokens of their response: "
                     "the selection is a score of position. Try another sstoken.attention_layer or a higher "
                     "sstoken.gamma.",
                 )
