@@ -58,6 +58,11 @@ from sstoken_plugin.training.setup import refuse_spread
         ({"history_device": "gpu"}, ["sstoken.history_device", "'gpu'", "'model'", "remove the key"]),
         ({"history": ""}, ["sstoken.history"]),
         ({"history_cache": ""}, ["sstoken.history_cache"]),
+        *(
+            ({"history_cache": text}, [f"sstoken.history_cache: {text!r}", "write auto or false"])
+            for text in ("none", "None", "AUTO", "false ", "off", "true")
+        ),
+        ({"min_probability": "100%"}, ["sstoken.min_probability: '100%' is not allowed", "0.01"]),
     ],
     ids=str,
 )

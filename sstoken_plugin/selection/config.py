@@ -28,6 +28,7 @@ HISTORIES = ("initial", "ema", "snapshot")
 CHANGING = HISTORIES[1:]
 # The value of `history_cache` that leaves it to the run.
 AUTO = "auto"
+_NO_FOLDERS = (AUTO, "false", "no", "off", "none", "null", "true", "yes", "on")
 
 
 class SSTokenConfig(BaseModel):
@@ -159,6 +160,9 @@ class SSTokenConfig(BaseModel):
         if info.field_name == "history_cache":
             if (value is not None and not isinstance(value, str | bool)) or value in (True, ""):
                 raise ValueError("write auto, the path of a folder, or false")
+            # Text, where a YAML or a command line meant no folder of that name.
+            if isinstance(value, str) and value != AUTO and value.strip().lower() in _NO_FOLDERS:
+                raise ValueError("write auto or false, or the path of a folder, as ./NAME")
             # No value at all would be lost where a framework writes its settings anew.
             return False if value is None else value
         # pydantic reads `ratio: true` as 1.0.
@@ -327,8 +331,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return max(known, key=lambda name: difflib.SequenceMatcher(None, word.lower(), name).ratio())
 
 
-def _share(value: Any) -> str | None:
-    """Return what was meant by a share of 1 in per cent or with a comma; None if that cannot be told."""
+def _share(value: Any, *, may_be_one: bool) -> str | None:
+    """Return what was meant by a share of 1 in per cent or with a comma; None if that is not clear, or not allowed."""
     text = str(value).strip().replace(",", ".").replace(".nan", "nan")
     try:
         number = float(text.removesuffix("%"))
@@ -338,7 +342,7 @@ def _share(value: Any) -> str | None:
         return "a number such as 0.6"
     if text.endswith("%") or 2 <= number <= 100:
         number /= 100
-    return f"{number:g}" if 0 < number <= 1 and number != value else None
+    return f"{number:g}" if 0 < number <= 1 and number != value and (number < 1 or may_be_one) else None
 
 
 def _sentence(fault: Any) -> str:
@@ -355,7 +359,8 @@ def _sentence(fault: Any) -> str:
         shown = f"sstoken.{key}" if re.fullmatch(r"[\w.-]+", key, re.ASCII) else f"sstoken: {key!a}"
         return f"{shown} is not a key; the nearest one is sstoken.{nearest(key, SSTokenConfig.model_fields)}."
     field = SSTokenConfig.model_fields[key]
-    if field.annotation is float and (meant := _share(fault["input"])):
+    may_be_one = not any(hasattr(bound, "lt") for bound in field.metadata)
+    if field.annotation is float and (meant := _share(fault["input"], may_be_one=may_be_one)):
         return f"sstoken.{key}: {fault['input']} is not allowed: it is a fraction of 1; write {meant}."
     reason = str(fault["msg"]).removeprefix("Value error, ")
     fix = f"remove the key for its default, {field.default!r}."

