@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,9 @@ from sstoken_plugin.axolotl import refusals, releases
 from sstoken_plugin.base.files import expand
 from sstoken_plugin.base.refusal import asked_for
 from sstoken_plugin.base.visible_text import told_on_one_line
+from sstoken_plugin.history import named
 from sstoken_plugin.history.inits import PLAIN_INITS
-from sstoken_plugin.selection.config import HISTORIES, SSTokenConfig, nearest
+from sstoken_plugin.selection.config import SSTokenConfig, nearest
 
 NAMES = ("sstoken", "sstoken_plugin.SSTokenPlugin", "sstoken_plugin.plugin.SSTokenPlugin")
 
@@ -117,18 +116,6 @@ def _refuse_misplaced_keys(cfg: Mapping[str, Any]) -> None:
             raise ValueError(f"{key} is not a key; the nearest one is `sstoken:`.")
 
 
-def _refuse_no_local_path(key: str, path: str) -> None:
-    if "://" in path:
-        raise ValueError(
-            f"sstoken.{key}: {path} is an address, and what is needed is a folder of this machine; name one, with a "
-            "copy of what the address holds if there is anything."
-        )
-    if unknown := re.search(r"\$(\w+|\{[^}]*\})", str(expand(path))):
-        raise ValueError(
-            f"sstoken.{key}: {path}: there is no environment variable {unknown[0]}; set it, or write the folder out."
-        )
-
-
 def refuse_unfit_cache(cfg: Mapping[str, Any], path: str) -> None:
     """Refuse a YAML whose losses cannot be kept in a folder.
 
@@ -144,19 +131,7 @@ def refuse_unfit_cache(cfg: Mapping[str, Any], path: str) -> None:
             refusal.refuse()
     if _zero_stage(cfg) == 3:
         refusals.ZERO_3["history_cache"].refuse(path)
-    _refuse_no_local_path("history_cache", path)
-    try:
-        unfit = not stat.S_ISDIR(expand(path).stat().st_mode)
-    except FileNotFoundError:
-        # Yet to be made.
-        unfit = False
-    except (OSError, ValueError):
-        unfit = True
-    if unfit:
-        raise ValueError(
-            f"sstoken.history_cache: {path!r} cannot be a folder; name a folder that can be written to, or remove "
-            "history_cache."
-        )
+    named.refuse_unfit_cache(path)
 
 
 def _refuse_unfit_history(cfg: Mapping[str, Any], config: SSTokenConfig) -> None:
@@ -169,24 +144,8 @@ def _refuse_unfit_history(cfg: Mapping[str, Any], config: SSTokenConfig) -> None
 
 
 def _refuse_unfit_folder(cfg: Mapping[str, Any], config: SSTokenConfig) -> None:
-    _refuse_no_local_path("history", config.history)
+    named.refuse_unfit_history(config.history)
     folder = expand(config.history)
-    if not os.path.isdir(folder):
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", config.history, re.ASCII):
-            raise ValueError(
-                f"sstoken.history: {config.history} is no folder; a model of a hub must be downloaded first, as by "
-                f"`hf download {config.history} --local-dir FOLDER`."
-            )
-        word = nearest(config.history, HISTORIES)
-        raise ValueError(
-            f"sstoken.history: {config.history} is no folder, and none of {', '.join(HISTORIES)}; did you mean "
-            f"'{word}'?"
-        )
-    if not any((folder / name).exists() for name in ("adapter_config.json", "config.json")):
-        raise ValueError(
-            f"sstoken.history: {config.history} holds neither adapter_config.json nor config.json; name an "
-            "adapter folder or a full checkpoint."
-        )
     if cfg.get("adapter") and (folder / "adapter_config.json").exists():
         for refusal in refusals.BASE_CHANGING:
             value = _nested(cfg, refusal.key)

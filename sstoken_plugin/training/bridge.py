@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from transformers import Trainer
 
 from sstoken_plugin.base import refusal
+from sstoken_plugin.engine.modes import class_name
 from sstoken_plugin.engine.run import Run
 from sstoken_plugin.history.inits import base_change
+from sstoken_plugin.history.named import refuse_unfit_names
 from sstoken_plugin.selection.config import SSTokenConfig
 
 PACKAGE = "sstoken_plugin"
+# Packages whose trainers have a bridge of their own.
+FRAMEWORKS = ("llamafactory", "swift", "trl")
+_OTHER_TASKS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
 
 
 class Bridge:
@@ -50,6 +54,8 @@ class Bridge:
                     "ranks, and selection ranks whole samples; remove it, or train without sstoken."
                 )
         _refuse_engine(trainer.accelerator, config)
+        _refuse_model(trainer.model)
+        refuse_unfit_names(config)
         if trainer.train_dataset is not None and not hasattr(trainer.train_dataset, "__len__"):
             raise ValueError(
                 "train_dataset: a stream has not been tested with selection, which looks at the data before it is "
@@ -59,7 +65,13 @@ class Bridge:
     def run_of(self, trainer: Any, config: SSTokenConfig) -> Run:
         """Return what the trainer's run is to the selection."""
         model = trainer.model
-        return Run(base_model=base_model_of(model), seed=trainer.args.seed, plain_init=has_plain_init(model))
+        return Run(
+            base_model=base_model_of(model),
+            seed=trainer.args.seed,
+            plain_init=has_plain_init(model),
+            # A framework brings its own.
+            takes_any_collator=type(self) is Bridge,
+        )
 
 
 def _refuse_engine(accelerator: Any, config: SSTokenConfig) -> None:
@@ -72,6 +84,26 @@ def _refuse_engine(accelerator: Any, config: SSTokenConfig) -> None:
     whole = {"history": config.history_is_path, "history_cache": config.cache_folder is not None}
     for key in (key for key, asked in whole.items() if asked):
         raise ValueError(f"sstoken.{key}: {getattr(config, key)} {refusal.ZERO_3}; {refusal.ZERO_3_WAY_OUT}.")
+
+
+def _refuse_model(model: Any) -> None:
+    """Refuse models of other tasks, and adapters that put tokens of their own before those of a sample."""
+    if model is None:
+        return
+    name = class_name(model)
+    if name.endswith(_OTHER_TASKS):
+        raise ValueError(
+            f"model: {name} does not predict the next token, whose loss selection ranks by; train a model for causal "
+            "language modelling, or train without sstoken."
+        )
+    for adapter in getattr(model, "peft_config", {}).values():
+        kind = str(getattr(adapter.peft_type, "value", adapter.peft_type))
+        # Those of a prefix are among keys and values alone.
+        if getattr(adapter, "is_prompt_learning", False) and kind != "PREFIX_TUNING":
+            raise ValueError(
+                f"peft_type: {kind} puts tokens of its own before those of a sample, so that losses stand elsewhere "
+                "than the labels; use LoRA, or train without sstoken."
+            )
 
 
 def base_model_of(model: Any) -> str:
@@ -89,21 +121,11 @@ def has_plain_init(model: Any) -> bool:
 def bridge_of(trainer: Trainer) -> Bridge:
     """Return the bridge of the framework that a trainer comes from.
 
-    That of package `xyz` is `BRIDGE` in `sstoken_plugin/xyz/bridge.py`, where there is one; the nearest base class of
-    the trainer decides.
+    That of package `xyz` is `BRIDGE` in `sstoken_plugin/xyz/bridge.py`; the nearest base class of the trainer decides.
     """
     for kind in type(trainer).__mro__:
         package = kind.__module__.partition(".")[0]
-        if package != PACKAGE and _is_there(name := f"{PACKAGE}.{package}.bridge"):
-            bridge = getattr(import_module(name), "BRIDGE", None)
-            # A package of somebody else's may have the name of one of our layers.
-            if isinstance(bridge, Bridge):
-                return bridge
+        if package in FRAMEWORKS:
+            bridge: Bridge = import_module(f"{PACKAGE}.{package}.bridge").BRIDGE
+            return bridge
     return Bridge()
-
-
-def _is_there(name: str) -> bool:
-    try:
-        return find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
