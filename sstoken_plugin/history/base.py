@@ -19,12 +19,14 @@ class History:
     Attributes:
         description: what it is, in words that finish the sentence "REL compares with ...".
         changes: whether its weights change during training, so that losses cannot be kept.
+        is_of_model: whether it runs on weights of the model in training.
         memory: bytes that it adds.
         device: where it adds them.
     """
 
     description: str
     changes: bool = False
+    is_of_model: bool = True
     memory: int = 0
     device: torch.device = torch.device("cpu")
 

@@ -62,6 +62,7 @@ def build_history(
     *,
     trains: bool = True,
     trained: TrainedAdapter | None = None,
+    adapter_is_trained: bool = False,
     samples: Sequence[Sample] = (),
     cache: Path | None = None,
     precision: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -75,6 +76,8 @@ def build_history(
         tokenizer: its tokenizer.
         trains: whether the model will be trained, so that the past must be kept.
         trained: the trained adapter that the model has, as for inspection; None if the model is at its start.
+        adapter_is_trained: whether what effect the model's adapter has is training that began without any, so that the
+            model without it is the first one; always so with `trained`.
         samples: rows of the data set; where the cache holds the losses of all, no model is kept.
         cache: folder that losses are kept in, the user's or the run's own, see `training.cache`; None to keep none.
         precision: makes the context in which the model runs, such as an autocast.
@@ -87,7 +90,8 @@ def build_history(
     devices = [model.device] if model.device.type == "cuda" else []
     # Loading draws random numbers: training must draw the same as without.
     with torch.random.fork_rng(devices=devices), precision():
-        history = _before_training(config, run, model, tokenizer, trained)
+        is_trained = adapter_is_trained or trained is not None
+        history = _before_training(config, run, model, tokenizer, trained, is_trained=is_trained)
     if history is None:
         return None
     store = None
@@ -151,10 +155,15 @@ def _refuse_traces(config: SSTokenConfig, history: History, model: Any) -> None:
 
 
 def _before_training(
-    config: SSTokenConfig, run: Run, model: Any, tokenizer: Any, trained: TrainedAdapter | None
+    config: SSTokenConfig,
+    run: Run,
+    model: Any,
+    tokenizer: Any,
+    trained: TrainedAdapter | None,
+    *,
+    is_trained: bool,
 ) -> History | None:
     """Return the history as it is before the first step, without a copy of anything."""
-    is_trained = trained is not None
     plain = run.starts_from is None and run.plain_init
     if config.history == "initial" and plain and AdapterOff.serves(model, adapter_is_trained=is_trained):
         return AdapterOff()

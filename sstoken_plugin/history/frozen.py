@@ -32,6 +32,7 @@ class FrozenModel(History):
         own = [tensor for tensor in model.parameters() if id(tensor) not in shared]
         for tensor in own:
             tensor.requires_grad_(False)
+        self.is_of_model = shared_with is not None
         self.memory = bytes_of(own)
         self.device = next(model.parameters()).device
         self.model: Any = model.eval()

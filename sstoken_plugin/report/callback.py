@@ -89,7 +89,9 @@ class ReportCallback(TrainerCallback):
 
     def end(self, args: Any, state: Any) -> None:
         """Draw the page, and give it to the trackers; every rank must call this."""
-        self._finish(state)
+        # Trainer may have loaded it since the last step.
+        best = state.best_model_checkpoint if args.load_best_model_at_end else None
+        self._finish(state, best)
         counts = self.counts_of_kept()
         if not state.is_world_process_zero:
             return
@@ -101,11 +103,11 @@ class ReportCallback(TrainerCallback):
     def _uploads(self) -> bool:
         return self._session.config.report_upload
 
-    def _finish(self, state: Any) -> None:
+    def _finish(self, state: Any, best: str | None = None) -> None:
         if self._finished:
             return
         self._finished = True
-        self.trajectory.finish(state.global_step, state.max_steps)
+        self.trajectory.finish(state.global_step, state.max_steps, best)
         if state.is_world_process_zero and self.trajectory.moments and self._uploads:
             rows = attempt("no table of tokens was logged", lambda: rows_of(self.trajectory.moments[-1].records))
             if rows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from sstoken_plugin.base.attempt import attempt
@@ -55,6 +56,7 @@ class Trajectory:
         self._first_step = 0
         self._began = self._last = 0.0
         self._failed = False
+        self._loaded = ""
         self.seconds = 0.0
         self.left_out = 0
 
@@ -80,8 +82,15 @@ class Trajectory:
             else:
                 self.left_out += 1
 
-    def finish(self, step: int, steps: int) -> None:
-        """Score the samples with the trained model, by the rule that the settings name for the end of the run."""
+    def finish(self, step: int, steps: int, best: str | None = None) -> None:
+        """Score the samples with the trained model, by the rule that the settings name for the end of the run.
+
+        Args:
+            step: of the run, from 1.
+            steps: of the whole run.
+            best: the checkpoint that was loaded because it is the best one; None for the weights of the last step.
+        """
+        self._loaded = f"the best model ({Path(best).name}) at " if best else ""
         # What failed before may have been passing.
         self._failed = False
         if not self._samples:
@@ -172,7 +181,9 @@ class Trajectory:
         self._add(step, steps, phase, records, start)
 
     def _add(self, step: int, steps: int, phase: Phase, records: list[Record], start: float, limit: str = "") -> None:
-        self.moments.append(Moment(f"step {step} of {steps}", phase.rule, phase.gamma, phase.ratio, records))
+        self.moments.append(
+            Moment(f"{self._loaded}step {step} of {steps}", phase.rule, phase.gamma, phase.ratio, records)
+        )
         self._last = time.perf_counter() - start
         self.seconds += self._last
         if self._session.is_first_rank:

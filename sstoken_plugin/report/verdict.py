@@ -19,7 +19,7 @@ MOST_KINDS, LEAST_SEEN = 3, 20
 STEADY = 0.005
 HEALTH = "Does it look healthy?"
 # The label of a moment of a run.
-_STEP = re.compile(r"step \d+ of (\d+)")
+_STEP = re.compile(r"step \d+ of (\d+)$")
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _watched_lines(report: Report, ranking: Ranking) -> int:
     config = ranking.config
     if config is None or not ranking.follows_warmup or not steps:
         return len(steps)
-    label = _STEP.fullmatch(report.moments[-1].label) if report.moments else None
+    label = _STEP.search(report.moments[-1].label) if report.moments else None
     begin = config.warmup_steps(int(label[1]) if label else steps[-1])
     return sum(step > begin for step in steps)
 

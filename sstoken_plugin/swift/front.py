@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from sstoken_plugin.selection.samples import IGNORE_INDEX
 from sstoken_plugin.swift.refusals import LOSS_SCALE
 from sstoken_plugin.swift.settings import WITHOUT
-from sstoken_plugin.training import checkpoint
-from sstoken_plugin.training.parts import HistoryPart
 from sstoken_plugin.training.trainer import TokenSelectionTrainer
 
 # What ms-swift puts among the inputs of a model that the model does not take.
@@ -20,17 +15,6 @@ _OWN_KEYS = ("compute_loss_func", "loss_scale", "text_position_ids", "channel")
 
 class SwiftFront:
     """Takes the loss of training steps over; evaluation stays ms-swift's."""
-
-    def train(self: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; see transformers' `Trainer.train`.
-
-        ms-swift makes the model of a run that resumes with the adapter of the checkpoint, which transformers loads once
-        more later. Until then it is as new, if it was new when the run began: its history is the model without it.
-        """
-        begins_from = self.checkpoint_of(resume_from_checkpoint)
-        if begins_from and not _holds_history(begins_from):
-            _take_effect_off(self.model)
-        return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
     def get_use_logits_to_keep(self: Any, default_value: bool = True) -> bool:
         """Answer no in training: ms-swift would cut the labels to where there are some, and prompts with them."""
@@ -56,20 +40,3 @@ class SwiftFront:
                 LOSS_SCALE.refuse(self.template._loss_scale, WITHOUT)
             inputs["labels"] = inputs["labels"].masked_fill(weights == 0, IGNORE_INDEX)
         return TokenSelectionTrainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
-
-
-def _holds_history(folder: Path) -> bool:
-    """Tell whether a checkpoint holds weights of a history, as of one that is not the model without its adapter."""
-    try:
-        found = checkpoint.read(folder)
-    except ValueError:
-        return False
-    saved = None if found is None else found.parts.get(HistoryPart.name)
-    return bool(saved and saved.tensors)
-
-
-@torch.no_grad()
-def _take_effect_off(model: Any) -> None:
-    for name, parameter in model.named_parameters():
-        if ".lora_B." in name or ".lora_embedding_B." in name:
-            parameter.zero_()

@@ -12,8 +12,11 @@ from sstoken_plugin.engine.run import Run
 from sstoken_plugin.engine.step import TokenSelection
 from sstoken_plugin.history.build import build_history
 from sstoken_plugin.selection.config import SSTokenConfig
+from sstoken_plugin.training import checkpoint
 from sstoken_plugin.training.cache import cache_folder
 from sstoken_plugin.training.callbacks import HistoryCallback
+from sstoken_plugin.training.collated import makes_other_samples
+from sstoken_plugin.training.parts import HistoryPart
 from sstoken_plugin.training.plan import PlanCallback
 from sstoken_plugin.training.session import Session
 from sstoken_plugin.training.setup import build_selection, describe, look_at_data, refuse_spread
@@ -43,11 +46,21 @@ def select_tokens(trainer: Any, config: SSTokenConfig, run: Run, front: type | N
     def make_selection() -> TokenSelection:
         model, precision = trainer.model, trainer.accelerator.autocast
         refuse_spread(model)
+        session.reads_collated = run.takes_any_collator and session.any_rank(makes_other_samples(trainer))
         tokenizer, samples = session.tokenizer, session.samples
         look = look_at_data(samples, run, model, tokenizer)
         session.survey = look.survey
         cache = cache_folder(config, run, trainer)
-        history = build_history(config, run, model, tokenizer, samples=samples or (), cache=cache, precision=precision)
+        history = build_history(
+            config,
+            run,
+            model,
+            tokenizer,
+            adapter_is_trained=_adapter_is_of_checkpoint(trainer),
+            samples=samples or (),
+            cache=cache,
+            precision=precision,
+        )
         with precision():
             selection = build_selection(config, run, model, history, look)
         if session.is_first_rank:
@@ -60,6 +73,16 @@ def select_tokens(trainer: Any, config: SSTokenConfig, run: Run, front: type | N
     trainer.add_callback(HistoryCallback(trainer))
     trainer.add_callback(PlanCallback(trainer))
     return session
+
+
+def _adapter_is_of_checkpoint(trainer: Any) -> bool:
+    """Tell whether an adapter that has an effect already got it in the run that is resumed; every rank must call this.
+
+    A run whose adapter had one when it began keeps a copy of it in its checkpoints. Others began with a new adapter,
+    whatever was loaded since: ms-swift, and many a script, make the model with the adapter of the checkpoint.
+    """
+    folder = trainer.resumes_from
+    return folder is not None and not trainer.sstoken.any_rank(checkpoint.holds_tensors(folder, HistoryPart.name))
 
 
 def with_selection(kind: type[Trainer], front: type | None = None) -> type[Trainer]:

@@ -118,6 +118,15 @@ def holds_state(folder: Path) -> bool:
     return (folder / FOLDER / _FACTS).exists()
 
 
+def holds_tensors(checkpoint: Path, part: str) -> bool:
+    """Tell whether a checkpoint folder holds tensors of a part, be they damaged."""
+    try:
+        found = read(checkpoint, {part})
+    except ValueError:
+        return False
+    return found is not None and (part in found.lost or bool(found.parts.get(part, Saved()).tensors))
+
+
 def read(checkpoint: Path, only: Collection[str] | None = None) -> Found | None:
     """Read what a checkpoint folder holds; None if it was made without the plugin.
 

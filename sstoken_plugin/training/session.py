@@ -18,6 +18,7 @@ from sstoken_plugin.selection.config import SSTokenConfig
 from sstoken_plugin.selection.samples import IGNORE_INDEX
 from sstoken_plugin.selection.turns import Turns
 from sstoken_plugin.training import checkpoint, sampling
+from sstoken_plugin.training.collated import Collated
 from sstoken_plugin.training.metrics import Totals, counts, ratios
 from sstoken_plugin.training.monitor import SelectionMonitor
 from sstoken_plugin.training.parts import HistoryPart, MonitorPart, Part, TotalsPart, WarningsPart
@@ -44,6 +45,8 @@ class Session:
         warnings: every warning raised about the selection, in order.
         watchers: are shown every scored step of the training, and must not change it.
         parts: what has state in a checkpoint beside the selection's own.
+        reads_collated: whether samples are read as the trainer's collator makes them, because it makes others than the
+            rows hold.
         batches: micro-batches of an epoch on this rank; None where that is not known yet.
     """
 
@@ -62,6 +65,7 @@ class Session:
         self.watchers: list[Callable[[ScoredStep], None]] = []
         self.parts: list[Part] = []
         self.names = names
+        self.reads_collated = False
         self.batches: int | None = None
         self.totals = Totals()
         self._trainer = trainer
@@ -72,6 +76,7 @@ class Session:
         self._expected = self._taken = 0
         self._has_begun = False
         self._selected_for: Any = None
+        self._trained_tensors = 0
 
     @property
     def model(self) -> Any:
@@ -85,8 +90,8 @@ class Session:
 
     @property
     def samples(self) -> Any:
-        """The prepared data set of the training."""
-        return self._trainer.train_dataset
+        """The samples of the training, as its batches hold them."""
+        return Collated(self._trainer) if self.reads_collated else self._trainer.train_dataset
 
     @property
     def is_first_rank(self) -> bool:
@@ -121,6 +126,7 @@ class Session:
             self.refuse_other_loss()
             self.selection = self._make_selection()
             self._selected_for = self.model
+            self._trained_tensors = self._count_trained()
 
     def begin_run(self) -> None:
         """Forget an earlier training of the same trainer, as one that ran out of memory, but for its history."""
@@ -209,15 +215,27 @@ class Session:
             is_skipped: whether overflow made the optimizer leave the weights as they were.
 
         Raises:
-            RuntimeError: the step was not computed by the selection.
+            RuntimeError: the step was not computed by the selection, or more trains than when the run began.
         """
         self._scored = self._scored and self._taken >= self._expected
         self.refuse_if_bypassed()
         self._scored = False
         self._expected = self._taken = 0
         history = None if self.selection is None else self.selection.history_model
-        if history is not None and not is_skipped:
+        if history is None:
+            return
+        more = self._count_trained() - self._trained_tensors
+        if more > 0 and history.is_of_model and self.config.needs_history:
+            raise RuntimeError(
+                f"requires_grad: {more} more tensors train than when the run began, and the history "
+                f"(sstoken.history: {self.config.history}) has not kept what they were; let them train from the start, "
+                "or set sstoken.selector: attention, which needs no history."
+            )
+        if not is_skipped:
             history.after_step(self.model, self._trainer.state.global_step)
+
+    def _count_trained(self) -> int:
+        return sum(parameter.requires_grad for parameter in self.model.parameters())
 
     def take(self, step: ScoredStep) -> None:
         """Count a step whose loss was computed, and show it to the watchers.

@@ -19,11 +19,12 @@ class TokenSelectionTrainer(Trainer):
 
     Attributes:
         sstoken: the selection of this trainer; None trains on everything.
+        resumes_from: the checkpoint that the training under way began from; None for none.
     """
 
     # All state is in there: a trainer may become one of this class after it was made.
     sstoken: Session | None = None
-    _resumes_from: Path | None = None
+    resumes_from: Path | None = None
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -96,18 +97,15 @@ class TokenSelectionTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train; see transformers' `Trainer.train`."""
-        self._resumes_from = self.checkpoint_of(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def checkpoint_of(self, resume_from_checkpoint: Any) -> Path | None:
-        """Return the checkpoint that a training begins from: a folder, True for the last one, or nothing for none."""
+        # True is the last one there.
         last = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
-        return Path(last) if last else None
+        self.resumes_from = Path(last) if last else None
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def resume_selection(self) -> None:
         """Take over the state of the checkpoint that this run resumes from, if it does."""
-        if self.sstoken is not None and self._resumes_from is not None:
-            self.sstoken.resume(self._resumes_from)
+        if self.sstoken is not None and self.resumes_from is not None:
+            self.sstoken.resume(self.resumes_from)
 
     def _save_checkpoint(self, model: Any, trial: Any, *args: Any, **kwargs: Any) -> None:
         # First, because Trainer's own state, without which no run resumes, is the last file of a checkpoint.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import types
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback
+from peft import PeftModel, PromptTuningConfig, get_peft_model
+from transformers import EarlyStoppingCallback, LlamaForSequenceClassification, Trainer, TrainerCallback
 
 from sstoken_plugin import attach
 from sstoken_plugin.report.callback import ReportCallback
@@ -35,9 +38,29 @@ def of_class(trainer, **methods):
     return trainer
 
 
-def moments(trainer):
+def shown(trainer):
     (report,) = [each for each in trainer.callback_handler.callbacks if isinstance(each, ReportCallback)]
-    return [moment.label for moment in report.trajectory.moments]
+    return report.trajectory.moments
+
+
+def moments(trainer):
+    return [moment.label for moment in shown(trainer)]
+
+
+def samples_of(trainer):
+    return shown(trainer)[-1].records
+
+
+def told(trainer):
+    """Losses and metrics of the selection, log line by log line."""
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    return [{key: line[key] for key in line if key == "loss" or "sstoken/" in key} for line in lines]
+
+
+def with_adapter(trainer, folder):
+    """Give a trainer a model whose adapter was trained."""
+    trainer.model = trainer.model_wrapped = PeftModel.from_pretrained(trainer.model.unload(), folder, is_trainable=True)
+    return trainer
 
 
 def test_a_callback_can_attach_while_callbacks_are_called(trainer, tmp_path):
@@ -94,6 +117,88 @@ def test_a_model_that_is_made_for_a_training_has_a_history_of_its_own(trainer):
     assert first["sstoken/rel_mean"] == 0
 
 
+@pytest.mark.parametrize("history", ["initial", "an adapter"])
+def test_a_run_resumes_with_the_adapter_of_its_checkpoint_already_loaded(trainer, trained_adapter, history):
+    """As many scripts make the model of a run that goes on; its history is still the first one."""
+    block = {**SELECTS, "history": trained_adapter if history == "an adapter" else history}
+    whole = attach(trainer(saves=2), block)
+    whole.train()
+    folder = f"{whole.args.output_dir}/checkpoint-2"
+    resumed = attach(with_adapter(trainer(saves=2), folder), block)
+    resumed.train(resume_from_checkpoint=folder)
+    assert told(resumed) == told(whole)
+    assert not resumed.sstoken.warnings
+
+
+def test_an_adapter_that_was_trained_before_the_run_stays_part_of_its_history_when_it_resumes(trainer, trained_adapter):
+    whole = attach(with_adapter(trainer(saves=2), trained_adapter), SELECTS)
+    whole.train()
+    resumed = attach(with_adapter(trainer(saves=2), trained_adapter), SELECTS)
+    resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-2")
+    assert told(resumed) == told(whole)
+    assert not resumed.sstoken.warnings
+
+
+def test_labels_that_a_collator_makes_are_those_of_the_page(trainer):
+    """Rows hold the text alone, as in many a script; the plan does not count what is not trained on."""
+    selects = trainer(options={"remove_unused_columns": False})
+    rows, collate = selects.train_dataset, selects.data_collator
+    responses = {tuple(row["input_ids"]): sum(label != -100 for label in row["labels"]) for row in rows}
+    prompts = {tuple(row["input_ids"]): row["labels"].count(-100) for row in rows}
+
+    def masks_prompts(batch):
+        return collate([{**row, "labels": [-100] * (n := prompts[tuple(row["input_ids"])]) + row["input_ids"][n:]}
+                        for row in batch])  # fmt: skip
+
+    selects.train_dataset = rows.remove_columns("labels")
+    selects.data_collator = masks_prompts
+    attach(selects, SELECTS).train()
+    records = samples_of(selects)
+    assert records
+    for record in records:
+        assert sum(record["response"]) == responses[tuple(record["input_ids"])]
+
+
+def test_a_cache_of_whole_rows_serves_no_training_on_cut_ones(trainer, tmp_path):
+    """Full fine-tuning, in which no copy of the model is kept where the cache has all losses."""
+    block = {"selector": "rel", "warmup_ratio": 0.0, "history_cache": str(tmp_path / "cache"), "report": False}
+
+    def full(**changes):
+        made = trainer(**changes)
+        made.model = made.model_wrapped = made.model.merge_and_unload()
+        made.model.requires_grad_(True)
+        return made
+
+    attach(full(steps=12), block).train()
+    cut = full()
+    collate = cut.data_collator
+    cut.data_collator = lambda rows: collate([{name: column[:-2] for name, column in row.items()} for row in rows])
+    attach(cut, block).train()
+    assert cut.state.global_step == 4
+
+
+def test_the_page_names_the_model_that_an_early_stop_has_loaded(trainer):
+    stops = trainer(steps=9, evaluates=True, saves=1, learning_rate=0.0, options={"load_best_model_at_end": True})
+    stops.add_callback(EarlyStoppingCallback(early_stopping_patience=2))
+    attach(stops, SELECTS).train()
+    assert stops.state.global_step == 3
+    assert moments(stops)[-1] == "the best model (checkpoint-1) at step 3 of 9"
+
+
+def test_weights_that_begin_to_train_later_stop_a_run_whose_history_has_not_kept_them(trainer):
+    class Unfreezes(TrainerCallback):
+        def on_step_begin(self, args, state, control, model, **kwargs):
+            if state.global_step == 2:
+                model.get_input_embeddings().weight.requires_grad_(True)
+
+    for block, stops in ((SELECTS, True), ({"selector": "random"}, False)):
+        selects = trainer()
+        selects.add_callback(Unfreezes())
+        attach(selects, block)
+        with pytest.raises(RuntimeError, match="requires_grad: 1 more tensors train") if stops else nullcontext():
+            selects.train()
+
+
 def test_who_reads_the_outputs_of_a_step_gets_all_logits_and_keeps_the_labels(trainer):
     seen = []
 
@@ -141,11 +246,42 @@ def test_an_attachment_that_fails_can_be_tried_again(trainer):
     assert (Path(plain.args.output_dir) / "sstoken" / "report.html").exists()
 
 
-def test_a_trainer_of_a_package_that_is_called_like_one_of_our_layers(trainer):
-    plain = of_class(trainer())
-    type(plain).__module__ = "training.mine"
+@pytest.mark.parametrize("package", ["training", "plugin", "__main__"])
+def test_a_trainer_of_a_package_that_is_called_like_one_of_our_files(package, trainer):
+    plain = of_class(trainer(steps=1))
+    type(plain).__module__ = package
+    before = {*sys.modules}
     attach(plain, SELECTS).train()
     assert plain.state.log_history[0]["sstoken/selected_ratio"] < 1
+    assert {f"sstoken_plugin.{package}", f"sstoken_plugin.{package}.bridge"} & {*sys.modules} <= before
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        ({"history": "EMA"}, "sstoken.history: EMA is no folder, .* did you mean 'ema'?"),
+        ({"history": "org/model"}, "sstoken.history: org/model is no folder; .*`hf download org/model"),
+        ({"history_cache": "s3://bucket/cache"}, "sstoken.history_cache: s3://bucket/cache is an address"),
+        ({"history_cache": "$NO_SUCH/cache"}, "sstoken.history_cache: .* no environment variable .NO_SUCH"),
+        ({"history_cache": __file__}, "sstoken.history_cache: .* cannot be a folder"),
+    ],
+)
+def test_what_a_setting_names_and_is_none_is_refused_before_training(block, said, trainer):
+    with pytest.raises(ValueError, match=said):
+        attach(trainer(), block)
+
+
+def test_models_that_predict_no_tokens_of_the_text_are_refused(trainer, tiny_llama):
+    classifies = trainer()
+    classifies.model = LlamaForSequenceClassification.from_pretrained(tiny_llama)
+    with pytest.raises(ValueError, match="model: LlamaForSequenceClassification does not predict the next token"):
+        attach(classifies)
+    prompted = trainer()
+    prompted.model = get_peft_model(
+        prompted.model.unload(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    )
+    with pytest.raises(ValueError, match="peft_type: PROMPT_TUNING puts tokens of its own before"):
+        attach(prompted)
 
 
 def test_what_the_selection_cannot_run_beside_is_refused(trainer):
