@@ -66,7 +66,7 @@ class Run:
         starts_from: folder of the adapter that training goes on from; None for a new one.
         plain_init: whether making the adapter left the base weights as they were.
         can_keep_losses: whether a history's losses may be kept; not where a setting of the run changes them.
-        takes_any_collator: whether the collator may be anybody's, and so make other samples than the rows hold.
+        rows_are_final: whether batches hold the tokens and labels of the rows as they are.
         kernels: fused losses that the user switched on, tried before our own.
         second_model: makes a model run that was loaded beside the trained one: called with both, neither wrapped by
             PEFT, it returns the first.
@@ -84,7 +84,7 @@ class Run:
     starts_from: Path | None = None
     plain_init: bool = True
     can_keep_losses: bool = True
-    takes_any_collator: bool = False
+    rows_are_final: bool = True
     kernels: tuple[RowLosses, ...] = ()
     second_model: Callable[[nn.Module, nn.Module], nn.Module] = as_it_is
     names: Names = Names()

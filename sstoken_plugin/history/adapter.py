@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import load_peft_weights
+from safetensors import SafetensorError
 from torch import nn
 
 from sstoken_plugin.engine.modes import trial_tokens, without_trace
@@ -49,6 +52,10 @@ class AdapterOff(History):
             for parameter in frozen:
                 parameter.requires_grad_(False)
 
+    def depends_on(self, name: str) -> bool:
+        """Tell whether a weight is there with the adapter off."""
+        return is_of_base(name)
+
     def fingerprint(self, model: Any) -> bytes:
         """Hash the model without its adapter."""
         return fingerprint(model, adapter_off=True)
@@ -70,10 +77,24 @@ def has_effect(model: PeftModel) -> bool:
     return bool(change > last_digits * before.nan_to_num(posinf=0, neginf=0).abs().max())
 
 
+def has_adapter_of(model: PeftModel, folder: Path) -> bool:
+    """Tell whether a model's adapter has the very weights that a folder holds of one."""
+    try:
+        there = load_peft_weights(str(folder), device="cpu")
+    except (OSError, ValueError, SafetensorError):
+        return False
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return own.keys() <= there.keys() and all(
+        tensor.shape == there[name].shape and torch.equal(tensor.detach().cpu(), there[name].to(tensor.dtype))
+        for name, tensor in own.items()
+    )
+
+
+def is_of_base(name: str) -> bool:
+    """Tell whether a parameter is still there with the adapter off, by its name."""
+    return not any(mark in name for mark in ADAPTER_MARKS)
+
+
 def trained_outside_adapter(model: nn.Module) -> list[str]:
     """Return the names of tensors that train and are still there with the adapter off."""
-    return [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not any(mark in name for mark in ADAPTER_MARKS)
-    ]
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad and is_of_base(name)]

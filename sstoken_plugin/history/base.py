@@ -19,14 +19,12 @@ class History:
     Attributes:
         description: what it is, in words that finish the sentence "REL compares with ...".
         changes: whether its weights change during training, so that losses cannot be kept.
-        is_of_model: whether it runs on weights of the model in training.
         memory: bytes that it adds.
         device: where it adds them.
     """
 
     description: str
     changes: bool = False
-    is_of_model: bool = True
     memory: int = 0
     device: torch.device = torch.device("cpu")
 
@@ -50,6 +48,10 @@ class History:
     def digest(self, model: Any) -> str | None:
         """Return a hash of what `tensors` leaves to a new run to find, to tell whether it found the same."""
         return None
+
+    def depends_on(self, name: str) -> bool:
+        """Tell whether it reads a weight of the model in training that began to train later, by its name."""
+        return True
 
     def after_step(self, model: Any, step: int) -> None:
         """Take in an optimizer step.

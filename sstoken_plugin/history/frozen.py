@@ -14,6 +14,7 @@ from torch import nn
 
 from sstoken_plugin.engine.modes import without_trace
 from sstoken_plugin.engine.sharding import is_sharded, shard_like
+from sstoken_plugin.history.adapter import is_of_base
 from sstoken_plugin.history.base import History, bytes_of
 
 
@@ -32,12 +33,16 @@ class FrozenModel(History):
         own = [tensor for tensor in model.parameters() if id(tensor) not in shared]
         for tensor in own:
             tensor.requires_grad_(False)
-        self.is_of_model = shared_with is not None
+        self._shares = shared_with is not None
         self.memory = bytes_of(own)
         self.device = next(model.parameters()).device
         self.model: Any = model.eval()
         # Shared weights stay where the other model has them, and quantised ones where they were made.
         self.is_movable = shared_with is None and getattr(model, "quantization_method", None) is None
+
+    def depends_on(self, name: str) -> bool:
+        """Tell whether it shares a weight; those of the other model's adapter it does not."""
+        return self._shares and is_of_base(name)
 
     def place(self, beside: nn.Module, *, stream: bool) -> None:
         """Make the model run where another does.

@@ -135,7 +135,7 @@ class HistoryLosses:
         if self.history is None:
             raise RuntimeError(
                 "sstoken.history_cache held every loss when this run started, so no copy of the first weights was "
-                "kept, and now a loss is missing; resume from the last checkpoint."
+                "kept, and now a loss is missing; resume from the last checkpoint with sstoken.history_cache: false."
             )
         # In this order, because a model may write to the weights that it has while it runs, and back.
         with self.history.active(model) as past, without_trace(past), self._precision():

@@ -89,7 +89,7 @@ class ReportCallback(TrainerCallback):
 
     def end(self, args: Any, state: Any) -> None:
         """Draw the page, and give it to the trackers; every rank must call this."""
-        # Trainer may have loaded it since the last step.
+        # Since the last step Trainer may have loaded its best checkpoint.
         best = state.best_model_checkpoint if args.load_best_model_at_end else None
         self._finish(state, best)
         counts = self.counts_of_kept()

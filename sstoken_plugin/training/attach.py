@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from peft import PeftModel
 from transformers import Trainer
 
 from sstoken_plugin.base.logs import announce, announce_as, logger
 from sstoken_plugin.base.visible_text import told_on_one_line
 from sstoken_plugin.engine.run import Run
+from sstoken_plugin.engine.sharding import is_partitioned, is_sharded
 from sstoken_plugin.engine.step import TokenSelection
+from sstoken_plugin.history.adapter import has_adapter_of
 from sstoken_plugin.history.build import build_history
 from sstoken_plugin.selection.config import SSTokenConfig
 from sstoken_plugin.training import checkpoint
 from sstoken_plugin.training.cache import cache_folder
 from sstoken_plugin.training.callbacks import HistoryCallback
-from sstoken_plugin.training.collated import makes_other_samples
-from sstoken_plugin.training.parts import HistoryPart
 from sstoken_plugin.training.plan import PlanCallback
 from sstoken_plugin.training.session import Session
 from sstoken_plugin.training.setup import build_selection, describe, look_at_data, refuse_spread
@@ -46,7 +47,6 @@ def select_tokens(trainer: Any, config: SSTokenConfig, run: Run, front: type | N
     def make_selection() -> TokenSelection:
         model, precision = trainer.model, trainer.accelerator.autocast
         refuse_spread(model)
-        session.reads_collated = run.takes_any_collator and session.any_rank(makes_other_samples(trainer))
         tokenizer, samples = session.tokenizer, session.samples
         look = look_at_data(samples, run, model, tokenizer)
         session.survey = look.survey
@@ -56,8 +56,9 @@ def select_tokens(trainer: Any, config: SSTokenConfig, run: Run, front: type | N
             run,
             model,
             tokenizer,
-            adapter_is_trained=_adapter_is_of_checkpoint(trainer),
-            samples=samples or (),
+            adapter_is_trained=_adapter_is_of_checkpoint(trainer, config.history),
+            # Where batches may hold others, a cache that has all of these may lack what comes.
+            samples=(samples or ()) if run.rows_are_final else (),
             cache=cache,
             precision=precision,
         )
@@ -75,14 +76,22 @@ def select_tokens(trainer: Any, config: SSTokenConfig, run: Run, front: type | N
     return session
 
 
-def _adapter_is_of_checkpoint(trainer: Any) -> bool:
-    """Tell whether an adapter that has an effect already got it in the run that is resumed; every rank must call this.
+def _adapter_is_of_checkpoint(trainer: Any, history: str) -> bool:
+    """Tell whether the model has the adapter of the checkpoint that the run resumes from, and began with a new one.
 
-    A run whose adapter had one when it began keeps a copy of it in its checkpoints. Others began with a new adapter,
-    whatever was loaded since: ms-swift, and many a script, make the model with the adapter of the checkpoint.
+    So do ms-swift, and many a script, make the model of a run that goes on. Every rank must call this.
+
+    Args:
+        trainer: the trainer.
+        history: the value of `sstoken.history`.
     """
-    folder = trainer.resumes_from
-    return folder is not None and not trainer.sstoken.any_rank(checkpoint.holds_tensors(folder, HistoryPart.name))
+    folder, model = trainer.resumes_from, trainer.model
+    if folder is None or not isinstance(model, PeftModel):
+        return False
+    # Of a sharded one no rank has all; no trainer that loads another adapter there is known.
+    is_its = is_sharded(model) or is_partitioned(model) or has_adapter_of(model, folder)
+    # A run that began with a trained adapter keeps a copy of it.
+    return not trainer.sstoken.any_rank(not is_its or checkpoint.holds_history(folder, history))
 
 
 def with_selection(kind: type[Trainer], front: type | None = None) -> type[Trainer]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from transformers import Trainer
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, DefaultDataCollator, Trainer
 
 from sstoken_plugin.base import refusal
 from sstoken_plugin.engine.modes import class_name
@@ -17,6 +17,9 @@ from sstoken_plugin.selection.config import SSTokenConfig
 PACKAGE = "sstoken_plugin"
 # Packages whose trainers have a bridge of their own.
 FRAMEWORKS = ("llamafactory", "swift", "trl")
+_TAKES_ROWS_AS_THEY_ARE = (DataCollatorForSeq2Seq, DataCollatorWithFlattening, DefaultDataCollator)
+# Of PEFT's kinds that bring tokens, those whose tokens have no place in the text.
+_AMONG_KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
 _OTHER_TASKS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
 
 
@@ -69,8 +72,8 @@ class Bridge:
             base_model=base_model_of(model),
             seed=trainer.args.seed,
             plain_init=has_plain_init(model),
-            # A framework brings its own.
-            takes_any_collator=type(self) is Bridge,
+            # Frameworks bring collators that do.
+            rows_are_final=type(self) is not Bridge or type(trainer.data_collator) in _TAKES_ROWS_AS_THEY_ARE,
         )
 
 
@@ -98,8 +101,7 @@ def _refuse_model(model: Any) -> None:
         )
     for adapter in getattr(model, "peft_config", {}).values():
         kind = str(getattr(adapter.peft_type, "value", adapter.peft_type))
-        # Those of a prefix are among keys and values alone.
-        if getattr(adapter, "is_prompt_learning", False) and kind != "PREFIX_TUNING":
+        if getattr(adapter, "is_prompt_learning", False) and kind not in _AMONG_KEYS_AND_VALUES:
             raise ValueError(
                 f"peft_type: {kind} puts tokens of its own before those of a sample, so that losses stand elsewhere "
                 "than the labels; use LoRA, or train without sstoken."

@@ -18,7 +18,6 @@ from sstoken_plugin.selection.config import SSTokenConfig
 from sstoken_plugin.selection.samples import IGNORE_INDEX
 from sstoken_plugin.selection.turns import Turns
 from sstoken_plugin.training import checkpoint, sampling
-from sstoken_plugin.training.collated import Collated
 from sstoken_plugin.training.metrics import Totals, counts, ratios
 from sstoken_plugin.training.monitor import SelectionMonitor
 from sstoken_plugin.training.parts import HistoryPart, MonitorPart, Part, TotalsPart, WarningsPart
@@ -45,8 +44,6 @@ class Session:
         warnings: every warning raised about the selection, in order.
         watchers: are shown every scored step of the training, and must not change it.
         parts: what has state in a checkpoint beside the selection's own.
-        reads_collated: whether samples are read as the trainer's collator makes them, because it makes others than the
-            rows hold.
         batches: micro-batches of an epoch on this rank; None where that is not known yet.
     """
 
@@ -65,7 +62,6 @@ class Session:
         self.watchers: list[Callable[[ScoredStep], None]] = []
         self.parts: list[Part] = []
         self.names = names
-        self.reads_collated = False
         self.batches: int | None = None
         self.totals = Totals()
         self._trainer = trainer
@@ -76,7 +72,7 @@ class Session:
         self._expected = self._taken = 0
         self._has_begun = False
         self._selected_for: Any = None
-        self._trained_tensors = 0
+        self._trained: list[bool] = []
 
     @property
     def model(self) -> Any:
@@ -90,8 +86,8 @@ class Session:
 
     @property
     def samples(self) -> Any:
-        """The samples of the training, as its batches hold them."""
-        return Collated(self._trainer) if self.reads_collated else self._trainer.train_dataset
+        """The prepared data set of the training."""
+        return self._trainer.train_dataset
 
     @property
     def is_first_rank(self) -> bool:
@@ -126,7 +122,7 @@ class Session:
             self.refuse_other_loss()
             self.selection = self._make_selection()
             self._selected_for = self.model
-            self._trained_tensors = self._count_trained()
+            self._trained = self._which_train()
 
     def begin_run(self) -> None:
         """Forget an earlier training of the same trainer, as one that ran out of memory, but for its history."""
@@ -224,18 +220,23 @@ class Session:
         history = None if self.selection is None else self.selection.history_model
         if history is None:
             return
-        more = self._count_trained() - self._trained_tensors
-        if more > 0 and history.is_of_model and self.config.needs_history:
-            raise RuntimeError(
-                f"requires_grad: {more} more tensors train than when the run began, and the history "
-                f"(sstoken.history: {self.config.history}) has not kept what they were; let them train from the start, "
-                "or set sstoken.selector: attention, which needs no history."
-            )
+        if self.config.needs_history and (now := self._which_train()) != self._trained:
+            self._refuse_later_ones(history, now)
         if not is_skipped:
             history.after_step(self.model, self._trainer.state.global_step)
 
-    def _count_trained(self) -> int:
-        return sum(parameter.requires_grad for parameter in self.model.parameters())
+    def _which_train(self) -> list[bool]:
+        return [parameter.requires_grad for parameter in self.model.parameters()]
+
+    def _refuse_later_ones(self, history: Any, now: list[bool]) -> None:
+        names = [name for name, _ in self.model.named_parameters()]
+        later = [name for name, then, is_now in zip(names, self._trained, now, strict=True) if is_now and not then]
+        if changed := [name for name in later if history.depends_on(name)]:
+            raise RuntimeError(
+                f"requires_grad: {len(changed)} tensors train that did not when the run began ({changed[0]}, ...), and "
+                f"the history (sstoken.history: {self.config.history}) has not kept what they were; let them train "
+                "from the start, or set sstoken.selector to attention or threshold, which need no history."
+            )
 
     def take(self, step: ScoredStep) -> None:
         """Count a step whose loss was computed, and show it to the watchers.

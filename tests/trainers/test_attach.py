@@ -38,17 +38,9 @@ def of_class(trainer, **methods):
     return trainer
 
 
-def shown(trainer):
-    (report,) = [each for each in trainer.callback_handler.callbacks if isinstance(each, ReportCallback)]
-    return report.trajectory.moments
-
-
 def moments(trainer):
-    return [moment.label for moment in shown(trainer)]
-
-
-def samples_of(trainer):
-    return shown(trainer)[-1].records
+    (report,) = [each for each in trainer.callback_handler.callbacks if isinstance(each, ReportCallback)]
+    return [moment.label for moment in report.trajectory.moments]
 
 
 def told(trainer):
@@ -139,26 +131,6 @@ def test_an_adapter_that_was_trained_before_the_run_stays_part_of_its_history_wh
     assert not resumed.sstoken.warnings
 
 
-def test_labels_that_a_collator_makes_are_those_of_the_page(trainer):
-    """Rows hold the text alone, as in many a script; the plan does not count what is not trained on."""
-    selects = trainer(options={"remove_unused_columns": False})
-    rows, collate = selects.train_dataset, selects.data_collator
-    responses = {tuple(row["input_ids"]): sum(label != -100 for label in row["labels"]) for row in rows}
-    prompts = {tuple(row["input_ids"]): row["labels"].count(-100) for row in rows}
-
-    def masks_prompts(batch):
-        return collate([{**row, "labels": [-100] * (n := prompts[tuple(row["input_ids"])]) + row["input_ids"][n:]}
-                        for row in batch])  # fmt: skip
-
-    selects.train_dataset = rows.remove_columns("labels")
-    selects.data_collator = masks_prompts
-    attach(selects, SELECTS).train()
-    records = samples_of(selects)
-    assert records
-    for record in records:
-        assert sum(record["response"]) == responses[tuple(record["input_ids"])]
-
-
 def test_a_cache_of_whole_rows_serves_no_training_on_cut_ones(trainer, tmp_path):
     """Full fine-tuning, in which no copy of the model is kept where the cache has all losses."""
     block = {"selector": "rel", "warmup_ratio": 0.0, "history_cache": str(tmp_path / "cache"), "report": False}
@@ -185,18 +157,55 @@ def test_the_page_names_the_model_that_an_early_stop_has_loaded(trainer):
     assert moments(stops)[-1] == "the best model (checkpoint-1) at step 3 of 9"
 
 
-def test_weights_that_begin_to_train_later_stop_a_run_whose_history_has_not_kept_them(trainer):
-    class Unfreezes(TrainerCallback):
-        def on_step_begin(self, args, state, control, model, **kwargs):
-            if state.global_step == 2:
-                model.get_input_embeddings().weight.requires_grad_(True)
+@pytest.mark.parametrize(
+    ("block", "first", "then", "stops"),
+    [
+        (SELECTS, "", "embed_tokens.weight", True),
+        ({"selector": "random"}, "", "embed_tokens.weight", False),
+        ({**SELECTS, "history": "ema"}, "layers.0.", "layers.1.", True),
+        (SELECTS, "layers.0.", "layers.1.", False),
+    ],
+)
+def test_weights_that_begin_to_train_later_stop_a_run_whose_history_needs_what_they_were(
+    trainer, block, first, then, stops
+):
+    """The model without its adapter is a history that does not need the adapter's weights."""
+    selects = trainer()
 
-    for block, stops in ((SELECTS, True), ({"selector": "random"}, False)):
-        selects = trainer()
-        selects.add_callback(Unfreezes())
-        attach(selects, block)
-        with pytest.raises(RuntimeError, match="requires_grad: 1 more tensors train") if stops else nullcontext():
-            selects.train()
+    def train_alone(part):
+        for name, weight in selects.model.named_parameters():
+            weight.requires_grad_(part in name and ("lora_" in name or "embed" in part))
+
+    class Unfreezes(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                train_alone(then)
+
+    if first:
+        train_alone(first)
+    selects.add_callback(Unfreezes())
+    attach(selects, block)
+    with pytest.raises(RuntimeError, match=r"requires_grad: .* train that did not") if stops else nullcontext():
+        selects.train()
+
+
+def test_an_adapter_that_was_trained_before_is_the_history_where_no_checkpoint_has_a_copy(trainer, trained_adapter):
+    """Nothing ranked by it in the run that is resumed."""
+    whole = attach(with_adapter(trainer(saves=2), trained_adapter), {"selector": "random"})
+    whole.train()
+    resumed = attach(with_adapter(trainer(), trained_adapter), {**SELECTS, "selector": "rel"})
+    resumed.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-2")
+    assert "the weights before training (a copy)" in resumed.sstoken.selection.history.history.description
+
+
+def test_another_history_than_that_of_the_checkpoint_begins_as_in_a_new_run(trainer):
+    whole = attach(trainer(saves=2), {**SELECTS, "history": "ema"})
+    whole.train()
+    folder = f"{whole.args.output_dir}/checkpoint-2"
+    resumed = attach(with_adapter(trainer(), folder), SELECTS)
+    resumed.train(resume_from_checkpoint=folder)
+    assert "adapter switched off" in resumed.sstoken.selection.history.history.description
+    assert "the history is the one that a new run would have" in " ".join(resumed.sstoken.warnings)
 
 
 def test_who_reads_the_outputs_of_a_step_gets_all_logits_and_keeps_the_labels(trainer):
