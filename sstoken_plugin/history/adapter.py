@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
-from peft.utils import load_peft_weights
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 from safetensors import SafetensorError
 from torch import nn
 
@@ -78,15 +79,21 @@ def has_effect(model: PeftModel) -> bool:
 
 
 def has_adapter_of(model: PeftModel, folder: Path) -> bool:
-    """Tell whether a model's adapter has the very weights that a folder holds of one."""
+    """Tell whether a model's adapter has the very weights that a checkpoint folder holds of it."""
+    name = model.active_adapter
+    # PEFT's way of saving more than one, or one of another name.
+    folder = folder if name == "default" else folder / name
+    # Without this PEFT would ask a hub.
+    if not any((folder / file).exists() for file in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+        return False
     try:
         there = load_peft_weights(str(folder), device="cpu")
-    except (OSError, ValueError, SafetensorError):
+    except (OSError, ValueError, SafetensorError, UnpicklingError):
         return False
-    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     return own.keys() <= there.keys() and all(
-        tensor.shape == there[name].shape and torch.equal(tensor.detach().cpu(), there[name].to(tensor.dtype))
-        for name, tensor in own.items()
+        tensor.shape == there[key].shape and torch.equal(tensor.detach().cpu(), there[key].to(tensor.dtype))
+        for key, tensor in own.items()
     )
 
 

@@ -72,7 +72,7 @@ class Session:
         self._expected = self._taken = 0
         self._has_begun = False
         self._selected_for: Any = None
-        self._trained: list[bool] = []
+        self._frozen: list[tuple[str, Tensor]] = []
 
     @property
     def model(self) -> Any:
@@ -122,7 +122,7 @@ class Session:
             self.refuse_other_loss()
             self.selection = self._make_selection()
             self._selected_for = self.model
-            self._trained = self._which_train()
+            self._frozen = [entry for entry in self.model.named_parameters() if not entry[1].requires_grad]
 
     def begin_run(self) -> None:
         """Forget an earlier training of the same trainer, as one that ran out of memory, but for its history."""
@@ -220,17 +220,13 @@ class Session:
         history = None if self.selection is None else self.selection.history_model
         if history is None:
             return
-        if self.config.needs_history and (now := self._which_train()) != self._trained:
-            self._refuse_later_ones(history, now)
+        if self.config.needs_history:
+            self._refuse_later_ones(history)
         if not is_skipped:
             history.after_step(self.model, self._trainer.state.global_step)
 
-    def _which_train(self) -> list[bool]:
-        return [parameter.requires_grad for parameter in self.model.parameters()]
-
-    def _refuse_later_ones(self, history: Any, now: list[bool]) -> None:
-        names = [name for name, _ in self.model.named_parameters()]
-        later = [name for name, then, is_now in zip(names, self._trained, now, strict=True) if is_now and not then]
+    def _refuse_later_ones(self, history: Any) -> None:
+        later = [name for name, parameter in self._frozen if parameter.requires_grad]
         if changed := [name for name in later if history.depends_on(name)]:
             raise RuntimeError(
                 f"requires_grad: {len(changed)} tensors train that did not when the run began ({changed[0]}, ...), and "
