@@ -146,7 +146,7 @@ def _refuse_unfit_history(cfg: Mapping[str, Any], config: SSTokenConfig) -> None
 def _refuse_unfit_folder(cfg: Mapping[str, Any], config: SSTokenConfig) -> None:
     named.refuse_unfit_history(config.history)
     folder = expand(config.history)
-    if cfg.get("adapter") and (folder / "adapter_config.json").exists():
+    if cfg.get("adapter") and (folder / named.ADAPTER_FILE).exists():
         for refusal in refusals.BASE_CHANGING:
             value = _nested(cfg, refusal.key)
             if value not in PLAIN_INITS if refusal.key == "peft_init_lora_weights" else value:

@@ -84,7 +84,7 @@ def has_adapter_of(model: PeftModel, folder: Path) -> bool:
     # PEFT's way of saving more than one, or one of another name.
     folder = folder if name == "default" else folder / name
     # Without this PEFT would ask a hub.
-    if not any((folder / file).exists() for file in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+    if not holds_weights(folder):
         return False
     try:
         there = load_peft_weights(str(folder), device="cpu")
@@ -95,6 +95,11 @@ def has_adapter_of(model: PeftModel, folder: Path) -> bool:
         tensor.shape == there[key].shape and torch.equal(tensor.detach().cpu(), there[key].to(tensor.dtype))
         for key, tensor in own.items()
     )
+
+
+def holds_weights(folder: Path) -> bool:
+    """Tell whether a folder has a file of an adapter's weights."""
+    return any((folder / name).exists() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME))
 
 
 def is_of_base(name: str) -> bool:

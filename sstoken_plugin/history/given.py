@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
-from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -23,13 +23,12 @@ from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.engine.modes import under_adapter
 from sstoken_plugin.engine.run import Run
 from sstoken_plugin.engine.sharding import is_sharded
-from sstoken_plugin.history.adapter import has_effect, trained_outside_adapter
+from sstoken_plugin.history.adapter import has_effect, holds_weights, trained_outside_adapter
 from sstoken_plugin.history.frozen import FrozenModel, without_adapter
 from sstoken_plugin.history.inits import base_change
+from sstoken_plugin.history.named import ADAPTER_FILE, MODEL_FILE
 
 LOG = logger(__name__)
-
-ADAPTER_FILE, MODEL_FILE = "adapter_config.json", "config.json"
 
 
 def load_given(folder: Path, run: Run, model: Any, tokenizer: Any, *, is_trained: bool = False) -> FrozenModel:
@@ -121,7 +120,7 @@ def _adapter(folder: Path, run: Run, model: Any, tokenizer: Any, is_trained: boo
     base = without_adapter(model) if shares else _load(run, model)
     _refuse_small_vocabulary(run.base_model, base, tokenizer)
     with _loading(folder):
-        if not any((folder / name).exists() for name in (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)):
+        if not holds_weights(folder):
             raise ValueError(f"it has no {SAFETENSORS_WEIGHTS_NAME}")
         history = PeftModel.from_pretrained(base, folder)
         _refuse_surplus(folder, history)

@@ -9,6 +9,8 @@ import stat
 from sstoken_plugin.base.files import expand
 from sstoken_plugin.selection.config import HISTORIES, SSTokenConfig, nearest
 
+ADAPTER_FILE, MODEL_FILE = "adapter_config.json", "config.json"
+
 
 def refuse_unfit_names(config: SSTokenConfig) -> None:
     """Refuse settings that name no folder where one is needed.
@@ -61,9 +63,9 @@ def refuse_unfit_history(path: str) -> None:
         raise ValueError(
             f"sstoken.history: {path} is no folder, and none of {', '.join(HISTORIES)}; did you mean '{word}'?"
         )
-    if not any((folder / name).exists() for name in ("adapter_config.json", "config.json")):
+    if not any((folder / name).exists() for name in (ADAPTER_FILE, MODEL_FILE)):
         raise ValueError(
-            f"sstoken.history: {path} holds neither adapter_config.json nor config.json; name an adapter folder or a "
+            f"sstoken.history: {path} holds neither {ADAPTER_FILE} nor {MODEL_FILE}; name an adapter folder or a "
             "full checkpoint."
         )
 

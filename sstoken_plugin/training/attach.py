@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
@@ -10,7 +12,7 @@ from transformers import Trainer
 from sstoken_plugin.base.logs import announce, announce_as, logger
 from sstoken_plugin.base.visible_text import told_on_one_line
 from sstoken_plugin.engine.run import Run
-from sstoken_plugin.engine.sharding import is_partitioned, is_sharded
+from sstoken_plugin.engine.sharding import is_sharded
 from sstoken_plugin.engine.step import TokenSelection
 from sstoken_plugin.history.adapter import has_adapter_of
 from sstoken_plugin.history.build import build_history
@@ -18,6 +20,7 @@ from sstoken_plugin.selection.config import SSTokenConfig
 from sstoken_plugin.training import checkpoint
 from sstoken_plugin.training.cache import cache_folder
 from sstoken_plugin.training.callbacks import HistoryCallback
+from sstoken_plugin.training.parts import HistoryPart, Saved
 from sstoken_plugin.training.plan import PlanCallback
 from sstoken_plugin.training.session import Session
 from sstoken_plugin.training.setup import build_selection, describe, look_at_data, refuse_spread
@@ -89,9 +92,22 @@ def _adapter_is_of_checkpoint(trainer: Any, history: str) -> bool:
     if folder is None or not isinstance(model, PeftModel):
         return False
     # Of a sharded one no rank has all; no trainer that loads another adapter there is known.
-    is_its = is_sharded(model) or is_partitioned(model) or has_adapter_of(model, folder)
+    is_its = is_sharded(model) or has_adapter_of(model, folder)
     # A run that began with a trained adapter keeps a copy of it.
-    return not trainer.sstoken.any_rank(not is_its or checkpoint.holds_history(folder, history))
+    return not trainer.sstoken.any_rank(not is_its or _holds_history(folder, history))
+
+
+def _holds_history(folder: Path, kind: str) -> bool:
+    """Tell whether a checkpoint holds weights of a history of this kind, be they damaged."""
+    try:
+        found = checkpoint.read(folder, {HistoryPart.name})
+    except ValueError:
+        return False
+    if found is None:
+        return False
+    saved = found.parts.get(HistoryPart.name, Saved())
+    is_of_kind = isinstance(saved.facts, Mapping) and saved.facts.get("kind") == kind
+    return HistoryPart.name in found.lost or bool(saved.tensors and is_of_kind)
 
 
 def with_selection(kind: type[Trainer], front: type | None = None) -> type[Trainer]:

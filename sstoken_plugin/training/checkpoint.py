@@ -23,7 +23,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from sstoken_plugin.base.checked import checked
 from sstoken_plugin.base.files import replacing, unpacked, write_bytes
 from sstoken_plugin.base.visible_text import in_short
-from sstoken_plugin.training.parts import HistoryPart, Part, Saved
+from sstoken_plugin.training.parts import Part, Saved
 
 FOLDER = "sstoken"
 # Of the files below; a reader of one format leaves others alone.
@@ -116,19 +116,6 @@ def _write_part(folder: Path, name: str, saved: Saved, head: Mapping[str, Any], 
 def holds_state(folder: Path) -> bool:
     """Tell whether a folder holds what `write` puts into a checkpoint, be it damaged."""
     return (folder / FOLDER / _FACTS).exists()
-
-
-def holds_history(checkpoint: Path, kind: str) -> bool:
-    """Tell whether a checkpoint folder holds weights of a history of this kind, be they damaged."""
-    try:
-        found = read(checkpoint, {HistoryPart.name})
-    except ValueError:
-        return False
-    if found is None:
-        return False
-    saved = found.parts.get(HistoryPart.name, Saved())
-    is_of_kind = isinstance(saved.facts, Mapping) and saved.facts.get("kind") == kind
-    return HistoryPart.name in found.lost or bool(saved.tensors and is_of_kind)
 
 
 def read(checkpoint: Path, only: Collection[str] | None = None) -> Found | None:

@@ -255,14 +255,15 @@ def test_an_attachment_that_fails_can_be_tried_again(trainer):
     assert (Path(plain.args.output_dir) / "sstoken" / "report.html").exists()
 
 
-@pytest.mark.parametrize("package", ["training", "plugin", "__main__"])
-def test_a_trainer_of_a_package_that_is_called_like_one_of_our_files(package, trainer):
+@pytest.mark.parametrize("module", ["training.mine", "plugin", "__main__"])
+def test_a_trainer_of_a_module_that_is_called_like_one_of_our_files(module, trainer):
     plain = of_class(trainer(steps=1))
-    type(plain).__module__ = package
+    type(plain).__module__ = module
     before = {*sys.modules}
     attach(plain, SELECTS).train()
     assert plain.state.log_history[0]["sstoken/selected_ratio"] < 1
-    assert {f"sstoken_plugin.{package}", f"sstoken_plugin.{package}.bridge"} & {*sys.modules} <= before
+    named = f"sstoken_plugin.{module.partition('.')[0]}"
+    assert {named, f"{named}.bridge"} & {*sys.modules} <= before
 
 
 @pytest.mark.parametrize(
