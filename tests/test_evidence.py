@@ -548,11 +548,11 @@ def test_held_out_samples_are_clean_and_in_no_training_data(tmp_path, monkeypatc
         assert len(data["corrupt40-without"]) == 24
         assert set(responses(data["corrupt40-without"])) < clean
     every = {file.stem: read(file) for file in (tmp_path / "made" / "experiments").iterdir()}
-    confirms, late = (
+    confirms, late, paper_rate = (
         {name: every.pop(name) for name in list(every) if name.endswith(f"-{kind}")}
-        for kind in ("confirmation", "late")
+        for kind in ("confirmation", "late", "paper-rate")
     )
-    assert len(confirms) == len(late) == len(every) > 0
+    assert len(confirms) == len(late) == len(paper_rate) == len(every) > 0
     for name, found in every.items():
         later = confirms[f"{name}-confirmation"]
         assert later.base == found.base
@@ -561,6 +561,11 @@ def test_held_out_samples_are_clean_and_in_no_training_data(tmp_path, monkeypatc
         assert set(LATE_SEEDS).isdisjoint((*real.SEEDS, *later.seeds))
         begins_late(late[f"{name}-late"], "threshold-0.01")
         assert late[f"{name}-late"].base == found.base
+        slower = paper_rate[f"{name}-paper-rate"]
+        assert slower.base == {**found.base, "learning_rate": 1e-4}
+        assert slower.out not in (found.out, later.out, late[f"{name}-late"].out)
+        assert set(slower.seeds).isdisjoint((*real.SEEDS, *later.seeds, *LATE_SEEDS))
+        assert {*real.AGAINST, "warmup-all"} < {arm.name for arm in slower.arms} < {arm.name for arm in found.arms}
         assert {"all", "random", "threshold-0.01"} < {arm.name for arm in later.arms} < {arm.name for arm in found.arms}
         assert {"all", "oracle", "threshold"} - {arm.name for arm in found.arms} <= {"oracle"}
         (block,) = [arm.sstoken for arm in found.arms if arm.name == "reference"]
