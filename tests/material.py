@@ -158,6 +158,14 @@ def without_the_package(tmp_path_factory: pytest.TempPathFactory) -> str:
     return python
 
 
+def spread_over_gpus(model: Any) -> Any:
+    """Make a model say that its embeddings and its head are on two GPUs, and return it."""
+    for number, layer in enumerate((model.get_input_embeddings(), model.get_output_embeddings())):
+        on_gpu = type("OnGPU", (torch.nn.Parameter,), {"device": torch.device("cuda", number)})
+        layer.weight = on_gpu(layer.weight.detach().clone(), requires_grad=layer.weight.requires_grad)
+    return model
+
+
 def run_command(*command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
     """Run a command of this environment; stderr is part of stdout. Ranks may wait for each other, we do not."""
     scripts = Path(sys.executable).parent

@@ -255,8 +255,10 @@ def test_every_arm_sees_the_same_batches_from_the_same_weights_with_the_same_dro
         assert all(a.equal(b) for a, b in zip(plain, own, strict=True))
 
 
-def test_the_loss_is_the_trainers_own_where_one_batch_holds_all(base, tmp_path):
-    plain = {**base, "plugins": [], "eval_batch_size": 100, "eval_strategy": "epoch", "learning_rate": 1e-12}
+@pytest.mark.parametrize("changes", [{}, {"adapter": None, "reinit_weights": True}], ids=["lora", "new weights"])
+def test_the_loss_is_the_trainers_own_where_one_batch_holds_all(base, tmp_path, changes):
+    kept = {"plugins": [], "eval_batch_size": 100, "eval_strategy": "epoch", "learning_rate": 1e-12}
+    plain = {**base, **kept, **changes}
     cfg = load({**plain, "output_dir": str(tmp_path / "out"), "max_steps": 1}, tmp_path)
     data = load_datasets(cfg=cfg)
     _, _, trainer = axolotl_train(cfg=cfg, dataset_meta=data)

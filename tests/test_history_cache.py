@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from axolotl.cli.utils import load_model_and_tokenizer
 from conftest import skip_what_is_refused, write
+from material import spread_over_gpus
 from transformers import AutoModelForCausalLM
 
 from sstoken_plugin.axolotl import cli
@@ -322,6 +324,17 @@ def test_scoring_tells_why_the_folder_of_a_run_cannot_be_used(config, tmp_path):
     own(config).parent.write_text("somebody's")
     with pytest.raises(ValueError, match=r"sstoken\.history_cache: .*sstoken/history"):
         score(config, tmp_path)
+
+
+def test_a_model_on_several_gpus_is_not_scored(config, tmp_path, monkeypatch):
+    def spread(**arguments):
+        model, *others = load_model_and_tokenizer(**arguments)
+        return spread_over_gpus(model), *others
+
+    monkeypatch.setattr("axolotl.cli.utils.load_model_and_tokenizer", spread)
+    with pytest.raises(ValueError, match="device_map: the model is spread over cuda:0 and cuda:1"):
+        score(config, tmp_path)
+    assert not own(config).exists()
 
 
 def test_the_page_leaves_the_losses_to_the_training(config, train, steps, forwards):

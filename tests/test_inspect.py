@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from conftest import AXOLOTL, load, write
-from material import run_command
+from material import run_command, spread_over_gpus
 from safetensors.torch import load_file
 
 from sstoken_plugin.axolotl import inspection as axolotl_inspection
@@ -485,6 +485,20 @@ def test_what_only_others_raise_keeps_its_traceback(config, tmp_path, monkeypatc
     monkeypatch.setattr("axolotl.common.datasets.load_datasets", load)
     result = CliRunner().invoke(inspect_command, [str(write(config, tmp_path)), "--out", str(tmp_path / "o")])
     assert isinstance(result.exception, ValueError)
+
+
+def test_a_model_on_several_gpus_is_not_scored(config, inspect, monkeypatch):
+    load_model = axolotl_inspection.load_model_and_tokenizer
+
+    def spread(**arguments):
+        model, *others = load_model(**arguments)
+        return spread_over_gpus(model), *others
+
+    monkeypatch.setattr(axolotl_inspection, "load_model_and_tokenizer", spread)
+    result, records = inspect(config)
+    assert result.exit_code == 1
+    assert "device_map: the model is spread over cuda:0 and cuda:1" in result.output
+    assert not records
 
 
 @pytest.mark.parametrize("key", ["history", "history_cache"])

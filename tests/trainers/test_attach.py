@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from material import spread_over_gpus
 from peft import PeftModel, PromptTuningConfig, get_peft_model
 from transformers import EarlyStoppingCallback, LlamaForSequenceClassification, Trainer, TrainerCallback
 
@@ -292,6 +293,14 @@ def test_models_that_predict_no_tokens_of_the_text_are_refused(trainer, tiny_lla
     )
     with pytest.raises(ValueError, match="peft_type: PROMPT_TUNING puts tokens of its own before"):
         attach(prompted)
+
+
+def test_a_model_on_several_gpus_is_refused_before_it_is_trained(trainer):
+    spread = attach(trainer(), SELECTS)
+    spread_over_gpus(spread.model)
+    with pytest.raises(ValueError, match="device_map: the model is spread over cuda:0 and cuda:1"):
+        spread.train()
+    assert spread.state.global_step == 0
 
 
 def test_what_the_selection_cannot_run_beside_is_refused(trainer):
