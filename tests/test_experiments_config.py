@@ -389,8 +389,9 @@ def test_controls_keep_as_many_tokens_as_the_selection_does_with_its_warmup(bloc
         ("attention:ratio=0.9,random,all", 0.9),
         # Which of them, nobody can say: that of the block.
         ("sstoken:ratio=0.9,mine:ratio=0.8,random", 0.68),
-        # How much it keeps is known once it has run.
-        ("threshold,random,all", 0.68),
+        # How much a threshold keeps is known once it has run.
+        ("sstoken,threshold,random,all", 0.68),
+        ("threshold,random:ratio=0.95,all", 0.95),
         ("sstoken:ratio=0.9,random:ratio=0.5,all", 0.5),
     ],
 )
@@ -415,7 +416,9 @@ def test_without_arms_it_compares_what_the_yaml_selects_by(block, arms, tmp_path
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("all", "names fewer than two arms"),
+        ("random", "'random' names fewer than two arms, so that there is nothing to compare; add `all`"),
+        ("all", "'all' names fewer than two arms, so that there is nothing to compare; add `sstoken`"),
+        ("threshold,random,all", "before the selection beside it has run; set it, as in random:ratio=0.95"),
         ("rondom,all", "rondom is no selector; the nearest one is random"),
         ("sstoken:ratio=0.4,sstoken:ratio=0.8", "sstoken is there twice"),
         ("all:ratio=0.4,random", "all is plain training, which has no settings"),

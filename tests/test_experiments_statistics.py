@@ -58,6 +58,9 @@ def test_a_verdict_says_which_way_is_better():
         ([1.0, 5.0], [2.0, 2.0], f"{UNTOLD} with 2 seeds"),
         ([1.0, math.nan, 1.0], [2.0, 2.0, 2.0], f"{UNTOLD} with 3 seeds: a value is not finite"),
         ([1.0, 1.0], [1.0, 1.0], f"{UNTOLD} with 2 seeds: there is no difference in any of them"),
+        # Of one training in two ways: rounding in float32.
+        ([1.4 - 6e-8, 2.5 - 7e-8], [1.4, 2.5], f"{UNTOLD} with 2 seeds: there is no difference in any of them"),
+        ([math.inf, 1.0], [math.inf, 1.1], f"{UNTOLD} with 2 seeds: a value is not finite"),
         ([0.1 + 0.2, 0.3], [0.0, 0.0], f"{UNTOLD} with 2 seeds: all differ by the same"),
     ],
 )

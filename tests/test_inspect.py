@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import weakref
@@ -227,8 +228,26 @@ def test_a_yaml_without_the_plugin_can_be_inspected_and_overridden(config, inspe
 def test_bad_input_is_one_sentence_and_no_traceback(config, inspect):
     result, _ = inspect({**config, "sstoken": {"rato": 0.3}})
     assert result.exit_code == 1
-    assert "the nearest one is sstoken.ratio" in result.output
+    (line,) = [line for line in result.output.splitlines() if "sstoken." in line]
+    assert line.startswith("Error: sstoken.rato is not a key; the nearest one is sstoken.ratio")
+    assert "pydantic" not in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_folder_without_an_adapter_is_refused_before_anything_is_loaded(config, inspect, tmp_path, monkeypatch):
+    monkeypatch.delattr(axolotl_inspection, "data_of")
+    result, _ = inspect(config, "--adapter", str(tmp_path))
+    assert result.exit_code == 1
+    assert f"--adapter: {tmp_path} holds no adapter_config.json; name a run's output_dir" in result.output
+
+
+def test_that_no_sample_has_a_response_is_said(config, inspect, tmp_path):
+    chats = tmp_path / "questions.jsonl"
+    chats.write_text(json.dumps({"messages": [{"role": "user", "content": "Who?"}]}) + "\n")
+    data = [{**config["datasets"][0], "path": str(chats)}]
+    result, _ = inspect({**config, "datasets": data, "dataset_prepared_path": str(tmp_path / "own")})
+    assert "No sample here has a response token; look at `type`, `roles_to_train`" in result.output
+    assert "REL is zero" not in result.output
 
 
 @pytest.mark.parametrize(
@@ -278,6 +297,8 @@ def test_two_adapters_are_compared_with_one_model_in_memory(config, train, inspe
     assert f"({both} of {either}); {sum(a != b for a, b in marks)} tokens are kept by one alone" in result.output
     page = (folder / "inspect.html").read_text()
     assert all(f"adapter {adapter}" in page for adapter in adapters)
+    titles = re.findall(r'"title": ?"(By kind of token[^"]*)"', page)
+    assert [title[-12:] for title in titles] == ["checkpoint-2", "checkpoint-4"]
 
 
 def test_three_adapters_are_one_too_many(config, inspect, tmp_path):

@@ -75,6 +75,11 @@ def edit(file, change):
     file.write_bytes(gzip.compress(json.dumps(content).encode()))
 
 
+def remove_checkpoints(run):
+    for checkpoint in run.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
 class Text(HTMLParser):
     """Which scripts and tags a page has, and its text."""
 
@@ -112,7 +117,7 @@ def test_a_checkpoint_and_a_run_that_did_not_end_are_drawn_as_of_then(runs, brow
     # Killed before its end.
     (runs / "many" / "sstoken" / FILE).unlink()
     found = report(runs / "many")
-    assert "has not come to its end, so that it is shown as of checkpoint-4" in found.output
+    assert "is shown as of checkpoint-4, because it has not come to its end" in found.output
     browser.show(runs / "many" / "sstoken" / "report-redrawn.html")
     assert browser.text("#moment-label") == "step 4 of 4"
 
@@ -133,7 +138,7 @@ def test_a_run_killed_in_the_folder_of_an_earlier_one_is_drawn_once_it_has_a_che
     folder = runs / "many"
     page = (folder / "sstoken" / "report.html").read_bytes()
     settings = {**small_run, "output_dir": str(folder), "save_strategy": "steps", "save_steps": 5, "max_steps": 8}
-    for step, told in ((3, ""), (6, "has not come to its end, so that it is shown as of checkpoint-5")):
+    for step, told in ((3, ""), (6, "is shown as of checkpoint-5, because it has not come to its end")):
         Kill.at = step
         with pytest.raises(KeyboardInterrupt):
             run_axolotl(settings, tmp_path)
@@ -196,6 +201,20 @@ def test_a_loss_over_all_tokens_is_that_of_kept_and_dropped_ones_by_their_shares
     assert float(ends[1][:6]) == pytest.approx(plain, abs=1e-3)
     (chart,) = [text for text in told if text.startswith("Training loss over kept tokens")]
     assert "B " not in chart
+
+
+def test_the_share_that_was_trained_on_is_that_of_the_steps_and_not_of_log_lines(runs):
+    """As with `logging_first_step`: the first line is of one step, the others of ten."""
+
+    def log(content):
+        kept = [(1, 1.0), (11, 0.9), (21, 0.6)]
+        content["report"]["log"] = [{"step": step, "loss": 1, "sstoken/selected_ratio": share} for step, share in kept]
+
+    edit(runs / "many" / "sstoken" / FILE, log)
+    out = runs / "page.html"
+    report(runs / "many", runs / "plain", "--out", out)
+    # (1 x 1.0 + 10 x 0.9 + 10 x 0.6) / 21
+    assert "trained on 76.2 % of its response tokens" in Text(out).text
 
 
 def test_the_same_samples_show_which_tokens_each_run_keeps(runs, browser):
@@ -344,6 +363,7 @@ def document(**changes):
 def test_damaged_data_are_one_sentence_and_nothing_is_written(runs, change):
     folder = runs / "many" / "sstoken"
     change(folder)
+    remove_checkpoints(folder.parent)
     out = runs / "page.html"
     for others in ([], [runs / "few"]):
         line = refused(runs / "many", *others, "--out", out)
@@ -353,8 +373,85 @@ def test_damaged_data_are_one_sentence_and_nothing_is_written(runs, change):
     assert (folder / "report.html").exists()
 
 
+def test_the_newer_of_two_runs_in_a_folder_is_shown(runs, small_run, tmp_path):
+    """The second leaves no data of a page, and has checkpoints of lower numbers than the first."""
+    folder, out = runs / "many", runs / "page.html"
+    shutil.copy(folder / "checkpoint-4" / "trainer_state.json", folder)
+    saves = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "logging_steps": 1}
+    second = {"selector": "random", "ratio": 0.25, "report": False}
+    run_axolotl({**small_run, **saves, "output_dir": str(folder), "sstoken": second}, tmp_path)
+    for arguments in ([folder, runs / "few"], [folder / "sstoken", runs / "few"]):
+        found = report(*arguments, "--out", out)
+        assert f"{folder} has what two runs wrote there; the newer one is shown." in found.output
+        overview = Text(out).text
+        assert f"3 steps, model {small_run['base_model']}, in {folder}" in overview
+    assert "report: false" in refused(folder)
+
+
+def test_the_page_is_that_of_the_newer_run_beside_checkpoints_of_an_older_one(runs, small_run, tmp_path):
+    folder = runs / "many"
+    found = report(folder)
+    run_axolotl({**small_run, "output_dir": str(folder), "max_steps": 2, "save_strategy": "no"}, tmp_path)
+    found = report(folder)
+    assert f"{folder} has what two runs wrote there; the newer one is shown." in found.output
+    own = folder / "sstoken" / "report.html"
+    assert (folder / "sstoken" / "report-redrawn.html").read_bytes() == own.read_bytes()
+
+
+def test_a_copied_run_is_the_same_whatever_the_ages_of_its_files(runs):
+    folder = runs / "many"
+    own = (folder / "sstoken" / "report.html").read_bytes()
+    for age, name in enumerate(
+        (f"sstoken/{FILE}", "checkpoint-4/trainer_state.json", "checkpoint-2/trainer_state.json")
+    ):
+        os.utime(folder / name, (age, age))
+    assert report(folder).output == f"Written: {folder / 'sstoken' / 'report-redrawn.html'}\n"
+    assert (folder / "sstoken" / "report-redrawn.html").read_bytes() == own
+
+
+@pytest.mark.parametrize("damaged", [f"sstoken/{FILE}", "checkpoint-4/trainer_state.json", "checkpoint-4/sstoken"])
+def test_where_what_is_newest_is_damaged_the_run_is_shown_as_of_before(runs, damaged):
+    folder, out = runs / "many", runs / "page.html"
+    page = folder / "sstoken" / FILE
+    if page != folder / damaged:
+        page.unlink()
+    if damaged.endswith("sstoken"):
+        cut("moments.json.gz", 300)(folder / damaged)
+    else:
+        cut(damaged, 50)(folder)
+    shown = "checkpoint-4" if page == folder / damaged else "checkpoint-2"
+    found = report(folder, "--out", out)
+    assert found.code == 0, found.output
+    assert f"{folder} is shown as of {shown}, because {folder / damaged}" in found.output
+    assert f"step {shown[-1]} of 4" in out.read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not read")
+def test_what_may_not_be_read_is_one_sentence(runs):
+    """Seen from within the folder: that of all tests is root's alone."""
+    shutil.copytree(runs / "few", runs / "closed" / "few")
+    (runs / "closed").chmod(0o700)
+    runs.chmod(0o777)
+    code = (
+        "import os, sys; from click.testing import CliRunner; "
+        "from sstoken_plugin.report.runs.command import report_command as command; "
+        # All modules that it needs, which root alone may be able to read.
+        "CliRunner().invoke(command, ['few', 'many', '--out', 'page.html']); os.setuid(65534); "
+        "found = CliRunner().invoke(command, sys.argv[1:]); print(found.output, repr(found.exception))"
+    )
+    for arguments, told, ended in (
+        (["closed/few"], "RUN: closed/few cannot be read (PermissionError", "SystemExit(1)"),
+        (["few", "--out", "closed/a.html"], "--out: closed/a.html cannot be written (PermissionError", "SystemExit(1)"),
+        ([".", "--out", "a.html"], "closed is left out: [Errno 13] Permission denied", "None"),
+    ):
+        found = subprocess.run([sys.executable, "-c", code, *arguments], cwd=runs, capture_output=True, text=True)
+        assert told in found.stdout, found.stdout + found.stderr
+        assert found.stdout.rstrip().endswith(ended)
+
+
 def test_a_damaged_run_in_a_folder_of_runs_is_left_out_and_told(runs, browser):
     cut(FILE, 5000)(runs / "few" / "sstoken")
+    remove_checkpoints(runs / "few")
     out = runs / "page.html"
     found = report(runs, "--out", out)
     assert "few is left out" in found.output
@@ -366,6 +463,7 @@ def test_a_damaged_run_in_a_folder_of_runs_is_left_out_and_told(runs, browser):
     "content", [b"", b'{"log_history": [', b"[]", b'{"log_history": 3}', b"\xff\xfe", b'{"a": NaN}']
 )
 def test_a_damaged_state_of_a_plain_training_is_one_sentence(runs, content):
+    shutil.rmtree(runs / "plain" / "checkpoint-2")
     file = runs / "plain" / "checkpoint-4" / "trainer_state.json"
     file.write_bytes(content)
     assert "trainer_state.json" in refused(runs / "many", runs / "plain", "--out", runs / "page.html")
@@ -400,6 +498,9 @@ def test_what_is_no_run_is_one_sentence_with_the_way_out(runs, monkeypatch):
     assert "same run" in refused("many", "many/sstoken")
     assert "nothing to show of it alone" in refused("plain")
     assert "is a folder" in refused("many", "--out", "empty")
+    assert "nothing is no name of a page" in refused("many", "--out", "")
+    assert "cannot be read (OSError: [Errno 36] File name too long" in refused("a" * 300)
+    assert "cannot be written (OSError: [Errno 36] File name too long" in refused("many", "--out", "a" * 300)
     assert "end in .html" in refused("many", "--out", "config.yaml")
     # As report: false leaves it.
     for folder in (runs / "few").rglob("sstoken"):

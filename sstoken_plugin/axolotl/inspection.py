@@ -24,9 +24,11 @@ from sstoken_plugin.base.files import expand
 from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.history.build import TrainedAdapter, build_history
+from sstoken_plugin.history.named import ADAPTER_FILE
 from sstoken_plugin.report import Moment, Report, assembly, inspection
 from sstoken_plugin.report.breakdown import KeptCounts
 from sstoken_plugin.report.content import Record
+from sstoken_plugin.report.fit import MAX_LABEL
 from sstoken_plugin.selection.config import SSTokenConfig
 from sstoken_plugin.selection.selectors import selector_of
 from sstoken_plugin.training import checkpoint
@@ -159,6 +161,11 @@ def _refuse_unfit(cfg: Any, asked: Asked) -> None:
         raise ValueError("--adapter needs `adapter: lora` or `adapter: qlora` in the YAML; --after N needs none.")
     if len(asked.adapters) > 2:
         raise ValueError(f"--adapter is given {len(asked.adapters)} times; at most two can be compared.")
+    for adapter in asked.adapters:
+        if not (Path(adapter) / ADAPTER_FILE).is_file():
+            raise ValueError(
+                f"--adapter: {adapter} holds no {ADAPTER_FILE}; name a run's output_dir, or one of its checkpoints."
+            )
     if asked.after is not None:
         if asked.adapters:
             raise ValueError(
@@ -238,7 +245,11 @@ def _scored(scorer: _Scorer, settings: SSTokenConfig, samples: Any, file: Path) 
             scorer.selection, scorer.model, samples, phase, scorer.tokenizer, counts.add
         )
         records = inspection.write_records(scored, file)
-    warnings = [*scorer.warnings, *without_rel(settings, phase, records)]
+    if any(any(record["response"]) for record in records):
+        told = without_rel(settings, phase, records)
+    else:
+        told = ["No sample here has a response token; look at `type`, `roles_to_train` and the keys beside them."]
+    warnings = [*scorer.warnings, *told]
     moment = Moment(scorer.label, phase.rule, phase.gamma, phase.ratio, records)
     tables = counts.tables(counts.counts.cpu())
     return assembly.report_of(scorer.selection, scorer.tokenizer, [moment], tables, scorer.facts, warnings=warnings)
@@ -272,13 +283,19 @@ def _together(reports: Sequence[Report]) -> Report:
     """Return one report with the moments and tables of several."""
     moments = [moment for report in reports for moment in report.moments]
     tables = [
-        replace(table, title=table.title if len(moments) == 1 else f"{moment.label}: {table.title}")
+        replace(table, title=table.title if len(moments) == 1 else _title(table.title, moment.label))
         for report in reports
         for moment in report.moments
         for table in report.breakdowns
     ]
     warnings = list(dict.fromkeys(warning for report in reports for warning in report.warnings))
     return replace(reports[-1], moments=moments, breakdowns=tables, warnings=warnings)
+
+
+def _title(title: str, label: str) -> str:
+    """Return a title of a table that names a model: of a long path the end, which tells it from another."""
+    room = MAX_LABEL - len(title) - len(": ...")
+    return f"{title}: {label if len(label) <= room else f'...{label[-room:]}'}"
 
 
 def keep_log(log: Path, beside: Path) -> Path | None:

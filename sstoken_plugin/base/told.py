@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from traceback import walk_tb
 
 import click
+from pydantic import ValidationError
 
 from sstoken_plugin.base.streams import replace_what_streams_lack
 from sstoken_plugin.base.visible_text import one_line, visible
@@ -21,8 +22,18 @@ def told_in_a_sentence() -> Iterator[None]:
     except ValueError as error:
         if not is_told(error):
             raise
-        words = str(error)
+        words = _words(error)
         raise click.ClickException(one_line(words) if type(error) is ValueError else visible(words)) from error
+
+
+def _words(error: ValueError) -> str:
+    """Return what an error says; of one of validation not the values, which may be whole configurations."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    keys = (".".join(map(str, fault["loc"])) for fault in faults)
+    words = (fault["msg"].removeprefix("Value error, ") for fault in faults)
+    return "\n".join(f"{key}: {said}" if key else said for key, said in zip(keys, words, strict=True))
 
 
 def is_told(error: ValueError) -> bool:

@@ -133,8 +133,9 @@ def arms_of(text: str, block: Mapping[str, Any]) -> dict[str, dict[str, Any] | N
             raise ValueError(f"--arms: {name} is there twice; give one a name of its own, as in mine:selector={name}.")
         found[name] = _arm(name, settings, block)
     if len(found) < 2:
+        other = "sstoken" if PLAIN in found else PLAIN
         raise ValueError(
-            f"--arms: {text!r} names fewer than two arms, so that there is nothing to compare; add `{PLAIN}`."
+            f"--arms: {text!r} names fewer than two arms, so that there is nothing to compare; add `{other}`."
         )
     return _with_share(found, {name for name, settings in asked if "ratio" in settings}, block)
 
@@ -163,9 +164,15 @@ def _with_share(
 ) -> dict[str, dict[str, Any] | None]:
     """Return arms in which controls keep as many tokens as the selection, but for those with a ratio of their own."""
     selections = {name: SSTokenConfig.from_block(arm) for name, arm in arms.items() if arm is not None}
-    shares = {each.share for each in selections.values() if each.selector not in CONTROLS} - {None}
-    share = shares.pop() if len(shares) == 1 else SSTokenConfig.from_block(block).share
+    shares = {each.share for each in selections.values() if each.selector not in CONTROLS}
     controls = [name for name, each in selections.items() if each.selector in CONTROLS and name not in own]
+    if controls and shares == {None}:
+        raise ValueError(
+            f"--arms: how many tokens {controls[0]} should keep is not known before the selection beside it has run; "
+            f"set it, as in {controls[0]}:ratio=0.95, or leave {controls[0]} out."
+        )
+    known = shares - {None}
+    share = known.pop() if len(known) == 1 else SSTokenConfig.from_block(block).share
     return {**arms, **({name: {**(arms[name] or {}), "ratio": share} for name in controls} if share else {})}
 
 

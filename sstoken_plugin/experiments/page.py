@@ -170,7 +170,7 @@ def _kept(results: Sequence[Result]) -> str:
         rows.append([arm, *means, ", ".join(map(str, steps)), _mean(result.train_seconds / 60 for result in own)])
     notes = "".join(f"<li><b>{escaped(name)}</b>: {escaped(MEANINGS[f'sstoken/{name}'])}</li>" for name in names)
     return (
-        "<h2>What each arm kept</h2><p>Means over the log of each run and over seeds.</p>"
+        "<h2>What each arm kept</h2><p>Means over the steps of each run and over seeds.</p>"
         f"{html_table(['arm', *names, 'steps', 'minutes of training'], rows)}"
         f'<details><summary>What the columns are</summary><ul class="answers">{notes}</ul></details>'
     )

@@ -6,7 +6,6 @@ which is in fault.txt in one sentence and in log.txt in full.
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -31,6 +30,7 @@ from sstoken_plugin.experiments.results import (
     write_result,
 )
 from sstoken_plugin.experiments.watch import Watch
+from sstoken_plugin.report.fit import mean_over_steps
 
 _METRICS = "sstoken/"
 _WEIGHTS = (".safetensors", ".bin", ".pt")
@@ -164,13 +164,10 @@ def remove_cut_checkpoints(out: Path) -> None:
 
 
 def _kept(log: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the mean over the lines of a log of each metric of the selection."""
-    found: dict[str, list[float]] = {}
-    for line in log:
-        for name, value in line.items():
-            if name.startswith(_METRICS) and math.isfinite(value):
-                found.setdefault(name.removeprefix(_METRICS), []).append(float(value))
-    return {name: sum(values) / len(values) for name, values in sorted(found.items())}
+    """Return the mean over the steps of a training of each metric of the selection."""
+    names = sorted({name for line in log for name in line if name.startswith(_METRICS)})
+    means = {name.removeprefix(_METRICS): mean_over_steps(log, name) for name in names}
+    return {name: mean for name, mean in means.items() if mean is not None}
 
 
 def _has_weights(out: Path) -> bool:

@@ -73,6 +73,22 @@ def points(log: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, flo
     return [(line["step"], line[name]) for line in log if is_number(line.get("step")) and is_number(line.get(name))]
 
 
+def mean_over_steps(log: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """Return the mean of one number of a training's log over its steps; None where no line has it.
+
+    A line counts for the steps since the training's line before it: of twenty steps with `logging_steps: 10` and
+    `logging_first_step: true` the first line is of one.
+    """
+    total = counted = last = 0.0
+    for line in log:
+        if not (is_number(line.get("step")) and "loss" in line):
+            continue
+        steps, last = line["step"] - last, line["step"]
+        if is_number(line.get(name)):
+            total, counted = total + steps * line[name], counted + steps
+    return total / counted if counted else None
+
+
 def table(breakdown: Breakdown) -> dict[str, Any]:
     """Return a breakdown in the page's terms: the rows seen most often, in their order."""
     rows = breakdown.rows

@@ -89,7 +89,12 @@ class Plan:
             (f"{about}{self.samples:,} samples, {self.response:,} response tokens ({share:.0%} of {self.tokens:,})"),
         )
         yield "kept", self._of_kept(about)
-        epochs = f"{self.schedule.epochs:.1f}".removesuffix(".0")
+        # 0.0004 of a large data set are not 0.
+        epochs = (
+            f"{self.schedule.epochs:.1f}".removesuffix(".0")
+            if self.schedule.epochs >= 1
+            else f"{self.schedule.epochs:.1g}"
+        )
         warmup = f", {self.warmup:,} of them the selection's warm-up" if self.warmup else ""
         yield "steps", f"{self.schedule.steps:,}, {epochs} epoch{'s' if epochs != '1' else ''}{warmup}"
         yield "history", self._of_history()

@@ -9,7 +9,7 @@ from typing import Any
 from sstoken_plugin.base.numbers import number
 from sstoken_plugin.report.drawing.chart import Curve, chart
 from sstoken_plugin.report.drawing.document import html_table
-from sstoken_plugin.report.fit import is_number, points, series
+from sstoken_plugin.report.fit import is_number, mean_over_steps, points, series
 from sstoken_plugin.report.runs.finished import FinishedRun
 
 _EVALUATION = re.compile(r"eval_(.+_)?loss")
@@ -59,11 +59,8 @@ def charts(runs: Sequence[FinishedRun], letters: str) -> tuple[list[str], list[s
 
 
 def kept_share(run: FinishedRun) -> float | None:
-    """Return the mean share of response tokens that a run kept, over its log; None where it is not known."""
-    shares: list[float] = [line[_KEPT_SHARE] for line in run.log if is_number(line.get(_KEPT_SHARE))]
-    if shares:
-        return sum(shares) / len(shares)
-    return None if run.selects else 1.0
+    """Return the share of response tokens that a run kept, as a mean over its steps; None where it is not known."""
+    return mean_over_steps(run.log, _KEPT_SHARE) if run.selects else 1.0
 
 
 def last_step(run: FinishedRun) -> int | None:

@@ -55,7 +55,11 @@ def draw(given: Sequence[str], out: str | None) -> tuple[Path, list[str]]:
 
 def _asked(out: str) -> Path:
     file = expand(out)
-    if file.is_dir():
+    try:
+        is_folder = bool(out) and file.is_dir()
+    except OSError as error:
+        raise ValueError(f"--out: {file} cannot be written ({in_short(error)}); name another file.") from error
+    if is_folder:
         raise ValueError(f"--out: {out} is a folder; name a file in it, such as {file / SEVERAL}.")
     if file.suffix.lower() not in _SUFFIXES:
         raise ValueError(f"--out: {out or 'nothing'} is no name of a page; let it end in .html.")

@@ -13,6 +13,7 @@ from sstoken_plugin.base.checked import checked
 from sstoken_plugin.base.files import expand
 from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.report.content import Report
+from sstoken_plugin.report.fit import is_number, points
 from sstoken_plugin.report.page_data import FILE, PageData, read_page_data
 
 # Of the run, and of a checkpoint; `transformers.trainer`, which has the second too, takes seconds to import.
@@ -85,12 +86,17 @@ def find_runs(given: Sequence[str]) -> tuple[list[FinishedRun], list[str]]:
 
 def _runs_of(words: str, faults: list[str]) -> list[FinishedRun]:
     folder = expand(words)
-    if not words.strip() or not folder.exists():
-        raise ValueError(f"RUN: there is no folder {words!r}; name the output_dir of a run.")
-    if not folder.is_dir():
-        raise ValueError(f"RUN: {words} is a file; name the output_dir of a run.")
-    if folder.resolve().name == FOLDER:
-        folder = folder.resolve().parent
+    try:
+        if not words.strip() or not folder.exists():
+            raise ValueError(f"RUN: there is no folder {words!r}; name the output_dir of a run.")
+        if not folder.is_dir():
+            raise ValueError(f"RUN: {words} is a file; name the output_dir of a run.")
+        return _runs_in(folder.resolve().parent if folder.resolve().name == FOLDER else folder, words, faults)
+    except OSError as error:
+        raise ValueError(f"RUN: {words} cannot be read ({in_short(error)}); name a folder that can.") from error
+
+
+def _runs_in(folder: Path, words: str, faults: list[str]) -> list[FinishedRun]:
     try:
         run = _run_in(folder)
         if run is not None:
@@ -100,10 +106,8 @@ def _runs_of(words: str, faults: list[str]) -> list[FinishedRun]:
             try:
                 if each.is_dir() and each.name != FOLDER and (inner := _run_in(each)) is not None:
                     found.append(inner)
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 faults.append(f"{each} is left out: {error}.")
-    except OSError as error:
-        raise ValueError(f"RUN: {words} cannot be read ({in_short(error)}); name a folder that can.") from error
     except ValueError as error:
         raise ValueError(f"RUN: {words}: {error}; leave it out, or have the run again.") from error
     if not found and faults:
@@ -117,42 +121,114 @@ def _runs_of(words: str, faults: list[str]) -> list[FinishedRun]:
 
 
 def _run_in(folder: Path) -> FinishedRun | None:
-    """Return the run of a folder; None where it holds none.
+    """Return the run of a folder, the newer one if two wrote there; None where it holds none.
 
     Raises:
-        ValueError: what it holds cannot be read; the reason.
+        ValueError: nothing that it holds can be read; the reason.
     """
-    if (folder / FOLDER / FILE).is_file():
-        data = read_page_data(folder / FOLDER / FILE)
-        settings = {**data.training, **_adapter(folder)}
-        return FinishedRun(folder, folder / FOLDER / FILE, data.report.log, data.report, settings)
-    if (folder / _STATE).is_file():
-        return _from_state(folder)
+    faults: dict[Path, str] = {}
+    while traces := _traces(folder, faults):
+        newest = max(traces, key=lambda trace: trace.written)
+        own = [trace for trace in traces if trace.is_of_the_run_of(newest)]
+        # Of the same step the page, which comes first.
+        last = max(own, key=lambda trace: trace.step)
+        try:
+            run = last.run if last.run.report else _with_page(last.run)
+        except ValueError as error:
+            faults[last.run.source] = str(error)
+            continue
+        notes = [] if len(own) == len(traces) else [f"{folder} has what two runs wrote there; the newer one is shown."]
+        is_whole = run.report is None and run.settings.get("max_steps") == last.step
+        if run.source.parent == folder and run.is_checkpoint and (faults or not is_whole):
+            why = next(iter(faults.values()), "it has not come to its end")
+            notes.append(f"{folder} is shown as of {run.source.name}, because {why}.")
+        return replace(run, folder=folder, note=" ".join(notes))
+    if faults:
+        raise ValueError(next(iter(faults.values())))
+    return None
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """A run as the data of its page, or one folder with Trainer's state, shows it.
+
+    Attributes:
+        run: the run; of a checkpoint without what its page shows, which takes seconds to read.
+        losses: of its log, by step.
+        step: the last one.
+        written: when, in seconds.
+    """
+
+    run: FinishedRun
+    losses: Mapping[float, float]
+    step: float
+    written: float
+
+    @classmethod
+    def of(cls, run: FinishedRun, file: Path) -> _Trace:
+        """Return that of a run whose log is in a file."""
+        steps = [line["step"] for line in run.log if is_number(line.get("step"))]
+        return cls(run, dict(points(run.log, "loss")), max(steps, default=0), file.stat().st_mtime)
+
+    def is_of_the_run_of(self, other: _Trace) -> bool:
+        """Tell whether both are of one run, whose log grows and does not change; what cannot be told is."""
+        common = self.losses.keys() & other.losses.keys()
+        if not common:
+            return not (self.losses and other.losses)
+        return all(self.losses[step] == other.losses[step] for step in common)
+
+
+def _traces(folder: Path, faults: dict[Path, str]) -> list[_Trace]:
+    """Return what runs left in a folder; what cannot be read is left out, and told in `faults`."""
     steps = {each: int(match[1]) for each in folder.iterdir() if (match := _CHECKPOINT.fullmatch(each.name))}
-    there = [each for each in steps if (each / _STATE).is_file()]
-    if not there:
-        return None
-    newest = max(there, key=steps.__getitem__)
-    run = _from_state(newest)
-    is_whole = run.report is None and run.settings.get("max_steps") == steps[newest]
-    told = "" if is_whole else f"{folder} has not come to its end, so that it is shown as of {newest.name}."
-    return replace(run, folder=folder, note=told)
+    states = [each for each in steps if (each / _STATE).is_file()]
+    page = folder / FOLDER / FILE
+    found: dict[Path, _Trace] = {}
+    for places in (
+        [page] if page.is_file() else [],
+        [folder] if (folder / _STATE).is_file() else [],
+        sorted(states, key=steps.__getitem__, reverse=True),
+        # Checkpoints of an earlier, longer run have higher numbers than those of the newer one.
+        sorted(states, key=lambda each: (each / _STATE).stat().st_mtime, reverse=True),
+    ):
+        for place in places:
+            if place not in faults and place not in found:
+                try:
+                    found[place] = _of_page(place, folder) if place == page else _of_state(place)
+                except ValueError as error:
+                    faults[place] = str(error)
+            if place in found:
+                break
+    return list(found.values())
 
 
-def _from_state(folder: Path) -> FinishedRun:
-    """Return the run of a folder that has Trainer's state, such as a checkpoint."""
+def _of_page(file: Path, folder: Path) -> _Trace:
+    data = read_page_data(file)
+    settings = {**data.training, **_adapter(folder)}
+    return _Trace.of(FinishedRun(folder, file, data.report.log, data.report, settings), file)
+
+
+def _of_state(folder: Path) -> _Trace:
+    """Return what a folder that has Trainer's state shows, such as a checkpoint."""
     state = _json(folder / _STATE)
     try:
         log = checked(state.get("log_history"), list[dict[str, Any]])
     except ValueError as error:
         raise ValueError(f"{folder / _STATE} has no log ({in_short(error)})") from error
+    settings = {**{key: state[key] for key in _STATE_KEYS if key in state}, **_adapter(folder)}
+    found = _Trace.of(FinishedRun(folder, folder, log, settings=settings), folder / _STATE)
+    return replace(found, step=state["global_step"]) if is_number(state.get("global_step")) else found
+
+
+def _with_page(run: FinishedRun) -> FinishedRun:
+    """Return the run of a checkpoint with what its page shows, if it has that."""
     try:
-        data = _page_data(folder, log)
+        data = _page_data(run.source, [dict(line) for line in run.log])
     except ValueError as error:
-        raise ValueError(f"{folder / FOLDER} cannot be read ({in_short(error)})") from error
-    known = {key: state[key] for key in _STATE_KEYS if key in state}
-    settings = {**known, **({} if data is None else data.training), **_adapter(folder)}
-    return FinishedRun(folder, folder, log, None if data is None else data.report, settings)
+        raise ValueError(f"{run.source / FOLDER} cannot be read ({in_short(error)})") from error
+    if data is None:
+        return run
+    return replace(run, report=data.report, settings={**run.settings, **data.training, **_adapter(run.source)})
 
 
 def _page_data(checkpoint: Path, log: list[dict[str, Any]]) -> PageData | None:
