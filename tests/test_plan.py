@@ -49,6 +49,12 @@ def test_it_is_one_screen_of_lines_of_one_line():
     assert "\n" not in PLAN.sentence()
 
 
+def test_what_is_nearly_all_is_not_called_all():
+    parts = dict(replace(PLAN, kept=4_103_000, passes=0.999).parts())
+    assert parts["kept"].endswith("4,103,000 response tokens, 99.99%")
+    assert parts["history"].endswith("in 99.9% of the micro-batches")
+
+
 def test_what_is_not_known_is_said():
     parts = dict(replace(PLAN, time=None, kind="mps, adapter", history="", about=False).parts())
     assert "nothing was measured" in parts["time"]

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from sstoken_plugin.base.attempt import attempt
 from sstoken_plugin.base.logs import announce
+from sstoken_plugin.base.numbers import percent
 from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.history.build import memory_in_training
 from sstoken_plugin.training.sampling import EVERY
@@ -98,7 +99,7 @@ class Plan:
     def _of_kept(self, about: str) -> str:
         kept = f"what has a probability of {self.least:.3g} or more"
         if self.kept is not None:
-            kept = f"{about}{self.kept:,} response tokens, {self.kept / max(self.response, 1):.1%}"
+            kept = f"{about}{self.kept:,} response tokens, {percent(self.kept / max(self.response, 1), 1)}"
         first = {"": "", "all": "all in the warm-up, then ", "others": "after the warm-up "}
         return first[self.warmup_keeps] + kept
 
@@ -116,7 +117,7 @@ class Plan:
         if self.store:
             size = (TOKEN_BYTES * self.response + SAMPLE_BYTES * self.samples) / 2**20
             kept = f"its losses are kept in {self.store}, {size:.1f} MiB at most"
-        return f"{self.history}, {memory}; {kept}; a forward pass of it in {self.passes:.0%} of the micro-batches"
+        return f"{self.history}, {memory}; {kept}; a forward pass of it in {percent(self.passes)} of the micro-batches"
 
     def sentence(self) -> str:
         """Return all of it in one line."""
