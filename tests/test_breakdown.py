@@ -83,9 +83,9 @@ def test_deciles_of_the_historys_loss_are_of_equal_size(tokenizer):
 
 def test_edges_of_neighbouring_deciles_differ(tokenizer):
     counts = KeptCounts(tokenizer, len(tokenizer))
-    counts.add(Step(tokenizer, [["Ask", " red" * 1000]], history=lambda count: torch.linspace(0.7, 1.6, count)))
+    counts.add(Step(tokenizer, [["Ask", " red" * 1000]], history=lambda count: torch.linspace(0.95, 1.3, count)))
     labels = list(tables(counts)["By decile of the history's loss"])
-    assert len(labels) > 5
+    assert len(labels) > 3
     edges = [label.split(" to ") for label in labels]
     assert all(float(low) < float(high) for low, high in edges), labels
     assert [high for _, high in edges[:-1]] == [low for low, _ in edges[1:]]
