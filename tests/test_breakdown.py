@@ -81,6 +81,16 @@ def test_deciles_of_the_historys_loss_are_of_equal_size(tokenizer):
     assert next(iter(rows)).startswith("0 to ")
 
 
+def test_edges_of_neighbouring_deciles_differ(tokenizer):
+    counts = KeptCounts(tokenizer, len(tokenizer))
+    counts.add(Step(tokenizer, [["Ask", " red" * 1000]], history=lambda count: torch.linspace(0.95, 1.3, count)))
+    labels = list(tables(counts)["By decile of the history's loss"])
+    assert len(labels) > 3
+    edges = [label.split(" to ") for label in labels]
+    assert all(float(low) < float(high) for low, high in edges), labels
+    assert [high for _, high in edges[:-1]] == [low for low, _ in edges[1:]]
+
+
 def test_losses_that_are_all_the_same_or_not_finite_are_counted_too(tokenizer):
     for value in (0.0, 3.0, float("nan"), float("inf")):
         counts = KeptCounts(tokenizer, len(tokenizer))

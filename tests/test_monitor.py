@@ -38,6 +38,13 @@ def test_what_a_threshold_drops_is_no_matter_of_the_ratio():
     assert "ratio: " not in text
 
 
+def test_samples_of_which_nothing_is_kept_are_told_as_such():
+    (text,) = observe([line(kept=0, free_kept=0, leading_kept=0, nothing_samples=3)] * 2, rule="threshold")
+    assert "3 of 4 samples kept no token at all" in text
+    assert "sstoken.min_probability" in text
+    assert "end of a turn" not in text
+
+
 @pytest.mark.parametrize("losses", [[2.0] * 40, [3 - 0.05 * i for i in range(40)], [1.0, 1.4, 0.8] * 15, [9.0] * 5])
 def test_an_ordinary_dropped_loss_is_not(losses):
     assert observe(dropping(losses)) == []

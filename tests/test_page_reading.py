@@ -78,6 +78,67 @@ def test_search_finds_text_in_every_sample_wherever_it_is_folded(browser):
     assert len(browser.texts(".sample h3")) == 30
 
 
+FOUND = "return [...(CSS.highlights.get('found') ?? [])].map((range) => range.toString())"
+
+
+def search_for(browser, words):
+    browser.run(
+        "const node = document.getElementById('search'); node.value = arguments[0];"
+        "node.dispatchEvent(new Event('input', {bubbles: true}))",
+        words,
+    )
+
+
+def test_a_search_marks_what_an_earlier_one_had_hidden(browser):
+    records = [record(["p", word, " and"], sample=place) for place, word in enumerate(["cats", "cat"])]
+    browser.open(report(moment(records)))
+    search_for(browser, "cats")
+    browser.wait_for("#found", "1 time in 1 sample")
+    browser.settle()
+    search_for(browser, "cat")
+    browser.wait_for("#found", "2 times in 2 samples")
+    browser.wait_until("return CSS.highlights.get('found')?.size === 2")
+    assert browser.run(FOUND) == ["cat", "cat"]
+
+
+def test_letters_whose_lower_case_is_longer_are_found_where_they_stand(browser):
+    made = record(["p", "\u0130stanbul ", "\u0130\u0130", " ends"])
+    browser.open(report(moment([made, record(["p", "other"], sample=1)])))
+    for words, marked in (("ends", "ends"), ("istanbul", "\u0130stanbul"), ("\u0130STANBUL", "\u0130stanbul")):
+        search_for(browser, words)
+        browser.wait_for("#found", "1 time in 1 sample")
+        browser.wait_until("return CSS.highlights.get('found')?.size === 1")
+        assert browser.run(FOUND) == [marked]
+    assert browser.errors() == []
+    # No letter but that one changes its length.
+    longer = """
+        const found = [];
+        for (let code = 0; code < 0x110000; code++) {
+          const text = String.fromCodePoint(code);
+          if (text.toLowerCase().length !== text.length) found.push(code);
+        }
+        return found;
+    """
+    assert browser.run(longer) == [0x130]
+
+
+def test_a_fault_in_marking_leaves_no_card_blank(browser):
+    # Several of them are on the screen at once.
+    browser.open(report(moment([drawn(40, seed, sample=seed) for seed in range(MANY_TOKENS // 40)])))
+    browser.run("window.Highlight = class { constructor() { throw new Error('no marks') } }")
+    search_for(browser, "w7 ")
+    browser.wait_for("#found", "500 times in 500 samples")
+    browser.run("document.querySelectorAll('.sample')[250].scrollIntoView({behavior: 'instant'})")
+    near = """
+        return [...document.querySelectorAll(".sample")].filter((node) => {
+          const box = node.getBoundingClientRect();
+          return box.bottom > 0 && box.top < innerHeight;
+        }).every((node) => node.querySelector(".t"));
+    """
+    browser.wait_until(near)
+    assert any("no marks" in error for error in browser.errors())
+
+
 def test_samples_are_sorted_by_how_much_they_were_cut(browser):
     records = []
     for sample, (kept, losses) in enumerate(

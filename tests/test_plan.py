@@ -49,6 +49,22 @@ def test_it_is_one_screen_of_lines_of_one_line():
     assert "\n" not in PLAN.sentence()
 
 
+def test_what_is_nearly_all_is_not_called_all():
+    parts = dict(replace(PLAN, kept=4_103_000, passes=0.999).parts())
+    assert parts["kept"].endswith("4,103,000 response tokens, 99.99%")
+    assert parts["history"].endswith("in 99.9% of the micro-batches")
+
+
+@pytest.mark.parametrize(("epochs", "words"), [(0.004, "0.004 epochs"), (0.75, "0.8 epochs"), (1.0, "1 epoch")])
+def test_a_small_part_of_a_data_set_is_not_called_none(epochs, words):
+    assert dict(replace(PLAN, schedule=Schedule(2, epochs), warmup=0).parts())["steps"] == f"2, {words}"
+
+
+def test_one_sample_is_said_in_the_singular():
+    parts = dict(replace(PLAN, samples=1, response=1, tokens=3).parts())
+    assert parts["data"] == "about 1 sample, 1 response token (33% of 3)"
+
+
 def test_what_is_not_known_is_said():
     parts = dict(replace(PLAN, time=None, kind="mps, adapter", history="", about=False).parts())
     assert "nothing was measured" in parts["time"]

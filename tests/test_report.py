@@ -6,13 +6,17 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from reports import drawn, moment, record, report
 
+from sstoken_plugin.engine.run import Run
 from sstoken_plugin.report import Breakdown, render
+from sstoken_plugin.report.assembly import facts_of
 from sstoken_plugin.report.fit import MAX_POINTS, MAX_ROWS, spread
+from sstoken_plugin.report.page_data import PageData, as_json, page_data
 from sstoken_plugin.report.render import MAX_BYTES, SMALL_BYTES
 from sstoken_plugin.report.window import MAX_TOKENS, window
 
@@ -214,6 +218,35 @@ def test_logs_are_thinned_out_evenly_and_lines_may_lack_names():
     assert len(series["loss"][0]) == MAX_POINTS
     assert (series["loss"][0][0], series["loss"][0][-1]) == (0, 1999)
     assert series["eval_loss"] == [[1000], [0.5]]
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, ("1 sample", "1 step")), (1000, ("1,000 samples", "1,000 steps"))])
+def test_facts_count_their_nouns(count, words):
+    found = facts_of(Run("tiny"), SimpleNamespace(), range(count), steps=count)
+    assert (found["data"], found["steps"]) == words
+
+
+HUGE = 10**400
+
+
+def test_numbers_of_a_log_that_no_float_holds_are_left_out():
+    log = [{"step": 1, "loss": 1.0, "eval_loss": HUGE}, {"step": HUGE, "loss": 9.0}, {"step": 2, "loss": -HUGE}]
+    assert Page(render(report(record(["p", "a"]), log=log))).data["series"] == {"loss": [[1], [1.0]]}
+
+
+@pytest.mark.parametrize("value", [HUGE, -HUGE])
+@pytest.mark.parametrize("name", ["current_nll", "history_nll", "rel", "attention", "score"])
+def test_a_record_with_a_number_that_no_float_holds_is_damaged(name, value):
+    made = report(record(["p", "a"], **{name: [None, value]}))
+    with pytest.raises(ValueError, match="a record is none"):
+        page_data(json.loads(as_json(PageData(made))))
+
+
+@pytest.mark.parametrize("counts", [(HUGE, 1), (HUGE, HUGE), (3, 4), (3, -1)], ids=["seen", "both", "more", "negative"])
+def test_a_table_with_counts_that_cannot_be_is_damaged(counts):
+    made = report(breakdowns=[Breakdown("By turn", "", [("turn 1", 9, 3), ("turn 2", *counts)])])
+    with pytest.raises(ValueError, match="By turn has a row that no count gives"):
+        page_data(json.loads(as_json(PageData(made))))
 
 
 def test_a_long_table_keeps_what_was_seen_most_and_says_so():

@@ -10,6 +10,7 @@ import torch
 from reports import drawn, moment, record, report
 from selenium.webdriver.common.keys import Keys
 
+from sstoken_plugin.base.numbers import percent
 from sstoken_plugin.report import Breakdown
 from sstoken_plugin.report.content import KINDS
 from sstoken_plugin.selection import scores as selection
@@ -353,6 +354,55 @@ def test_curves_are_drawn_and_read_out(browser):
     assert {"0", "1", "2", "3", "5", "20"} <= set(ticks)
 
 
+def test_each_of_several_evaluation_sets_has_its_chart_and_its_note(browser):
+    log = [{"step": step, "loss": 1.0, "eval_math_loss": 2 / step, "eval_<b>_loss": 3.0, "memory": step}
+           for step in range(1, 5)]  # fmt: skip
+    browser.open(report(drawn(10, 1), log=log))
+    assert browser.texts("#charts figcaption") == [
+        "Training loss", "Evaluation loss on math", "Evaluation loss on <b>",
+    ]  # fmt: skip
+    chart = browser.text("#charts figure:nth-of-type(2)")
+    assert "over all response tokens 0.5" in chart
+    assert "mean loss of all response tokens, kept or not, of the evaluation data" in chart
+    browser.click("#more-charts > summary")
+    assert browser.texts("#more-charts figcaption") == ["memory"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "legend", "note"),
+    [
+        (
+            {"selector": "sstoken"},
+            "over kept tokens",
+            "mean loss of the tokens that were trained on: it compares neither",
+        ),
+        (
+            {"selector": "threshold"},
+            "of kept tokens, per response token",
+            "sum of the losses of kept tokens, over the number of all response tokens: it compares neither",
+        ),
+        ({"selector": "all"}, "over all response tokens", "mean loss of all response tokens, as in plain training"),
+        ({"ratio": 1.0}, "over all response tokens", "mean loss of all response tokens, as in plain training"),
+    ],
+    ids=str,
+)
+def test_it_says_over_which_tokens_the_training_loss_is(browser, settings, legend, note):
+    rule = settings.get("selector", "sstoken")
+    browser.open(report(moment([drawn(10, 1)], rule=rule), settings=settings, log=LOG))
+    chart = browser.text("#charts figure:first-child")
+    assert f" {legend} 0.1" in chart
+    assert note in chart
+    assert ("compares neither" in chart) == ("compares neither" in note)
+
+
+@pytest.mark.parametrize(("rule", "words"), [("sstoken", " after the warm-up"), ("all", "")])
+def test_tables_say_whether_they_leave_out_the_warm_up(browser, rule, words):
+    tables = [Breakdown("By turn", "", [("turn 1", 100, 80)], rule)]
+    settings = {"selector": "sstoken", "warmup_ratio": 0.2}
+    browser.open(report(moment([drawn(10, 1)], rule=rule), settings=settings, log=LOG, breakdowns=tables))
+    assert browser.text("#tables-note") == f"In all the data that was trained on{words}:"
+
+
 def test_histograms_tell_kept_from_dropped_and_how_far_one_cut_would_agree(browser):
     records = [drawn(400, seed, sample=seed) for seed in range(5)]
     browser.open(report(moment(records)))
@@ -378,6 +428,40 @@ def test_histograms_tell_kept_from_dropped_and_how_far_one_cut_would_agree(brows
     expect(np.array([mark == "1" for marks in browser.kept() for mark in marks]))
 
 
+def test_a_histogram_says_what_its_last_bars_hold_from_beyond_them(browser):
+    made = drawn(1000, 1)
+    made["rel"][4:7] = [-900.0, -900.0, 800.0]
+    browser.open(report(made))
+    notes = browser.texts("#histograms figure > .note")
+    kept, values = np.array(made["selected"][4:]), np.sort(np.array(made["rel"][4:], dtype="f4"))
+    low, high = values[5], values[994]
+    beyond = int(((values < low) | (values > high)).sum())
+    assert beyond == 10
+    assert notes[0].endswith("The bars at the ends hold 10 tokens from beyond them.")
+    # All tokens are drawn.
+    heights = browser.run("""
+        const chart = document.querySelector("#histograms figure");
+        return [...chart.querySelectorAll(".bar-kept")].map((bar) => Number(bar.getAttribute("height")))
+    """)
+    assert len(heights) > 20
+    assert f"{kept.sum():,} kept tokens" in browser.run(
+        "return document.querySelector('#histograms svg[role=img]').getAttribute('aria-label')"
+    )
+    browser.open(report(drawn(30, 1)))
+    assert not any("beyond" in note for note in browser.texts("#histograms figure > .note"))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 7])
+def test_the_axis_of_a_short_run_has_whole_steps_alone(browser, count):
+    browser.open(report(drawn(10, 1), log=LOG[:count]))
+    ticks = browser.run("""
+        const chart = document.querySelector("#charts figure");
+        return [...chart.querySelectorAll(".tick[text-anchor=middle]")].map((tick) => tick.textContent);
+    """)
+    assert len(ticks) >= 2
+    assert all(tick.isdigit() for tick in ticks), ticks
+
+
 def test_too_few_points_make_no_curve(browser):
     browser.open(report(drawn(10, 1), log=[{"step": 1, "loss": 2.0}]))
     assert browser.texts("#training") == []
@@ -400,6 +484,20 @@ def test_tables_show_shares_and_sort(browser):
     assert browser.texts(long + ".ends tbody th")[0] == "␣word 58↵"
     browser.click(long + "summary")
     assert len(browser.texts(long + "details tbody tr")) == 60
+
+
+def test_shares_read_as_in_the_verdict_and_none_is_rounded_to_all_or_nothing(browser):
+    counts = [(seen, kept) for seen in (1, 2, 7, 40, 200, 999) for kept in range(0, seen + 1, max(seen // 40, 1))]
+    counts += [(seen, kept) for seen in (4100, 10**6, 2**50) for kept in (1, 16, seen - 16, seen - 1)]
+    rows = [(f"row {place}", seen, kept) for place, (seen, kept) in enumerate(counts)]
+    browser.open(report(breakdowns=[Breakdown("By text", "", rows)]))
+    browser.click(".breakdown summary")
+    shown = browser.texts(".breakdown details td:last-child span:last-child")
+    assert shown == [percent(kept / seen, space="\u00a0") for seen, kept in counts]
+    for (seen, kept), text in zip(counts, shown, strict=True):
+        assert (text == "0\u00a0%") == (kept == 0), (seen, kept)
+        assert (text == "100\u00a0%") == (kept == seen), (seen, kept)
+    assert {"0.4\u00a0%", "99.6\u00a0%", "99.9999\u00a0%"} <= set(shown)
 
 
 # Two words that a joiner of no width keeps apart.

@@ -20,6 +20,7 @@ from reports import drawn, moment, record
 from reports import report as drawing
 
 from sstoken_plugin.report.page_data import FILE, read_page_data
+from sstoken_plugin.report.runs import samples
 from sstoken_plugin.report.runs.command import report_command
 from sstoken_plugin.report.runs.finished import FinishedRun
 from sstoken_plugin.report.runs.page import render_runs
@@ -549,6 +550,26 @@ def test_little_that_is_known_of_runs_is_a_page_too(browser, tmp_path):
         assert browser.run("return document.documentElement.scrollWidth") <= 390
     assert "tokens left out" in browser.text("#samples")
     assert "nan" not in browser.text("main").lower()
+
+
+def test_one_is_said_in_the_singular(tmp_path, monkeypatch):
+    own = record(["p", "a", "b", "c"])
+    other = {**own, "selected": [False, False, True, True]}
+    log = [{"step": 1, "sstoken/selected_ratio": 0.9999}]
+    known = [
+        FinishedRun(tmp_path, tmp_path, log, drawing(made, settings={"ratio": 0.6}), name=name)
+        for name, made in (("a", own), ("b", other))
+    ]
+    text = render_runs(known)
+    assert "1 token on which the runs do not agree" in text
+    assert "A and B, 1 sample: " in text
+    assert "1 token is kept by one alone" in text
+    assert ", 1 step, " in text
+    assert "<summary>1 setting</summary>" in text
+    # What is nearly all is not called all.
+    assert "trained on 99.99 % of its response tokens" in text
+    monkeypatch.setattr(samples, "_MOST_CHARACTERS", 1)
+    assert "1 more sample is left out" in render_runs(known)
 
 
 @pytest.mark.parametrize("coding", ["ascii", "utf-8"])

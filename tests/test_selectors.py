@@ -237,6 +237,11 @@ BEST = "60% of each sample's response tokens, the best by "
         ({"selector": "probability"}, BEST + "their probability, highest first"),
         ({"selector": "all"}, "every response token"),
         (
+            {"selector": "rel", "ratio": 0.625, "warmup_ratio": 0.125},
+            "62.5% of each sample's response tokens, the best by REL (in the first 12.5% of the optimizer steps all of "
+            "them)",
+        ),
+        (
             {"selector": "threshold", "min_probability": 0.05, "warmup_selector": "all"},
             "every response token with a probability of 0.05 or more (in the first 20% of the optimizer steps all of "
             "them)",

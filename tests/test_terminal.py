@@ -14,7 +14,7 @@ from material import run_command
 import sstoken_plugin
 from sstoken_plugin.base.logs import logger
 from sstoken_plugin.base.streams import has_colours
-from sstoken_plugin.report.terminal import MOST_TOKENS, SHADES, agreement, legend, view
+from sstoken_plugin.report.terminal import MOST_TOKENS, SHADES, agreement, legend, total, view
 
 
 def record(tokens, prompt, selected):
@@ -66,10 +66,17 @@ def test_text_cannot_act_on_the_terminal():
     assert all(line.count("\x1b[0m") >= line.count("\x1b[48") for line in text.split("\n"))
 
 
+def test_one_is_said_in_the_singular():
+    one, other = record(["p", "a"], 1, {1}), record(["p", "a"], 1, set())
+    assert total([one]) == "1 sample: 1 of 1 response token kept."
+    assert agreement([one], [other]).endswith("; 1 token is kept by one alone.")
+    assert agreement([one], [one]).endswith("; 0 tokens are kept by one alone.")
+
+
 def test_long_samples_are_cut_visibly_with_the_response_in_sight():
     lines = [click.unstyle(line) for line in view(record(["w "] * 5000, 3000, {3000}))]
-    assert lines[1] == f"[{3000 - MOST_TOKENS // 3} tokens before]"
-    assert lines[-1] == f"[{5000 - 3000 - MOST_TOKENS + MOST_TOKENS // 3} tokens more]"
+    assert lines[1] == f"[{3000 - MOST_TOKENS // 3:,} tokens before]"
+    assert lines[-1] == f"[{5000 - 3000 - MOST_TOKENS + MOST_TOKENS // 3:,} tokens more]"
 
 
 def test_a_sample_without_scores_or_response_is_shown():

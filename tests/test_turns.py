@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,6 +161,16 @@ def test_where_only_ends_are_kept_a_warning_counts_them(config, train, tmp_path)
     (warning,) = [text for text in run.trainer.sstoken.warnings if "no word of it" in text]
     assert "sstoken.keep_eos" in warning
     assert "of 4 samples" in warning
+
+
+@pytest.mark.parametrize("logging_steps", [1, 50])
+def test_where_nothing_is_kept_a_warning_says_so_without_a_log_line_too(config, train, logging_steps):
+    block = {"selector": "threshold", "min_probability": 0.999, "keep_eos": False, "warmup_ratio": 0.0}
+    run = train({**config, "max_steps": 2, "logging_steps": logging_steps, "sstoken": block})
+    (warning,) = run.trainer.sstoken.warnings
+    assert "of 4 samples kept no token at all" in warning or "of 8 samples kept no token at all" in warning
+    page = (Path(config["output_dir"]) / "sstoken" / "report.html").read_text()
+    assert '"answer":"1 warning"' in page
 
 
 def test_a_mention_of_the_end_is_not_kept_for_it(config, train, steps, tmp_path):

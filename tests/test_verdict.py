@@ -42,6 +42,23 @@ def test_it_says_what_was_trained_on_in_numbers_and_words():
     ]
 
 
+def test_what_is_nearly_all_is_not_called_all():
+    rows = [("words", 4000, 3988), ("numbers", 100, 96)]
+    found = findings(breakdowns=[Breakdown(KINDS, "", rows)])["What was trained on"]
+    assert found.answer == "99.6\u00a0% of the response tokens"
+    assert found.sentences[-1] == "Dropped most often: numbers (4.0\u00a0%)."
+    few = findings(breakdowns=[Breakdown(KINDS, "", [("words", 40_000, 39_988), ("numbers", 40_000, 40_000)])])
+    assert said(few["What was trained on"]).endswith("Dropped most often: words (0.03\u00a0%).")
+    ends = findings(log=lines(**{"sstoken/eos_selected": 0.997}))["Next"]
+    assert "Of the ends of turns 99.7\u00a0% were kept at last" in said(ends)
+
+
+def test_a_setting_is_not_rounded():
+    tables = [Breakdown("By turn", "", [("turn 1", 100, 60)], "sstoken")]
+    found = findings({"warmup_ratio": 0.125}, breakdowns=tables)["What was trained on"]
+    assert "The warm-up, the first 12.5\u00a0% of the optimizer steps" in said(found)
+
+
 def test_a_threshold_is_no_ratio():
     settings = {"selector": "threshold", "min_probability": 0.125}
     found = findings(settings)["What was trained on"]
@@ -143,6 +160,27 @@ def test_it_says_where_the_evaluation_loss_went_and_that_one_run_cannot_tell(val
     assert "Compare it so." in found["Next"].sentences
 
 
+def test_each_of_several_evaluation_sets_has_its_sentence():
+    log = [{"step": 10, "eval_math_loss": 1.5, "eval_runtime": 9.0}, {"step": 10, "eval_chat_loss": 2.0}]
+    log += [{"step": 20, "eval_math_loss": 1.25}, {"step": 20, "eval_chat_loss": 2.5}]
+    found = findings(log=lines() + log)
+    assert found["Did it pay?"].sentences[:2] == [
+        "The evaluation loss on math, over all response tokens, fell from 1.5 to 1.25 (steps 10 to 20).",
+        "The evaluation loss on chat, over all response tokens, rose from 2 to 2.5 (steps 10 to 20).",
+    ]
+    assert "evaluat" not in " ".join(found["Did it pay?"].sentences[2:])
+    assert "Give the run evaluation data." not in found["Next"].sentences
+    many = findings(log=[{"step": 1, **{f"eval_set_{place}_loss": 1.0 for place in range(9)}}])["Did it pay?"]
+    assert many.sentences[3].startswith("The evaluation loss on set_3, ")
+    assert many.sentences[4] == "The log has those of 5 more sets."
+
+
+def test_the_training_loss_of_a_threshold_is_over_the_number_of_all_tokens():
+    paid = said(findings({"selector": "threshold"})["Did it pay?"])
+    assert "a sum over kept tokens by the number of all: it compares neither" in paid
+    assert "kept tokens alone" not in paid
+
+
 def test_without_an_evaluation_it_asks_for_one():
     found = findings()
     assert "It was not evaluated" in said(found["Did it pay?"])
@@ -163,6 +201,19 @@ def test_plain_training_is_called_so(settings):
     assert "every one, as in plain training" in said(found["What was trained on"])
     assert "This run was plain training." in found["Did it pay?"].sentences
     assert "kept tokens alone" not in said(found["Did it pay?"])
+    # It is what others are compared with, and nothing is struck through in it.
+    assert found["Next"].answer == "Compare it with a run that selects."
+    assert "`selector: sstoken`" in found["Next"].sentences[0]
+    assert "Compare it so." not in found["Next"].sentences
+    assert "struck through" not in said(found["Next"])
+
+
+@pytest.mark.parametrize("warmup", ["all", "attention"])
+def test_a_run_that_ended_in_its_warm_up_is_to_be_trained_past_it(warmup):
+    found = findings({"warmup_ratio": 0.5, "warmup_selector": warmup}, rule=warmup)["Next"]
+    assert found.answer == "Train past the warm-up."
+    assert "Compare it so." not in found.sentences
+    assert ("struck through" in said(found)) == (warmup == "attention")
 
 
 def test_an_inspection_claims_no_training():

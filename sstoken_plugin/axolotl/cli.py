@@ -17,6 +17,7 @@ import yaml
 
 from sstoken_plugin.axolotl import SHOWN
 from sstoken_plugin.base.files import expand
+from sstoken_plugin.base.numbers import counted
 from sstoken_plugin.base.streams import has_colours
 from sstoken_plugin.base.told import is_told, told_in_a_sentence
 from sstoken_plugin.base.visible_text import in_short, one_line
@@ -229,7 +230,7 @@ def score(config: str, overrides: dict[str, str], batch_tokens: int) -> None:
     work = whole.part(ranks.process_index, ranks.num_processes)
     there, file = whole.samples - len(whole.missing), one_line(str(losses.store.file))
     tell = click.echo if ranks.is_main_process else lambda words: None
-    tell(f"{whole.samples} samples, {there} of them in {file} already.")
+    tell(f"{counted(whole.samples, 'sample')}, {there} of them in {file} already.")
     of_all = f" of {whole.tokens}, this process's part," if ranks.num_processes > 1 else ""
     is_shown = bool(work.tokens) and ranks.is_main_process
     with tqdm(total=work.tokens, unit=" tokens", unit_scale=True, disable=not is_shown) as progress:

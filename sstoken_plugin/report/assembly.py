@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sstoken_plugin.base.files import write_bytes
+from sstoken_plugin.base.numbers import counted
 from sstoken_plugin.engine.run import Run
 from sstoken_plugin.engine.step import TokenSelection
 from sstoken_plugin.report import Breakdown, Moment, Report, render
@@ -18,13 +19,6 @@ from sstoken_plugin.training.metrics import MEANINGS
 from sstoken_plugin.training.setup import describe, describe_history, explain_share
 
 PACKAGES = ("sstoken-plugin", "axolotl", "trl", "llamafactory", "ms-swift", "torch", "transformers", "peft")
-
-# Of the trainer's own numbers, by name.
-LOSSES = {
-    "loss": "mean loss of the tokens that were trained on: it compares neither with the evaluation loss nor with the "
-    "training loss of a plain run",
-    "eval_loss": "mean loss of all response tokens, kept or not, of the evaluation data",
-}
 
 
 def report_of(
@@ -64,7 +58,7 @@ def report_of(
         log=log,
         warnings=warnings,
         breakdowns=tables,
-        notes={**LOSSES, **MEANINGS},
+        notes=MEANINGS,
     )
 
 
@@ -77,13 +71,13 @@ def facts_of(run: Run, model: Any, samples: Any, steps: int | None = None) -> di
         samples: the prepared data set.
         steps: optimizer steps that were taken; None without a training.
     """
-    size = f"{len(samples):,} samples" if hasattr(samples, "__len__") else "a stream of samples"
+    size = counted(len(samples), "sample") if hasattr(samples, "__len__") else "a stream of samples"
     found = {
         "model": run.base_model,
         "data": f"{run.data} ({size})" if run.data else size,
         "adapter": _adapters(model),
         "trainer": run.names.trainer,
-        "steps": "" if steps is None else f"{steps:,} steps",
+        "steps": "" if steps is None else counted(steps, "step"),
         "date": datetime.now().astimezone().isoformat(" ", "minutes"),
     }
     return {name: value for name, value in found.items() if value}

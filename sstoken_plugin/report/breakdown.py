@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sstoken_plugin.base.attempt import attempt
+from sstoken_plugin.base.numbers import counted
 from sstoken_plugin.engine.step import ScoredStep
 from sstoken_plugin.report.content import KINDS, Breakdown
 from sstoken_plugin.report.token_text import REPLACEMENT, LoneTokens
@@ -121,7 +122,7 @@ class KeptCounts:
         tokens = pieces["token"].view(2, CONTEXTS, self._vocabulary)
         total, measured = (int(pieces[name][0].sum()) for name in ("place", "loss"))
         # By which nothing ranks is measured on samples.
-        sampled = "" if measured == total else f" Measured on {measured} tokens, a sample of those."
+        sampled = "" if measured == total else f" Measured on {counted(measured, 'token')}, a sample of those."
         found = [
             (
                 KINDS,
@@ -147,7 +148,7 @@ class KeptCounts:
             ),
             ("By text", f"The most frequent tokens, {MOST_TOKENS} at most.", self._texts(tokens.sum(1))),
         ]
-        scope = f"{total} tokens, ranked by {self.rule}."
+        scope = f"{counted(total, 'token')}, ranked by {self.rule}."
         return [Breakdown(title, f"{note} {scope}", rows, self.rule or "") for title, note, rows in found if rows]
 
     def _context(self, step: ScoredStep) -> Tensor:
@@ -242,4 +243,5 @@ def _deciles(counts: Tensor) -> list[Row]:
 
 
 def _edge(place: int) -> str:
-    return "0" if place == 0 else f"{2.0 ** (LOSS_FLOOR + place / PER_OCTAVE):.2g}"
+    # Neighbours differ by 7 %, which two digits do not always tell.
+    return "0" if place == 0 else f"{2.0 ** (LOSS_FLOOR + place / PER_OCTAVE):.3g}"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypedDict
+
+from sstoken_plugin.base.numbers import is_number
 
 # Fields of a record that hold a number or nothing for each token.
 NUMBERS = ("current_nll", "history_nll", "rel", "attention", "score")
 # Title of the breakdown by kind of token: numbers, code, names, ...
 KINDS = "By kind of token"
-# Above every token id and label.
-MOST_ID = 2**31
+# Above every token id and label, and above every count that the page's script can tell from the next.
+MOST_ID, MOST_COUNT = 2**31, 2**53
 
 
 class Record(TypedDict):
@@ -133,7 +134,7 @@ def is_record(found: Mapping[str, Any]) -> bool:
 
 def _is_entry(name: str, entry: Any) -> bool:
     if name in NUMBERS:
-        return entry is None or (isinstance(entry, float | int) and math.isfinite(entry))
+        return entry is None or is_number(entry)
     if name in ("input_ids", "labels"):
         return isinstance(entry, int) and abs(entry) < MOST_ID
     return isinstance(entry, str if name == "tokens" else bool)

@@ -1,7 +1,8 @@
 """Samples and moments as the page's script reads them: `samples` and `moments` of the JSON in its element `data`.
 
 What else is in there, the frame, is made by `render`: `verdict`, `facts`, `settings`, `versions`, `series` (steps and
-values of logged numbers by name), `tables`, `notes`, and texts.
+values of logged numbers by name), `losses` (title, name and legend of those that are losses), `tables`, `notes`, and
+texts.
 
 Numbers travel as base64 of little-endian float32, NaN for None: exact, because selection works in float32, and small.
 An array of nothing but NaN travels as "". A sample's arrays have one entry a response token, from the first on.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
+from sstoken_plugin.base.numbers import is_number
 from sstoken_plugin.base.visible_text import cut
 from sstoken_plugin.report.content import Breakdown
 
@@ -102,8 +102,3 @@ def table(breakdown: Breakdown) -> dict[str, Any]:
         "left_out": len(rows) - len(often),
         "rows": [[cut(rows[index][0], MAX_LABEL), rows[index][1], rows[index][2]] for index in sorted(often)],
     }
-
-
-def is_number(value: Any) -> bool:
-    """Say whether a value is a finite number that the page can draw."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -14,8 +14,8 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from sstoken_plugin.base.checked import checked
 from sstoken_plugin.base.files import unpacked, write_bytes
-from sstoken_plugin.base.visible_text import in_short
-from sstoken_plugin.report.content import Moment, Report, is_record
+from sstoken_plugin.base.visible_text import cut, in_short
+from sstoken_plugin.report.content import MOST_COUNT, Breakdown, Moment, Report, is_record
 
 FILE = "report.json.gz"
 # Of the file and of the part of a checkpoint; a reader of one format leaves others alone.
@@ -96,9 +96,17 @@ def _report(found: Mapping[str, Any]) -> Report:
             values[part.name] = (
                 moments_from(given) if part.name == "moments" else _as(kinds[part.name], given, part.name)
             )
+            if part.name == "breakdowns":
+                _check_counts(values[part.name])
         elif part.default is MISSING and part.default_factory is MISSING:
             raise ValueError(f"it has no {part.name}")
     return Report(**values)
+
+
+def _check_counts(tables: Sequence[Breakdown]) -> None:
+    for table in tables:
+        if not all(0 <= kept <= seen < MOST_COUNT for _, seen, kept in table.rows):
+            raise ValueError(f"breakdowns: {cut(table.title)} has a row that no count gives")
 
 
 def _as(kind: Any, value: Any, name: str) -> Any:

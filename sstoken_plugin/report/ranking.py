@@ -58,12 +58,17 @@ class Ranking:
         return self.row.keeps_all or (self.row.reads_ratio and self.config is not None and self.config.ratio == 1)
 
     @property
+    def is_threshold(self) -> bool:
+        """Whether a threshold decided which tokens were kept."""
+        return self.row is not None and self.row.is_threshold
+
+    @property
     def words(self) -> str:
         """Words that end "ranked by ..."."""
         if self.row is None:
             return self.rule
         config = self.config or SSTokenConfig()
-        ends = ", and the ends of turns" if self.row.is_threshold and config.keep_eos else ""
+        ends = ", and the ends of turns" if self.is_threshold and config.keep_eos else ""
         return f"{self.row.on_page(self.gamma, config.min_probability)}{ends}"
 
 

@@ -11,10 +11,12 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from sstoken_plugin.base.numbers import is_number
 from sstoken_plugin.base.visible_text import cut
 from sstoken_plugin.report.content import Moment, Report
 from sstoken_plugin.report.encoding import encode
-from sstoken_plugin.report.fit import MAX_POINTS, MAX_TABLES, choose, is_number, series, table
+from sstoken_plugin.report.fit import MAX_LABEL, MAX_POINTS, MAX_TABLES, choose, series, table
+from sstoken_plugin.report.losses import OF_EVALUATION, OVER_ALL, evaluation_set, evaluations, training_loss
 from sstoken_plugin.report.ranking import Ranking, config_of
 from sstoken_plugin.report.verdict import verdict
 from sstoken_plugin.selection.config import SSTokenConfig
@@ -70,6 +72,10 @@ def render(report: Report) -> str:
 def _frame(report: Report) -> dict[str, Any]:
     """Return all but samples and moments."""
     drawn, names = series(report.log)
+    ranking = Ranking.of_counted(report)
+    words, meaning = training_loss(ranking)
+    evaluated = {cut(name, MAX_LABEL): evaluation_set(name) for name in evaluations(report.log)}
+    notes = {**report.notes, "loss": meaning, **dict.fromkeys(evaluated, OF_EVALUATION)}
     tables = [breakdown for breakdown in report.breakdowns if breakdown.rows]
     return {
         "sentence": cut(report.sentence),
@@ -83,9 +89,15 @@ def _frame(report: Report) -> dict[str, Any]:
         **{name: report.settings[name] for name in ("ratio", "gamma") if is_number(report.settings.get(name))},
         "settings": _lines(report.settings),
         "versions": _lines(report.versions),
-        "notes": {name: cut(report.notes[name]) for name in drawn if name in report.notes},
+        "notes": {name: cut(notes[name]) for name in drawn if name in notes},
         "series": drawn,
+        # Title, logged number and legend of charts, apart since they are different things.
+        "losses": [
+            ["Training loss", "loss", words],
+            *([f"Evaluation loss{f' on {data}' if data else ''}", name, OVER_ALL] for name, data in evaluated.items()),
+        ],
         "thinned": _thinned(len(report.log)),
+        "counted": f"In all the data that was trained on{' after the warm-up' if ranking.follows_warmup else ''}:",
         "tables": [table(breakdown) for breakdown in tables[:MAX_TABLES]],
         "left_out": [
             *([f"the last {names - len(drawn)} of {names} curves"] if names > len(drawn) else []),
@@ -96,7 +108,9 @@ def _frame(report: Report) -> dict[str, Any]:
 
 def _sentences(sentences: Sequence[str]) -> list[str]:
     more = len(sentences) - MAX_SENTENCES
-    return [cut(one) for one in sentences[:MAX_SENTENCES]] + ([f"There are {more} more."] if more > 0 else [])
+    return [cut(one) for one in sentences[:MAX_SENTENCES]] + (
+        [f"{'There is' if more == 1 else 'There are'} {more} more."] if more > 0 else []
+    )
 
 
 def _thinned(lines: int) -> str:

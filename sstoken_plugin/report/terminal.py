@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from sstoken_plugin.base.numbers import counted, percent
 from sstoken_plugin.base.visible_text import visible
 from sstoken_plugin.report.content import Record
 
@@ -31,7 +32,7 @@ def total(records: Sequence[Record]) -> str:
     """Return how much of the samples is kept, in words."""
     response = sum(sum(record["response"]) for record in records)
     kept = sum(sum(record["selected"]) for record in records)
-    return f"{len(records)} samples: {kept} of {response} response tokens kept."
+    return f"{counted(len(records), 'sample')}: {kept:,} of {counted(response, 'response token')} kept."
 
 
 def view(record: Record, *, colours: bool = True) -> Iterator[str]:
@@ -42,7 +43,7 @@ def view(record: Record, *, colours: bool = True) -> Iterator[str]:
         colours: whether the terminal shows them; without, signs tell kept tokens from dropped ones.
     """
     response, kept = sum(record["response"]), sum(record["selected"])
-    head = f"sample {record['sample']}: {kept} of {response} response tokens kept"
+    head = f"sample {record['sample']}: {kept:,} of {counted(response, 'response token')} kept"
     yield _styled(head, BOLD) if colours else head
     scores = [score for score in record["score"] if score is not None]
     low, high = min(scores, default=0.0), max(scores, default=0.0)
@@ -62,11 +63,11 @@ def view(record: Record, *, colours: bool = True) -> Iterator[str]:
         else:
             parts.append(_styled(text, DIM, STRUCK_OUT))
     if places.start:
-        yield f"[{places.start} tokens before]"
+        yield f"[{counted(places.start, 'token')} before]"
     yield "".join(parts)
     left = len(record["tokens"]) - places.stop
     if left:
-        yield f"[{left} tokens more]"
+        yield f"[{counted(left, 'token')} more]"
 
 
 def agreement(first: Sequence[Record], second: Sequence[Record]) -> str:
@@ -78,8 +79,8 @@ def agreement(first: Sequence[Record], second: Sequence[Record]) -> str:
             either += a or b
             changed += a != b
     return (
-        f"Of the tokens that either keeps both keep {both / max(either, 1):.0%} ({both} of {either}); "
-        f"{changed} tokens are kept by one alone."
+        f"Of the tokens that either keeps both keep {percent(both / max(either, 1))} ({both:,} of {either:,}); "
+        f"{counted(changed, 'token')} {'is' if changed == 1 else 'are'} kept by one alone."
     )
 
 

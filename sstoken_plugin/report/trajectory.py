@@ -10,6 +10,7 @@ from typing import Any
 
 from sstoken_plugin.base.attempt import attempt
 from sstoken_plugin.base.logs import announce, logger
+from sstoken_plugin.base.numbers import counted
 from sstoken_plugin.engine.sharding import is_sharded
 from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.report import Moment
@@ -188,8 +189,8 @@ class Trajectory:
         self.seconds += self._last
         if self._session.is_first_rank:
             announce(
-                "ssToken: scored %d samples%s for the page at step %d of %d: %.1f s.",
-                len(records), limit, step, steps, self._last,
+                "ssToken: scored %s%s for the page at step %d of %d: %.1f s.",
+                counted(len(records), "sample"), limit, step, steps, self._last,
             )  # fmt: skip
 
     def _score(self, samples: Sequence[Any], phase: Phase, known: Sequence[Record]) -> list[Record] | None:

@@ -7,14 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from sstoken_plugin.base.numbers import counted, percent
 from sstoken_plugin.report.content import KINDS, Breakdown, Report
 from sstoken_plugin.report.fit import points
+from sstoken_plugin.report.losses import OVER_ALL, evaluation_set, evaluations
 from sstoken_plugin.report.ranking import Ranking
 from sstoken_plugin.selection.selectors import selector_of
 from sstoken_plugin.training.monitor import WINDOW
 
 # Kinds that are named, of those seen at least so often.
 MOST_KINDS, LEAST_SEEN = 3, 20
+# Evaluation losses that have a sentence each.
+MOST_LOSSES = 4
 # Relative change of a loss that is none.
 STEADY = 0.005
 HEALTH = "Does it look healthy?"
@@ -89,7 +93,7 @@ def _trained_on(report: Report, ranking: Ranking) -> Finding:
         found.append(f"{_sentence(report.share)}.")
     if dropped := _dropped_kinds(report.breakdowns):
         found.append(f"Dropped most often: {dropped}.")
-    return Finding(question, f"{_percent(kept, seen)} of the response tokens{of}", found)
+    return Finding(question, f"{_percent(kept / seen)} of the response tokens{of}", found)
 
 
 def _warmup(ranking: Ranking, is_training: bool) -> list[str]:
@@ -103,7 +107,7 @@ def _warmup(ranking: Ranking, is_training: bool) -> list[str]:
     if config is not None and ranking.follows_warmup:
         takes = "trained" if is_training else "trains"
         return [
-            f"The warm-up, the first {_percent(config.warmup_ratio, 1)} of the optimizer steps, {takes} on "
+            f"The warm-up, the first {100 * config.warmup_ratio:g}\u00a0% of the optimizer steps, {takes} on "
             f"{selector_of(config.warmup_selector).warmup}."
         ]
     return []
@@ -113,14 +117,14 @@ def _dropped_kinds(tables: Sequence[Breakdown]) -> str:
     """Name the kinds of tokens that were dropped more often than all together."""
     rows = [row for table in tables if table.title == KINDS for row in table.rows]
     seen, kept = sum(row[1] for row in rows), sum(row[2] for row in rows)
-    often = [(1 - k / n, label) for label, n, k in rows if n >= LEAST_SEEN and k * seen < kept * n]
+    often = [((n - k) / n, label) for label, n, k in rows if n >= LEAST_SEEN and k * seen < kept * n]
     named = sorted(often, reverse=True)[:MOST_KINDS]
-    return ", ".join(f"{label} ({share:.0%})".replace("%", "\u00a0%") for share, label in named)
+    return ", ".join(f"{label} ({_percent(share)})" for share, label in named)
 
 
 def _warned(report: Report) -> Finding:
     found = [_sentence(warning.removeprefix("ssToken: ")) for warning in report.warnings]
-    return Finding(HEALTH, f"{len(found):,} warning{'s' * (len(found) != 1)}", found, "warning")
+    return Finding(HEALTH, counted(len(found), "warning"), found, "warning")
 
 
 def _health(report: Report, ranking: Ranking) -> Finding:
@@ -140,7 +144,7 @@ def _health(report: Report, ranking: Ranking) -> Finding:
             ],
         )
     row = ranking.row
-    is_watched = row is not None and not (row.is_position or row.is_threshold)
+    is_watched = row is not None and not (row.is_position or ranking.is_threshold)
     position = ", and position alone does not rank" if is_watched else ""
     return Finding(HEALTH, "Yes: no warning", [f"Dropped tokens were not unlearned{position}."], "good")
 
@@ -157,18 +161,27 @@ def _watched_lines(report: Report, ranking: Ranking) -> int:
 
 
 def _paid(report: Report, ranking: Ranking) -> Finding:
-    evaluated = points(report.log, "eval_loss")
     found = ["This run was plain training."] if ranking.keeps_everything else []
-    if evaluated:
-        found.append(f"The evaluation loss, over all response tokens, {_course(evaluated)}.")
-    else:
-        found.append("It was not evaluated, so that no loss over all response tokens is known.")
+    found += _evaluated(report) or ["It was not evaluated, so that no loss over all response tokens is known."]
     if not ranking.keeps_everything:
+        tokens = "a sum over kept tokens by the number of all" if ranking.is_threshold else "over kept tokens alone"
         found.append(
-            "The training loss is another thing, over kept tokens alone: it compares neither with that nor with the "
-            "training loss of a plain run."
+            f"The training loss is another thing, {tokens}: it compares neither with that nor with the training loss "
+            "of a plain run."
         )
     return Finding("Did it pay?", "One run alone cannot tell.", found)
+
+
+def _evaluated(report: Report) -> list[str]:
+    """Say where each evaluation loss went."""
+    losses = list(evaluations(report.log).items())
+    found = []
+    for name, values in losses[:MOST_LOSSES]:
+        data = evaluation_set(name)
+        found.append(f"The evaluation loss{f' on {data}' if data else ''}, {OVER_ALL}, {_course(values)}.")
+    if more := len(losses) - len(found):
+        found.append(f"The log has those of {counted(more, 'more set')}.")
+    return found
 
 
 def _course(values: Sequence[tuple[float, float]]) -> str:
@@ -191,14 +204,29 @@ def _next(report: Report, ranking: Ranking) -> Finding:
     ends = points(report.log, "sstoken/eos_selected")
     if ends and ends[-1][1] < 1 and not ranking.keeps_everything:
         found.append(
-            f"Of the ends of turns {_percent(ends[-1][1], 1)} were kept at last: set `keep_eos: true` lest the model "
+            f"Of the ends of turns {_percent(ends[-1][1])} were kept at last: set `keep_eos: true` lest the model "
             "does not learn to stop."
         )
-    if not points(report.log, "eval_loss"):
+    if not evaluations(report.log):
         found.append("Give the run evaluation data.")
-    found.append("Read the first samples: is what is struck through what you would leave out?")
-    answer = "Do what the warnings say." if report.warnings else "Compare it with plain training."
-    return Finding("Next", answer, [*filter(None, [report.compare]), *found])
+    if not ranking.keeps_everything:
+        found.append("Read the first samples: is what is struck through what you would leave out?")
+    answer, how = _comparison(report, ranking)
+    if report.warnings:
+        answer = "Do what the warnings say."
+    return Finding("Next", answer, [*filter(None, [how]), *found])
+
+
+def _comparison(report: Report, ranking: Ranking) -> tuple[str, str]:
+    """Say with what a run is to be compared, and how."""
+    if ranking.is_warmup:
+        return "Train past the warm-up.", "Before its end there is no selection to compare with plain training."
+    if ranking.keeps_everything:
+        return "Compare it with a run that selects.", (
+            "Train once more with a selector that drops tokens, such as `selector: sstoken` with `ratio: 0.6`, on the "
+            "same data with the same seed; `python -m sstoken_plugin sstoken-report` draws both on one page."
+        )
+    return "Compare it with plain training.", report.compare
 
 
 def _sentence(text: str) -> str:
@@ -207,5 +235,5 @@ def _sentence(text: str) -> str:
     return text if not first.isalpha() else text[:1].upper() + text[1:]
 
 
-def _percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.0f}\u00a0%"
+def _percent(share: float) -> str:
+    return percent(share, space="\u00a0")

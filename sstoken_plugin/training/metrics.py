@@ -43,7 +43,7 @@ MEANINGS = {
 }
 # Not logged; the monitor reads it.
 INTERNAL = {"leading": ("leading_kept", "free_kept")}
-_WARNED = ("samples", "promptless_samples", "non_finite", "only_ends_samples")
+_WARNED = ("samples", "promptless_samples", "non_finite", "only_ends_samples", "nothing_samples")
 COUNTS = sorted({name for pair in (*METRICS.values(), *INTERNAL.values()) for name in pair} | {*_WARNED})
 
 
@@ -73,7 +73,8 @@ def counts(step: ScoredStep) -> dict[str, Tensor]:
         "free_kept": free.sum(),
         "eos": step.turns.ends.sum(),
         "eos_kept": (step.turns.ends & kept).sum(),
-        "only_ends_samples": ((layout.count(others) > 0) & (layout.count(free) == 0)).sum(),
+        "only_ends_samples": ((layout.count(others) > 0) & (layout.count(free) == 0) & (layout.count(kept) > 0)).sum(),
+        "nothing_samples": (layout.count(kept) == 0).sum(),
         "promptless_samples": (~layout.has_prompt).sum(),
         "non_finite": (~finite).sum(),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sstoken_plugin.base.numbers import percent
 from sstoken_plugin.selection.selectors import SELECTORS, selector_of
 from sstoken_plugin.training.metrics import INTERNAL, METRICS, ratios
 
@@ -99,10 +100,20 @@ class SelectionMonitor:
                     f"attention says nothing: {decides}.",
                 )
             )
+        lower = "unless those samples are wrong, lower sstoken.min_probability or raise sstoken.warmup_ratio"
+        if total["nothing_samples"]:
+            # With a ratio, each sample keeps one token at least.
+            found.append(
+                (
+                    "nothing",
+                    f"{total['nothing_samples']:.0f} of {total['samples']:.0f} samples kept no token at all, so that "
+                    f"nothing was learned from them; {lower}.",
+                )
+            )
         if total["only_ends_samples"]:
             fix = "set sstoken.keep_eos: true, which then keeps as many other tokens, or raise sstoken.ratio"
             if selector_of(rule).is_threshold:
-                fix = "unless those samples are wrong, lower sstoken.min_probability or raise sstoken.warmup_ratio"
+                fix = lower
             found.append(
                 (
                     "only ends",
@@ -152,7 +163,7 @@ class SelectionMonitor:
             found.append(
                 (
                     f"position under {rule}",
-                    f"{_mean(self._leading):.0%} of the kept tokens are the first tokens of their response: "
+                    f"{percent(_mean(self._leading))} of the kept tokens are the first tokens of their response: "
                     "the selection is a score of position. Try another sstoken.attention_layer or a higher "
                     "sstoken.gamma.",
                 )

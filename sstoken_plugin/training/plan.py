@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from sstoken_plugin.base.attempt import attempt
 from sstoken_plugin.base.logs import announce
+from sstoken_plugin.base.numbers import counted, percent
 from sstoken_plugin.engine.step import Phase, TokenSelection
 from sstoken_plugin.history.build import memory_in_training
 from sstoken_plugin.training.sampling import EVERY
@@ -84,17 +85,11 @@ class Plan:
         """Yield the name of each part, and what is to be said of it."""
         about = "about " if self.about else ""
         share = self.response / max(self.tokens, 1)
-        yield (
-            "data",
-            (f"{about}{self.samples:,} samples, {self.response:,} response tokens ({share:.0%} of {self.tokens:,})"),
-        )
+        counts = f"{about}{counted(self.samples, 'sample')}, {counted(self.response, 'response token')}"
+        yield "data", f"{counts} ({percent(share)} of {self.tokens:,})"
         yield "kept", self._of_kept(about)
-        # 0.0004 of a large data set are not 0.
-        epochs = (
-            f"{self.schedule.epochs:.1f}".removesuffix(".0")
-            if self.schedule.epochs >= 1
-            else f"{self.schedule.epochs:.1g}"
-        )
+        # Of a large data set a run may see so little that one digit behind the point would be 0.
+        epochs = f"{self.schedule.epochs:{'.1f' if self.schedule.epochs >= 1 else '.1g'}}".removesuffix(".0")
         warmup = f", {self.warmup:,} of them the selection's warm-up" if self.warmup else ""
         yield "steps", f"{self.schedule.steps:,}, {epochs} epoch{'s' if epochs != '1' else ''}{warmup}"
         yield "history", self._of_history()
@@ -103,7 +98,7 @@ class Plan:
     def _of_kept(self, about: str) -> str:
         kept = f"what has a probability of {self.least:.3g} or more"
         if self.kept is not None:
-            kept = f"{about}{self.kept:,} response tokens, {self.kept / max(self.response, 1):.1%}"
+            kept = f"{about}{self.kept:,} response tokens, {percent(self.kept / max(self.response, 1), 1)}"
         first = {"": "", "all": "all in the warm-up, then ", "others": "after the warm-up "}
         return first[self.warmup_keeps] + kept
 
@@ -121,7 +116,7 @@ class Plan:
         if self.store:
             size = (TOKEN_BYTES * self.response + SAMPLE_BYTES * self.samples) / 2**20
             kept = f"its losses are kept in {self.store}, {size:.1f} MiB at most"
-        return f"{self.history}, {memory}; {kept}; a forward pass of it in {self.passes:.0%} of the micro-batches"
+        return f"{self.history}, {memory}; {kept}; a forward pass of it in {percent(self.passes)} of the micro-batches"
 
     def sentence(self) -> str:
         """Return all of it in one line."""

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import SchedulerType, TrainingArguments
 
 from sstoken_plugin.base.logs import logger
+from sstoken_plugin.base.numbers import percent
 from sstoken_plugin.engine.attention import PromptAttention
 from sstoken_plugin.engine.output_head import ProvenWays
 from sstoken_plugin.engine.own_loss import OwnLoss
@@ -157,10 +158,10 @@ def describe(selection: TokenSelection, tokenizer: Any) -> str:
     if not row.reads_ratio:
         text = f"it trains on {text}"
     else:
-        text = f"it trains on {config.ratio:.0%} of each sample's response tokens, the best by {text}"
+        text = f"it trains on {100 * config.ratio:g}% of each sample's response tokens, the best by {text}"
     if config.has_warmup:
         warmup = selector_of(config.warmup_selector).warmup
-        text += f" (in the first {config.warmup_ratio:.0%} of the optimizer steps {warmup})"
+        text += f" (in the first {100 * config.warmup_ratio:g}% of the optimizer steps {warmup})"
     parts = [f"ssToken is active: {text}"]
     if selection.history is not None:
         parts.append(f"REL compares with {describe_history(selection.history)}")
@@ -188,8 +189,8 @@ def explain_share(selection: TokenSelection) -> str:
         return ""
     places = "at least two for each end of a turn (keep_eos), and " if config.keep_eos else ""
     return (
-        f"ratio: {config.ratio:g} comes to {share:.1%} of the response tokens in this data, because each sample keeps "
-        f"{places}a whole number of tokens, rounded up, which counts where answers are short"
+        f"ratio: {config.ratio:g} comes to {percent(share, 1)} of the response tokens in this data, because each "
+        f"sample keeps {places}a whole number of tokens, rounded up, which counts where answers are short"
     )
 
 

@@ -1,9 +1,7 @@
 // Logged numbers by step: small charts, those that belong together in one.
 
 const GROUPS = [
-  // Apart, since they are different things.
-  { title: "Training loss", series: { loss: "over kept tokens" } },
-  { title: "Evaluation loss", series: { eval_loss: "over all response tokens" } },
+  ...DATA.losses.map(([title, name, words]) => ({ title, series: { [name]: words } })),
   {
     title: "Loss on kept and on dropped tokens",
     series: { "sstoken/loss_selected": "kept", "sstoken/loss_unselected": "dropped" },
@@ -68,6 +66,7 @@ function buildChart(group) {
     .filter((line) => line.steps.length > 0);
   if (!lines.some((line) => new Set(line.steps).size > 1)) return null;
   const scale = scaleOf(lines, group.unit);
+  scale.xTicks = scale.xTicks.filter(Number.isInteger);
   const cursor = svg("line", { class: "cursor", y1: CHART.top, y2: CHART.height - CHART.bottom });
   const drawing = svg(
     "svg",

@@ -8,7 +8,8 @@ const SIGNALS = [
 const BARS = 40;
 // Steps in which a cut is looked for, in each bar.
 const FINE = 10;
-// Of the values, left out at either end: an outlier would leave one bar for all others.
+// Of the values, beyond either end of the drawing, whose last bar has them too: an outlier would leave one bar for all
+// others.
 const OUTLIERS = 0.005;
 
 const histograms = { isStale: true, isNear: false, waiting: 0 };
@@ -65,9 +66,12 @@ function buildHistogram({ title, values }) {
   });
   const cut = bestCut(...counts);
   const at = low + ((high - low) * cut.place) / (BARS * FINE);
-  const words = cut.isSplit
+  const beyond = kept.concat(dropped).filter((value) => value < low || value > high).length;
+  const edges = beyond ? ` The bars at the ends hold ${counted(beyond, "token")} from beyond them.` : "";
+  const verdict = cut.isSplit
     ? `A cut at ${figure(at, 2)} alone would choose ${percent(cut.alike / (kept.length + dropped.length))} of these tokens alike.`
     : "No cut by this alone is nearer to the choice than keeping, or dropping, all.";
+  const words = verdict + edges;
   const bars = counts.map((bins) =>
     Array.from({ length: BARS }, (_, bar) => bins.subarray(bar * FINE, (bar + 1) * FINE).reduce((a, b) => a + b, 0)),
   );

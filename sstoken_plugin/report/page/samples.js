@@ -26,6 +26,8 @@ function buildCards(parent) {
         if (cards[index].isBuilt) showCard(index);
         else buildSoon();
       }
+      // A search may have hidden what comes into view now.
+      if (search.words) markFound();
     },
     { rootMargin: "1500px" },
   );
@@ -91,8 +93,9 @@ function buildSoon() {
       return Math.max(box.top - middle, middle - box.bottom, 0);
     };
     showCard(waiting.reduce((nearest, index) => (distance(index) < distance(nearest) ? index : nearest)));
-    if (search.words) markFound();
+    // First, so that a fault in marking leaves no card blank.
     if (waiting.length > 1) buildSoon();
+    if (search.words) markFound();
   });
 }
 

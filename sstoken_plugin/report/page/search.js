@@ -9,6 +9,10 @@ const ORDERS = {
 const MOST_MARKS = 5000;
 const search = { words: "", waiting: 0 };
 
+// Lower case as long as the text itself, so that a place in one is that place in the other: of all letters, this one
+// alone has a longer lower case.
+const lower = (text) => text.replaceAll("\u0130", "i").toLowerCase();
+
 const fragmentOf = (sampleIndex, index) =>
   `sample-${samples[sampleIndex].name}${index === undefined ? "" : `-token-${index + 1}`}`;
 
@@ -47,7 +51,7 @@ function droppedLoss(index) {
 }
 
 function searchFor(text) {
-  search.words = text.toLowerCase();
+  search.words = lower(text);
   let [found, times] = [0, 0];
   for (const [index, card] of cards.entries()) {
     const count = search.words ? timesIn(wordsOf(index), search.words) : 0;
@@ -63,10 +67,7 @@ function searchFor(text) {
 // All of a sample's text that is on the page, folded or not.
 function wordsOf(index) {
   const sample = samples[index];
-  sample.words ??= sample.runs
-    .map((run) => run.text ?? "")
-    .join("\n")
-    .toLowerCase();
+  sample.words ??= lower(sample.runs.map((run) => run.text ?? "").join("\n"));
   return sample.words;
 }
 
@@ -84,7 +85,7 @@ function markFound() {
     if (cards[index].node.hidden || !cards[index].isBuilt) continue;
     if (
       !cards[index].isOpen &&
-      timesIn(cards[index].text.textContent.toLowerCase(), search.words) < timesIn(wordsOf(index), search.words)
+      timesIn(lower(cards[index].text.textContent), search.words) < timesIn(wordsOf(index), search.words)
     )
       openCard(index);
     for (const turn of cards[index].text.querySelectorAll(".turn")) ranges.push(...rangesIn(turn));
@@ -100,7 +101,7 @@ function rangesIn(turn) {
     nodes.push({ node, start: text.length });
     text += node.data;
   }
-  text = text.toLowerCase();
+  text = lower(text);
   const ranges = [];
   let last = 0;
   const at = (place) => {

@@ -5,6 +5,7 @@ function start() {
   startSamples();
   startTraining();
   find("tables").append(...DATA.tables.map(buildTable));
+  find("tables-note").textContent = DATA.counted;
   // An inspection counts the samples that it scores.
   find("tables-note").hidden = !DATA.tables.length || !Object.keys(DATA.series).length;
   // Histograms of a large page come later.

@@ -25,7 +25,6 @@ function buildTable(breakdown) {
   return figureNode;
 }
 
-const percent = (share) => `${(100 * share).toFixed(share > 0 && share < 0.0995 ? 1 : 0)}\u00a0%`;
 const shareOf = ([, seen, kept]) => (seen ? kept / seen : 0);
 
 function appendEnds(parent, rows, overall) {

@@ -88,3 +88,11 @@ function figure(value, digits = 4) {
 const grouped = (count) => count.toLocaleString("en");
 const counted = (count, noun) => `${grouped(count)} ${noun}${count === 1 ? "" : "s"}`;
 const tokensChange = (count) => `${counted(count, "token")} change${count === 1 ? "s" : ""}`;
+
+// A share in percent, as sstoken_plugin/base/numbers.py has it.
+function percent(share) {
+  const rounded = (digits) => Math.floor(100 * share * 10 ** digits + 0.5) / 10 ** digits;
+  let digits = share > 0 && share < 0.0995 ? 1 : 0;
+  while (share > 0 && share < 1 && !(rounded(digits) > 0 && rounded(digits) < 100) && digits < 15) digits++;
+  return `${rounded(digits).toFixed(digits)}\u00a0%`;
+}

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sstoken_plugin.base.numbers import number
+from sstoken_plugin.base.numbers import is_number, number
 from sstoken_plugin.report.drawing.chart import Curve, chart
 from sstoken_plugin.report.drawing.document import html_table
-from sstoken_plugin.report.fit import is_number, mean_over_steps, points, series
+from sstoken_plugin.report.fit import mean_over_steps, points, series
+from sstoken_plugin.report.losses import is_evaluation
 from sstoken_plugin.report.runs.finished import FinishedRun
 
-_EVALUATION = re.compile(r"eval_(.+_)?loss")
 _KEPT_SHARE, _KEPT, _DROPPED = "sstoken/selected_ratio", "sstoken/loss_selected", "sstoken/loss_unselected"
 # No name of a log line.
 _ALL = "loss over all response tokens"
@@ -50,7 +49,7 @@ def charts(runs: Sequence[FinishedRun], letters: str) -> tuple[list[str], list[s
             if name in each
         ]
 
-    main = [chart(curves(name), f"Evaluation loss ({name})", _OF_EVALUATION) for name in names if _is_evaluation(name)]
+    main = [chart(curves(name), f"Evaluation loss ({name})", _OF_EVALUATION) for name in names if is_evaluation(name)]
     main += [chart(curves(name), title, note, share=name == _KEPT_SHARE) for name, (title, note) in _FIRST.items()]
     others = [name for name in names if name not in _FIRST and (name.startswith("sstoken/") or name in _OTHERS)]
     notes = {name: note for run in runs if run.report is not None for name, note in run.report.notes.items()}
@@ -70,7 +69,7 @@ def last_step(run: FinishedRun) -> int | None:
 
 def evaluations(runs: Sequence[FinishedRun], letters: str) -> str:
     """Return the tables of evaluation losses, with differences from the first run that has one; "" without any."""
-    names = dict.fromkeys(name for run in runs for line in run.log for name in line if _is_evaluation(name))
+    names = dict.fromkeys(name for run in runs for line in run.log for name in line if is_evaluation(name))
     tables = {name: [points(run.log, name) for run in runs] for name in names}
     return "".join(_table(runs, letters, name, logged) for name, logged in tables.items() if any(logged))
 
@@ -105,7 +104,3 @@ def _over_all(line: Mapping[str, Any], run: FinishedRun) -> dict[str, float]:
         # Where nothing was dropped there is no such loss.
         return {_ALL: kept} if share == 1 else {}
     return {_ALL: share * kept + (1 - share) * dropped}
-
-
-def _is_evaluation(name: str) -> bool:
-    return _EVALUATION.fullmatch(name) is not None

@@ -11,9 +11,10 @@ from typing import Any
 
 from sstoken_plugin.base.checked import checked
 from sstoken_plugin.base.files import expand
+from sstoken_plugin.base.numbers import is_number
 from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.report.content import Report
-from sstoken_plugin.report.fit import is_number, points
+from sstoken_plugin.report.fit import points
 from sstoken_plugin.report.page_data import FILE, PageData, read_page_data
 
 # Of the run, and of a checkpoint; `transformers.trainer`, which has the second too, takes seconds to import.

@@ -7,6 +7,7 @@ from functools import cache
 from importlib.resources import files
 from string import ascii_uppercase
 
+from sstoken_plugin.base.numbers import counted, percent
 from sstoken_plugin.report.drawing.chart import COLOURS, DASHES, key
 from sstoken_plugin.report.drawing.document import document, escaped, html_table
 from sstoken_plugin.report.runs.curves import charts, evaluations, kept_share, last_step
@@ -61,12 +62,12 @@ def render_runs(runs: Sequence[FinishedRun], faults: Sequence[str] = ()) -> str:
         "samples": ("The same samples side by side", side_by_side(runs, letters)),
         "same": (
             "Settings that do not differ",
-            f"<details><summary>{len(same)} settings</summary>{html_table(heads, _lines(same))}</details>",
+            f"<details><summary>{counted(len(same), 'setting')}</summary>{html_table(heads, _lines(same))}</details>",
         ),
     }
     links = "".join(f'<a href="#{name}">{escaped(title)}</a>' for name, (title, _) in sections.items())
     warnings = "".join(f'<p class="warning">{escaped(each)}</p>' for each in _warnings(runs, faults))
-    head = f'<p>{len(runs)} runs.</p>{warnings}<nav aria-label="Sections">{links}</nav>'
+    head = f'<p>{counted(len(runs), "run")}.</p>{warnings}<nav aria-label="Sections">{links}</nav>'
     body = "".join(
         f'<section id="{name}"><h2>{escaped(title)}</h2>{content}</section>'
         for name, (title, content) in sections.items()
@@ -94,7 +95,7 @@ def _sentence(run: FinishedRun) -> str:
     step, share = last_step(run), kept_share(run)
     facts = [
         _trained_on(run, share),
-        "no step logged" if step is None else f"{step} steps",
+        "no step logged" if step is None else counted(step, "step"),
         f"model {run.settings.get('base_model') or UNKNOWN}",
         f"in {run.folder}",
     ]
@@ -104,7 +105,11 @@ def _sentence(run: FinishedRun) -> str:
 def _trained_on(run: FinishedRun, share: float | None) -> str:
     if not run.selects:
         return "plain training, without a selection"
-    return "trained on selected tokens" if share is None else f"trained on {100 * share:.1f} % of its response tokens"
+    return (
+        "trained on selected tokens"
+        if share is None
+        else f"trained on {percent(share, 1, space=' ')} of its response tokens"
+    )
 
 
 def _lines(rows: Sequence[Row]) -> list[list[str]]:

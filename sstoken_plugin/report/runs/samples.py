@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from itertools import groupby, takewhile
 
+from sstoken_plugin.base.numbers import counted
 from sstoken_plugin.base.visible_text import cut, visible
 from sstoken_plugin.report import terminal
 from sstoken_plugin.report.content import Record
@@ -43,9 +44,9 @@ def side_by_side(runs: Sequence[FinishedRun], letters: str) -> str:
     for number, each in enumerate(shared):
         own = {place: found[place][each] for place in with_samples if each in found[place]}
         if sum(map(len, parts)) > _MOST_CHARACTERS:
-            parts.append(
-                f'<p class="note">{len(shared) - number} more samples are left out, to keep the page small.</p>'
-            )
+            left = len(shared) - number
+            told = f"{counted(left, 'more sample')} {'is' if left == 1 else 'are'} left out, to keep the page small."
+            parts.append(f'<p class="note">{told}</p>')
             break
         parts.append(_sample(own, runs, letters))
     return "".join(parts)
@@ -107,7 +108,7 @@ def _agreements(found: Mapping[int, Mapping[_Key, Record]], shared: Sequence[_Ke
         both = [each for each in shared if each in found[first] and each in found[place]]
         if both:
             told = terminal.agreement([found[first][each] for each in both], [found[place][each] for each in both])
-            yield escaped(f"{letters[first]} and {letters[place]}, {len(both)} samples: {told}")
+            yield escaped(f"{letters[first]} and {letters[place]}, {counted(len(both), 'sample')}: {told}")
 
 
 def _sample(records: Mapping[int, Record], runs: Sequence[FinishedRun], letters: str) -> str:
@@ -121,13 +122,13 @@ def _sample(records: Mapping[int, Record], runs: Sequence[FinishedRun], letters:
     prompt = "".join(_prompt(piece, first) for piece in lead)
     columns = "".join(
         f'<div class="column"><h4>{key(place)} {escaped(f"{letters[place]} {runs[place].name}")}: '
-        f"{sum(record['selected'])} of {sum(record['response'])} response tokens kept</h4>"
+        f"{sum(record['selected']):,} of {counted(sum(record['response']), 'response token')} kept</h4>"
         f'<p class="words">{"".join(_piece(piece, record, differs) for piece in pieces[len(lead) :])}</p></div>'
         for place, record in records.items()
     )
     return (
-        f'<article class="sample"><h3>Sample {first.get("sample", "")}: {sum(differs)} tokens on which the runs do not '
-        f'agree</h3><p class="words prompt">{prompt}</p><div class="side">{columns}</div></article>'
+        f'<article class="sample"><h3>Sample {first.get("sample", "")}: {counted(sum(differs), "token")} on which the '
+        f'runs do not agree</h3><p class="words prompt">{prompt}</p><div class="side">{columns}</div></article>'
     )
 
 
@@ -151,7 +152,7 @@ def _marked(record: Record, places: Sequence[int], response: bool, kept: bool, d
 
 def _prompt(piece: Run, record: Record) -> str:
     if not piece.shown:
-        return f'<span class="left-out">[{len(piece)} tokens left out]</span>'
+        return f'<span class="left-out">[{counted(len(piece), "token")} left out]</span>'
     return f'<span class="prompt">{_words(record, range(piece.start, piece.stop))}</span>'
 
 
