@@ -78,12 +78,10 @@ class TokenSelectionTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the metrics of the selection to every training log line."""
-        if self.sstoken is not None and self.sstoken.selection is not None:
-            if "loss" in logs:
-                logs.update(self.sstoken.metrics())
-            elif "train_loss" in logs:
-                # The last line of a run: what the steps since the line before show is warned of, too.
-                self.sstoken.metrics()
+        # The last line of a run has no metrics: what the steps since the line before show is warned of, and no more.
+        if self.sstoken is not None and self.sstoken.selection is not None and ("loss" in logs or "train_loss" in logs):
+            metrics = self.sstoken.metrics()
+            logs.update(metrics if "loss" in logs else {})
         super().log(logs, *args, **kwargs)
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
