@@ -555,7 +555,7 @@ def test_little_that_is_known_of_runs_is_a_page_too(browser, tmp_path):
 def test_one_is_said_in_the_singular(tmp_path, monkeypatch):
     own = record(["p", "a", "b", "c"])
     other = {**own, "selected": [False, False, True, True]}
-    log = [{"step": 1, "sstoken/selected_ratio": 0.9999}]
+    log = [{"step": 1, "loss": 1.0, "sstoken/selected_ratio": 0.9999}]
     known = [
         FinishedRun(tmp_path, tmp_path, log, drawing(made, settings={"ratio": 0.6}), name=name)
         for name, made in (("a", own), ("b", other))
