@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sstoken_plugin.base.numbers import number
+from sstoken_plugin.base.numbers import counted, number
 from sstoken_plugin.experiments.config import Experiment
 from sstoken_plugin.experiments.measures import Measure
 from sstoken_plugin.experiments.results import Result
@@ -215,7 +215,7 @@ def sentence(comparison: Comparison, table: Table, smallest: float) -> str:
     reach = ""
     if difference.low is not None:
         reach = f", 95 % interval {number(difference.low, signed=True)} to {number(difference.high, signed=True)}"
-    facts = f"{shown} on average over {difference.count} seed{'' if difference.count == 1 else 's'}{reach}"
+    facts = f"{shown} on average over {counted(difference.count, 'seed')}{reach}"
     if comparison.is_told:
         return f"{comparison.arm} {comparison.verdict} against {comparison.against} ({facts})."
     plans = []

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from sstoken_plugin.base.numbers import number
+from sstoken_plugin.base.numbers import counted, number
 from sstoken_plugin.base.visible_text import cut, visible
 from sstoken_plugin.experiments.comparison import Table, sentence
 from sstoken_plugin.experiments.plot import Row, draw
@@ -64,7 +64,7 @@ def render(page: Page) -> str:
 
 def _head(page: Page) -> str:
     seeds = sorted({result.seed for result in page.results})
-    facts = f"{len(page.results)} of {page.runs} runs, with {len(seeds)} seed{'' if len(seeds) == 1 else 's'}."
+    facts = f"{len(page.results)} of {page.runs} runs, with {counted(len(seeds), 'seed')}."
     warnings = "".join(f'<p class="warning">{escaped(each)}</p>' for each in page.warnings)
     return f"<p>{escaped(page.what)} {facts}</p>{warnings}" + "".join(
         f'<p class="note">{escaped(note)}</p>' for note in page.notes

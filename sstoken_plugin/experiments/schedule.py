@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from shutil import get_terminal_size
 from typing import Any
 
+from sstoken_plugin.base.numbers import counted
 from sstoken_plugin.base.visible_text import one_line
 from sstoken_plugin.experiments.config import Experiment
 from sstoken_plugin.experiments.processes import Server, fault_of, is_busy, run_job
@@ -74,7 +75,7 @@ def in_words(seconds: float) -> str:
 def announcement(runs: Sequence[Run], durations: Durations, found: Mapping[str, Any]) -> str:
     """Say before anything is trained how long it will take, and what that rests on."""
     trainings = [run for run in runs if run.is_training]
-    parts = [f"{len(trainings)} run{'' if len(trainings) == 1 else 's'}"] if trainings else []
+    parts = [counted(len(trainings), "run")] if trainings else []
     parts += ["the untrained model"] if len(trainings) < len(runs) else []
     count = f"{' and '.join(parts)} to go"
     left = durations.left(runs)
@@ -82,7 +83,7 @@ def announcement(runs: Sequence[Run], durations: Durations, found: Mapping[str, 
         return f"{count}; how long they take is told after the first."
     if durations.seen:
         done = sum(map(len, durations.seen.values()))
-        return f"{count}, about {in_words(left)}, as {done} finished run{'' if done == 1 else 's'} took."
+        return f"{count}, about {in_words(left)}, as {counted(done, 'finished run')} took."
     estimate = found["estimate"]
     measured = estimate["steps_measured"]
     steps = f"{measured} of its {estimate['steps']} steps" if measured else "a single step"

@@ -12,6 +12,8 @@ from typing import Literal
 
 import numpy as np
 
+from sstoken_plugin.base.numbers import counted
+
 Better = Literal["lower", "higher"]
 
 CONFIDENCE = 0.95
@@ -122,7 +124,7 @@ def verdict(difference: Interval, better: Better) -> str:
 
 
 def _untold(count: int) -> str:
-    return f"{UNTOLD} with {count} seed{'' if count == 1 else 's'}"
+    return f"{UNTOLD} with {counted(count, 'seed')}"
 
 
 def seeds_to_tell(difference: float, deviation: float, *, family: int = 1) -> int | None:

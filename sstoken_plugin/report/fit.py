@@ -79,14 +79,19 @@ def mean_over_steps(log: Sequence[Mapping[str, Any]], name: str) -> float | None
     A line counts for the steps since the training's line before it: of twenty steps with `logging_steps: 10` and
     `logging_first_step: true` the first line is of one.
     """
-    total = counted = last = 0.0
+    total = weight = last = 0.0
     for line in log:
         if not (is_number(line.get("step")) and "loss" in line):
             continue
         steps, last = line["step"] - last, line["step"]
         if is_number(line.get(name)):
-            total, counted = total + steps * line[name], counted + steps
-    return total / counted if counted else None
+            total, weight = total + steps * line[name], weight + steps
+    return total / weight if weight else None
+
+
+def last_step(log: Sequence[Mapping[str, Any]]) -> int | None:
+    """Return the last step of a log; None where it has none."""
+    return max((int(line["step"]) for line in log if is_number(line.get("step"))), default=None)
 
 
 def table(breakdown: Breakdown) -> dict[str, Any]:

@@ -50,7 +50,8 @@ COUNTS = sorted({name for pair in (*METRICS.values(), *INTERNAL.values()) for na
 def counts(step: ScoredStep) -> dict[str, Tensor]:
     """Count one scored step; every value is a scalar tensor, read without waiting for the device."""
     layout, scores, kept = step.layout, step.scores, step.kept
-    first_k = layout.index_in_sample < layout.count(kept)[layout.sample]
+    kept_of_sample = layout.count(kept)
+    first_k = layout.index_in_sample < kept_of_sample[layout.sample]
     others = ~step.turns.ends
     finite = torch.isfinite(scores.current)
     loss = torch.where(finite, scores.current, 0)
@@ -73,8 +74,8 @@ def counts(step: ScoredStep) -> dict[str, Tensor]:
         "free_kept": free.sum(),
         "eos": step.turns.ends.sum(),
         "eos_kept": (step.turns.ends & kept).sum(),
-        "only_ends_samples": ((layout.count(others) > 0) & (layout.count(free) == 0) & (layout.count(kept) > 0)).sum(),
-        "nothing_samples": (layout.count(kept) == 0).sum(),
+        "only_ends_samples": ((layout.count(others) > 0) & (layout.count(free) == 0) & (kept_of_sample > 0)).sum(),
+        "nothing_samples": (kept_of_sample == 0).sum(),
         "promptless_samples": (~layout.has_prompt).sum(),
         "non_finite": (~finite).sum(),
     }

@@ -62,11 +62,6 @@ def kept_share(run: FinishedRun) -> float | None:
     return mean_over_steps(run.log, _KEPT_SHARE) if run.selects else 1.0
 
 
-def last_step(run: FinishedRun) -> int | None:
-    """Return the last step of a run's log; None where it has none."""
-    return max((int(line["step"]) for line in run.log if is_number(line.get("step"))), default=None)
-
-
 def evaluations(runs: Sequence[FinishedRun], letters: str) -> str:
     """Return the tables of evaluation losses, with differences from the first run that has one; "" without any."""
     names = dict.fromkeys(name for run in runs for line in run.log for name in line if is_evaluation(name))

@@ -14,7 +14,7 @@ from sstoken_plugin.base.files import expand
 from sstoken_plugin.base.numbers import is_number
 from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.report.content import Report
-from sstoken_plugin.report.fit import points
+from sstoken_plugin.report.fit import last_step, points
 from sstoken_plugin.report.page_data import FILE, PageData, read_page_data
 
 # Of the run, and of a checkpoint; `transformers.trainer`, which has the second too, takes seconds to import.
@@ -168,8 +168,7 @@ class _Trace:
     @classmethod
     def of(cls, run: FinishedRun, file: Path) -> _Trace:
         """Return that of a run whose log is in a file."""
-        steps = [line["step"] for line in run.log if is_number(line.get("step"))]
-        return cls(run, dict(points(run.log, "loss")), max(steps, default=0), file.stat().st_mtime)
+        return cls(run, dict(points(run.log, "loss")), last_step(run.log) or 0, file.stat().st_mtime)
 
     def is_of_the_run_of(self, other: _Trace) -> bool:
         """Tell whether both are of one run, whose log grows and does not change; what cannot be told is."""

@@ -10,7 +10,8 @@ from string import ascii_uppercase
 from sstoken_plugin.base.numbers import counted, percent
 from sstoken_plugin.report.drawing.chart import COLOURS, DASHES, key
 from sstoken_plugin.report.drawing.document import document, escaped, html_table
-from sstoken_plugin.report.runs.curves import charts, evaluations, kept_share, last_step
+from sstoken_plugin.report.fit import last_step
+from sstoken_plugin.report.runs.curves import charts, evaluations, kept_share
 from sstoken_plugin.report.runs.finished import FinishedRun
 from sstoken_plugin.report.runs.samples import side_by_side, tokenizers_differ
 from sstoken_plugin.report.runs.settings import UNKNOWN, Row, rows_of
@@ -92,7 +93,7 @@ def _overview(runs: Sequence[FinishedRun], letters: str) -> str:
 
 
 def _sentence(run: FinishedRun) -> str:
-    step, share = last_step(run), kept_share(run)
+    step, share = last_step(run.log), kept_share(run)
     facts = [
         _trained_on(run, share),
         "no step logged" if step is None else counted(step, "step"),
