@@ -157,6 +157,12 @@ def inspect(cfg: Any, settings: SSTokenConfig, asked: Asked, temporary: Path, te
 
 
 def _refuse_unfit(cfg: Any, asked: Asked) -> None:
+    if asked.after is not None:
+        if asked.adapters:
+            raise ValueError(
+                "--after trains a model of its own, and --adapter names a trained one; leave one of them out."
+            )
+        trial.refuse_unfit(cfg)
     if asked.adapters and cfg.adapter not in ("lora", "qlora"):
         raise ValueError("--adapter needs `adapter: lora` or `adapter: qlora` in the YAML; --after N needs none.")
     if len(asked.adapters) > 2:
@@ -166,12 +172,6 @@ def _refuse_unfit(cfg: Any, asked: Asked) -> None:
             raise ValueError(
                 f"--adapter: {adapter} holds no {ADAPTER_FILE}; name a run's output_dir, or one of its checkpoints."
             )
-    if asked.after is not None:
-        if asked.adapters:
-            raise ValueError(
-                "--after trains a model of its own, and --adapter names a trained one; leave one of them out."
-            )
-        trial.refuse_unfit(cfg)
 
 
 def _loaded(cfg: Any, settings: SSTokenConfig, adapter: str | None, data: Any) -> _Scorer:
