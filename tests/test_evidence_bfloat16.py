@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -115,3 +116,38 @@ def test_a_model_under_autocast_trains_by_it_where_instructions_are_missing(monk
     assert rounded == ([] if is_fast else [torch.float32, torch.float32])
     assert layer.weight.grad.dtype == torch.float32
     assert torch.backends.cuda.flash_sdp_enabled() is is_fast
+
+
+def test_a_frozen_weight_is_cast_once_and_computes_what_autocast_does():
+    """Autocast itself casts a frozen weight in every pass; one that is trained it has to."""
+    model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 8))
+    model[0].requires_grad_(False)
+    inputs = made(4, 16, dtype=torch.float32).requires_grad_()
+
+    def computed():
+        with torch.autocast("cpu", torch.bfloat16):
+            lowered = model(inputs)
+        gradients = torch.autograd.grad(lowered.float().sum(), [inputs, *model[1].parameters()])
+        return [lowered, *gradients, model(inputs)]
+
+    before = computed()
+    AutocastPlugin().post_model_load(None, model)
+    assert all(torch.equal(*pair) for pair in zip(before, computed(), strict=True))
+    model[0].weight.data.zero_()
+    lowered, *_, exact = computed()
+    assert torch.equal(lowered, before[0])
+    assert not torch.equal(exact, before[-1])
+    model[1].weight.data.zero_()
+    assert not torch.equal(computed()[0], lowered)
+
+
+def test_a_weight_that_was_cast_to_measure_trains():
+    model = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 2))
+    model[1].requires_grad_(False)
+    AutocastPlugin().post_model_load(None, model)
+    inputs = made(4, 16, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.inference_mode():
+            model(inputs)
+        model(inputs).sum().backward()
+    assert model[0].weight.grad.any()
