@@ -30,9 +30,13 @@ class AutocastPlugin(BasePlugin):
         return {"bf16": True, "use_cpu": not torch.cuda.is_available()}
 
     def post_model_load(self, cfg: Any, model: Any) -> None:
-        """Spare autocast the casts of frozen weights, which it repeats in every pass: a sixth of a step on a CPU."""
+        """Spare autocast the casts of frozen weights, which it repeats in every pass.
+
+        Not that of the output head, which the plugin runs in a way of its own where nothing else has a hand in it.
+        """
+        head = model.get_output_embeddings()
         for module in model.modules():
-            if type(module) is nn.Linear and not module.weight.requires_grad:
+            if type(module) is nn.Linear and module is not head and not module.weight.requires_grad:
                 vars(module)["forward"] = _of_one_cast(module)
 
 

@@ -90,7 +90,7 @@ class Source:
 
     Attributes:
         file: its name.
-        trained: so many samples, about 30,000 to 65,000 tokens.
+        trained: so many samples, 25,000 to 65,000 tokens.
         held_out: so many at most.
         reference: so many that the reference model is trained on.
         untouched: the data set whose held-out samples show what is forgotten.

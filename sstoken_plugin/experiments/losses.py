@@ -7,19 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from sstoken_plugin.axolotl.experiment import Trained
+from sstoken_plugin.engine.output_head import ProvenWays, response_nll
 from sstoken_plugin.experiments.kinds import KINDS, kinds
 from sstoken_plugin.experiments.measures import Measure
 from sstoken_plugin.selection.batching import in_batches, padded
 from sstoken_plugin.selection.samples import BatchLayout, samples_in
 
-# Tokens of a batch, padding included: its logits are held once, in the precision of the model. More are slower on a
-# CPU, by a third for 4096 of a vocabulary of 49,152, for the memory of the logits, which each batch asks for anew.
+# Tokens of a batch, padding included.
 BATCH_TOKENS = 1024
-# Rows of logits that are held in float32.
-_ROWS = 256
 
 
 def measure_losses(trained: Trained, rows: Iterable[Mapping[str, Any]]) -> dict[str, Measure]:
@@ -46,21 +43,10 @@ def token_losses(trained: Trained, rows: Iterable[Mapping[str, Any]]) -> tuple[T
     # Of like length together: less padding.
     samples.sort(key=lambda sample: sample["input_ids"].shape[1])
     losses, found = [torch.zeros(0, dtype=torch.float64)], [torch.zeros(0, dtype=torch.long)]
-    for batch in in_batches(samples, BATCH_TOKENS):
-        losses.append(_losses_of(trained, padded(batch)))
-        found += [kinds(sample, trained.tokenizer, trained.ends) for sample in batch]
+    ways = ProvenWays()
+    for some in in_batches(samples, BATCH_TOKENS):
+        batch = {name: column.to(trained.model.device) for name, column in padded(some).items()}
+        with torch.no_grad(), trained.precision():
+            losses.append(response_nll(trained.model, batch, BatchLayout.of(batch), ways).double().cpu())
+        found += [kinds(sample, trained.tokenizer, trained.ends) for sample in some]
     return torch.cat(losses), torch.cat(found)
-
-
-def _losses_of(trained: Trained, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the losses of the response tokens of a batch, float64 [R] on the CPU."""
-    device = trained.model.device
-    layout = BatchLayout.of(batch)
-    columns = {name: column.to(device) for name, column in batch.items() if name != "labels"}
-    with torch.inference_mode(), trained.precision():
-        logits = trained.model(**columns, use_cache=False).logits.flatten(0, 1)
-        parts = [
-            functional.cross_entropy(logits[place.to(device)].float(), target.to(device), reduction="none")
-            for place, target in zip(layout.logit_position.split(_ROWS), layout.target.split(_ROWS), strict=True)
-        ]
-    return torch.cat([part.double().cpu() for part in parts]) if parts else torch.zeros(0, dtype=torch.float64)
