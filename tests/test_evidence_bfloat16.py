@@ -118,10 +118,21 @@ def test_a_model_under_autocast_trains_by_it_where_instructions_are_missing(monk
     assert torch.backends.cuda.flash_sdp_enabled() is is_fast
 
 
+class Model(nn.Sequential):
+    """A frozen layer, a trained one and a frozen output head."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(16, 32), nn.Linear(32, 8), nn.Linear(8, 4))
+        self[0].requires_grad_(False)
+        self[2].requires_grad_(False)
+
+    def get_output_embeddings(self):
+        return self[2]
+
+
 def test_a_frozen_weight_is_cast_once_and_computes_what_autocast_does():
     """Autocast itself casts a frozen weight in every pass; one that is trained it has to."""
-    model = nn.Sequential(nn.Linear(16, 32), nn.Linear(32, 8))
-    model[0].requires_grad_(False)
+    model = Model()
     inputs = made(4, 16, dtype=torch.float32).requires_grad_()
 
     def computed():
@@ -137,17 +148,26 @@ def test_a_frozen_weight_is_cast_once_and_computes_what_autocast_does():
     lowered, *_, exact = computed()
     assert torch.equal(lowered, before[0])
     assert not torch.equal(exact, before[-1])
-    model[1].weight.data.zero_()
-    assert not torch.equal(computed()[0], lowered)
+
+
+@pytest.mark.parametrize("layer", [1, 2], ids=["trained", "the output head"])
+def test_other_weights_are_cast_in_every_pass(layer):
+    model, inputs = Model(), made(4, 16, dtype=torch.float32)
+    AutocastPlugin().post_model_load(None, model)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(inputs)
+    model[layer].weight.data.zero_()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(model(inputs), before)
 
 
 def test_a_weight_that_was_cast_to_measure_trains():
-    model = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 2))
-    model[1].requires_grad_(False)
+    model, inputs = Model(), made(4, 16, dtype=torch.float32)
     AutocastPlugin().post_model_load(None, model)
-    inputs = made(4, 16, dtype=torch.float32)
+    inputs.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         with torch.inference_mode():
             model(inputs)
         model(inputs).sum().backward()
-    assert model[0].weight.grad.any()
+    assert model[1].weight.grad.any()
+    assert inputs.grad.any()
