@@ -179,3 +179,11 @@ def run_command(*command: str, check: bool = True, **environment: str) -> subpro
     )
     assert not check or result.returncode == 0, result.stdout[-5000:]
     return result
+
+
+def write_page(experiment: Any, page: Path) -> None:
+    """Write the page of an experiment, and its numbers beside it."""
+    from sstoken_plugin.experiments.main import Files, as_json, conclude
+    from sstoken_plugin.experiments.runs import Runs
+
+    conclude(experiment, Runs.of(experiment), Files(page, "Does it help?", page.with_suffix(".json"), as_json))

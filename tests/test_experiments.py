@@ -29,12 +29,13 @@ from sstoken_plugin.axolotl.experiment import train, trained_model, write, yaml_
 from sstoken_plugin.base.numbers import number
 from sstoken_plugin.experiments import prepare
 from sstoken_plugin.experiments.compare import compare_command
+from sstoken_plugin.experiments.comparison import tables_of
 from sstoken_plugin.experiments.config import parse
 from sstoken_plugin.experiments.losses import measure_losses
-from sstoken_plugin.experiments.main import collect, have
+from sstoken_plugin.experiments.main import have
 from sstoken_plugin.experiments.processes import prepared
 from sstoken_plugin.experiments.results import read_json
-from sstoken_plugin.experiments.runs import runs_of, train_yaml, untrained_of
+from sstoken_plugin.experiments.runs import Runs, runs_of, train_yaml, untrained_of
 from sstoken_plugin.experiments.watch import Watch
 from sstoken_plugin.experiments.worker import remove_cut_checkpoints
 
@@ -108,8 +109,10 @@ def test_the_untrained_model_is_measured_as_the_arms_are_and_once(base, tmp_path
         return parse({"base": base, "out": str(tmp_path / "out"), "arms": arms, "seeds": 1, **keys})
 
     still = {"still": {"changes": {"learning_rate": 1e-12}}}
-    assert have(experiment(still)) == []
-    table = collect(experiment(still), tmp_path / "page.html", "page")[0]
+    runs = Runs.of(experiment(still))
+    assert have(experiment(still), runs) == []
+    results = [run.result() for run in runs.trainings]
+    (table,) = tables_of(experiment(still), results, runs.untrained.result())
     # What has learnt nothing is the model before training, had along another way.
     assert table.untrained == pytest.approx(table.values["still"][0], rel=1e-6)
     assert untrained_of(experiment({**still, "more": None})).result() is not None
@@ -118,11 +121,12 @@ def test_the_untrained_model_is_measured_as_the_arms_are_and_once(base, tmp_path
 
 def test_the_untrained_model_is_measured_by_the_first_of_several_machines_alone(base, tmp_path):
     experiment = parse({"base": base, "out": str(tmp_path / "out"), "arms": {"all": None}, "seeds": 2})
-    first, second = runs_of(experiment)
-    assert have(experiment, part="2/2") == []
+    runs = Runs.of(experiment)
+    first, second = runs.trainings
+    assert have(experiment, runs, "2/2") == []
     assert (first.result(), untrained_of(experiment).result()) == (None, None)
     assert second.result() is not None
-    assert have(experiment, part="1/2") == []
+    assert have(experiment, runs, "1/2") == []
     assert first.result() is not None
     assert untrained_of(experiment).result() is not None
 
@@ -222,7 +226,8 @@ def test_a_killed_run_goes_on_where_it_was_and_two_processes_share_the_rest(sett
     names = set(first.result().measures)
     assert {"held_out/loss", "forgetting/loss", "answers/exact_match", "answers/answer_tokens"} <= names
     # Its samples are those of the training, which the reader is told.
-    assert set(read_json(killed.out / "prepared.json")["shared"]) == {"random/forgetting", "all/forgetting"}
+    (found,) = killed.out.glob("prepared-*.json")
+    assert set(read_json(found)["shared"]) == {"random/forgetting", "all/forgetting"}
 
 
 def same_weights(folder, other):

@@ -8,13 +8,14 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from filelock import FileLock
+from material import write_page
 
 from sstoken_plugin.experiments.command import command
 from sstoken_plugin.experiments.compare import arms_of, compare_command, experiment_of
 from sstoken_plugin.experiments.config import parse
-from sstoken_plugin.experiments.main import as_json, collect, have
+from sstoken_plugin.experiments.main import as_json, have
 from sstoken_plugin.experiments.results import write_json
-from sstoken_plugin.experiments.runs import data_folder, differences, part_of, runs_of, train_yaml
+from sstoken_plugin.experiments.runs import Runs, data_folder, differences, part_of, runs_of, train_yaml
 
 BASE = {
     "base_model": "model",
@@ -61,6 +62,9 @@ WHOLE = {"base": BASE, "out": "out", "arms": {"all": None, "random": {"selector"
         ({"seeds": 0}, "seeds: 0 is not allowed: Input should be greater than or equal to 1; write another value, or "
          "remove the key for its default."),
         ({"seeds": 10**10}, "seeds: 10000000000 is not allowed"),
+        ({"seeds": []}, "seeds: [] is not allowed: List should have at least 1 item"),
+        ({"seeds": [1, "2"]}, "seeds: '2' is not allowed: Input should be a valid integer"),
+        ({"seeds": "3"}, "seeds: '3' is not allowed: Input should be a valid integer"),
         ({"out": "\0"}, "out: '\\x00' is not allowed"),
         ({"smallest_difference": math.inf}, "smallest_difference: inf is not allowed"),
         ({"seeds": [1, 1]}, "seeds: [1, 1] names a seed twice"),
@@ -116,10 +120,11 @@ def test_what_is_no_number_for_json_is_no_fault_of_an_experiment(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["settings"]["base"]["max_grad_norm"] == "Infinity"
 
 
-def test_two_arms_of_one_training_are_refused(tmp_path):
-    whole = {**WHOLE, "out": str(tmp_path / "out"), "arms": {"a": None, "b": {}, "c": {}}}
+@pytest.mark.parametrize("same", [{}, {"ratio": 0.6}, {"selector": "sstoken", "warmup_ratio": 0.2}], ids=str)
+def test_two_arms_of_one_training_are_refused(same, tmp_path):
+    whole = {**WHOLE, "out": str(tmp_path / "out"), "arms": {"a": None, "b": {}, "c": same}}
     with pytest.raises(ValueError, match="arms: b and c are one and the same training"):
-        have(parse(whole))
+        have(parse(whole), Runs.of(parse(whole)))
     assert not (tmp_path / "out").exists()
 
 
@@ -288,6 +293,23 @@ def test_another_template_or_tokenizer_is_a_change_and_other_data(file, tmp_path
     assert len({data_folder(run, tmp_path) for run in found}) == 2
 
 
+@pytest.mark.parametrize("of", ["the base", "an evaluation"])
+@pytest.mark.parametrize("key", ["path", "chat_template_jinja"])
+def test_other_data_or_another_template_of_one_data_set_is_a_change_and_other_data(of, key, tmp_path):
+    file = tmp_path / "own"
+    data = [{"path": "nowhere", "type": "chat_template", "chat_template": "jinja", key: str(file)}]
+    own = {"base": {**BASE, "datasets": data}} if of == "the base" else {"evaluations": {"e": {"kind": "loss",
+           "datasets": data}}}  # fmt: skip
+    found = []
+    for content in ("one", "two"):
+        file.write_text(content)
+        found.append(runs_of(parse({**WHOLE, **own}))[0])
+    assert found[0].fingerprint != found[1].fingerprint
+    assert len({data_folder(run, tmp_path, "held_out") for run in found}) == 2
+    # A training does not depend on what is measured after it.
+    assert len({data_folder(run, tmp_path) for run in found}) == (2 if of == "the base" else 1)
+
+
 def test_a_batch_of_answers_that_fits_does_not_cost_a_training():
     one, other = (
         runs_of(parse({**WHOLE, "evaluations": {"said": {"kind": "answers", "batch_size": size}}}))[0]
@@ -321,7 +343,7 @@ def test_results_do_not_go_into_a_folder_that_is_a_data_set(tmp_path):
     (tmp_path / "data").mkdir()
     base = {**BASE, "datasets": [{"path": str(tmp_path / "data")}]}
     with pytest.raises(ValueError, match=r"^out: .*/data/exp lies in .*/data, whose files are a data set; name"):
-        have(parse({**WHOLE, "base": base, "out": str(tmp_path / "data/exp")}))
+        Runs.of(parse({**WHOLE, "base": base, "out": str(tmp_path / "data/exp")}))
 
 
 @pytest.mark.parametrize(
@@ -340,6 +362,17 @@ def test_a_comparison_is_beside_what_the_yaml_trains_and_uploads(tmp_path, monke
     told = CliRunner().invoke(compare_command, ["config.yaml"])
     assert told.exit_code == 1
     assert "out: mine-sstoken-compare cannot be made" in told.output
+
+
+@pytest.mark.parametrize("output_dir", [".", "./", "sub/.."])
+def test_a_comparison_beside_this_folder_has_its_name(output_dir, tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    (here / "config.yaml").write_text(yaml.safe_dump({**BASE, "output_dir": output_dir}))
+    (tmp_path / "here-sstoken-compare").write_text("in its place")
+    told = CliRunner().invoke(compare_command, ["config.yaml"])
+    assert "here-sstoken-compare cannot be made" in told.output
 
 
 @pytest.mark.parametrize(
@@ -459,7 +492,7 @@ def test_a_folder_that_cannot_be_is_told(out, words, tmp_path, monkeypatch):
     assert "damaged" not in told.output
     if out:
         with pytest.raises(ValueError, match=f"^out: .*{out} cannot be made, or not written to"):
-            collect(parse({**WHOLE, "out": out}), tmp_path / out / "page.html", "title")
+            write_page(parse({**WHOLE, "out": out}), tmp_path / out / "page.html")
 
 
 @pytest.mark.parametrize("name", ["compare.html", "compare.json"])

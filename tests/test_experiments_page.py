@@ -9,18 +9,26 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from material import write_page
 
+from sstoken_plugin.experiments import main, processes, schedule
 from sstoken_plugin.experiments.command import command
 from sstoken_plugin.experiments.comparison import doubts, sentence, tables_of
 from sstoken_plugin.experiments.config import parse
-from sstoken_plugin.experiments.main import as_json, collect
+from sstoken_plugin.experiments.main import as_json
 from sstoken_plugin.experiments.measures import Measure
 from sstoken_plugin.experiments.page import Page, render
-from sstoken_plugin.experiments.preparation import NAME as PREPARED
-from sstoken_plugin.experiments.preparation import prepared_data, read_preparation, write_preparation
+from sstoken_plugin.experiments.preparation import (
+    prepared_data,
+    read_preparation,
+    what_was_found,
+    write_preparation,
+)
 from sstoken_plugin.experiments.processes import Server, environment, fault_of
 from sstoken_plugin.experiments.results import NAME, Result, read_json, read_result, write_json, write_result
-from sstoken_plugin.experiments.runs import fingerprint_of_all, runs_of, untrained_of
+from sstoken_plugin.experiments.runs import Runs, fingerprint_of_all, runs_of, untrained_of
+from sstoken_plugin.experiments.schedule import Durations, conduct
+from sstoken_plugin.experiments.worker import work
 from sstoken_plugin.report.drawing.chart import ticks
 
 HOSTILE = "</style><script>alert(1)</script><img src=x onerror=alert(1)>&\u202e\x1b[2J"
@@ -113,7 +121,7 @@ def test_what_training_should_not_change_is_never_the_answer(experiment, results
 def test_the_page_says_that_arms_differ_in_more_than_the_selection_and_keeps_keys_to_itself(tmp_path):
     base = {"base_model": "model", "comet_api_key": "secret", "mlflow_tracking_uri": "secret", "hub_token": "secret"}
     arms = {"all": None, "more": {"changes": {"datasets": [{"path": "others"}], "model_api_key": "secret"}}}
-    collect(parse({"base": base, "out": str(tmp_path), "arms": arms}), tmp_path / "page.html", "Mine")
+    write_page(parse({"base": base, "out": str(tmp_path), "arms": arms}), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "on the same samples, but for what its `changes` say, and measured on" in page
     assert "base_model: model" in page
@@ -132,7 +140,7 @@ def test_arms_that_end_worse_than_the_untrained_model_are_named(experiment, resu
 
     def page_of(loss):
         write_result(result_of(untrained, loss), untrained.folder)
-        collect(experiment, tmp_path / "page.html", "title")
+        write_page(experiment, tmp_path / "page.html")
         return (tmp_path / "page.html").read_text()
 
     # Means are 1.5, 1.603, 1.307 and 1.473; of less than the smallest difference of interest nothing is said.
@@ -176,7 +184,7 @@ def test_a_damaged_result_is_put_aside_and_counts_as_missing(experiment, results
     assert (run.folder / f"{NAME}.damaged").exists()
     assert not file.exists()
     assert "is damaged" in caplog.text
-    collect(experiment, tmp_path / "page.html", "title")
+    write_page(experiment, tmp_path / "page.html")
     assert "1 of 12 runs have no result of these settings yet: all, seed 1." in (tmp_path / "page.html").read_text()
 
 
@@ -205,7 +213,7 @@ def test_names_of_files_that_are_no_text_come_back(experiment):
 def test_a_loss_that_is_not_finite_is_named(experiment, results, tmp_path):
     run = runs_of(experiment)[4]
     write_result(result_of(run, None), run.folder)
-    collect(experiment, tmp_path / "page.html", "title")
+    write_page(experiment, tmp_path / "page.html")
     assert f"The loss is no finite number after {run.name}: the training diverged" in (
         tmp_path / "page.html"
     ).read_text(encoding="utf-8")
@@ -224,12 +232,12 @@ def test_a_small_difference_is_no_zero(experiment):
 def test_a_log_without_shares_is_not_taken_for_all_tokens(experiment, results, tmp_path):
     for run in runs_of(experiment):
         write_result(result_of(run, 1.0, kept={}), run.folder)
-    collect(experiment, tmp_path / "page.html", "title")
+    write_page(experiment, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert page.count("all tokens") == 0  # no arm has a share, so that there is no such column
     run = runs_of(experiment)[2]
     write_result(result_of(run, 1.0), run.folder)
-    collect(experiment, tmp_path / "page.html", "title")
+    write_page(experiment, tmp_path / "page.html")
     assert (tmp_path / "page.html").read_text().count("all tokens") == 1
 
 
@@ -239,8 +247,10 @@ def test_held_out_data_that_an_arm_trains_on_are_not_called_new(experiment, resu
     known = fingerprint_of_all(runs_of(experiment))
     # What was found of other settings says nothing.
     for fingerprint, shared, is_told in ((known, {}, True), (known, {"all/held_out": 2}, False), ("other", {}, False)):
-        write_json({**found, "shared": shared, "fingerprint": fingerprint}, experiment.out / PREPARED)
-        collect(experiment, tmp_path / "page.html", "title")
+        for file in experiment.out.glob("prepared*.json"):
+            file.unlink()
+        write_preparation(experiment.out, fingerprint, {**found, "shared": shared})
+        write_page(experiment, tmp_path / "page.html")
         page = (tmp_path / "page.html").read_text()
         assert (told in page) == is_told
         assert ("2 of the 5 samples" in page) == bool(shared)
@@ -257,7 +267,7 @@ def test_results_are_collected_where_the_data_are_not(tmp_path):
     assert [run.result() is not None for run in runs_of(parse(whole))] == [True, True, False]
     file.unlink()
     assert all(run.result() for run in runs_of(parse(whole)))
-    collect(parse(whole), tmp_path / "page.html", "title")
+    write_page(parse(whole), tmp_path / "page.html")
     assert f"different versions of: {file}." in (tmp_path / "page.html").read_text()
 
 
@@ -279,6 +289,125 @@ def test_a_run_that_was_killed_says_so_and_not_the_last_line_of_its_log(experime
     (run.folder / "log.txt").write_text("harmless")
     assert "all, seed 1 failed: its process was killed by signal 9" in fault_of(run, -9)
     assert "harmless" in fault_of(run, 1)
+
+
+def test_a_run_for_which_the_disk_has_no_room_says_so_and_not_the_last_line_of_its_log(experiment, monkeypatch):
+    run = runs_of(experiment)[0]
+    run.folder.mkdir(parents=True)
+    (run.folder / "log.txt").write_text("harmless")
+    monkeypatch.setattr(processes, "_ROOM", 2**80)
+    told = fault_of(run, 1)
+    assert f"the disk of {run.folder} is full; make room, and give the same command again." in told
+    assert "harmless" not in told
+
+
+def test_what_was_found_is_told_where_the_page_cannot_be_written(experiment, results, tmp_path, monkeypatch, capsys):
+    def full(content, file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(main, "write_bytes", full)
+    with pytest.raises(ValueError, match=r"^out: page and numbers cannot be written to .* \(No space left on device\)"):
+        write_page(experiment, tmp_path / "page.html")
+    assert "sstoken helps against all (" in capsys.readouterr().out
+
+
+def test_data_that_change_while_runs_go_on_are_told_and_their_results_shown(tmp_path, capsys):
+    data = tmp_path / "data.jsonl"
+    data.write_text("one")
+    whole = {"base": {"base_model": "m", "datasets": [{"path": str(data)}]}, "out": str(tmp_path), "arms": {"all": {}}}
+    asked = Runs.of(parse(whole))
+    for run in asked.trainings:
+        write_result(result_of(run, 1.0), run.folder)
+    data.write_text("two")
+    files = main.Files(tmp_path / "page.html", "title", tmp_path / "page.json", as_json)
+    main.conclude(parse(whole), asked, files)
+    told = f"{data} changed while this command went on: its results are of what was there before"
+    assert f"Warning: {told}" in capsys.readouterr().out
+    page = files.page.read_text()
+    assert told in page
+    assert "3 of 3 runs" in page
+    write_page(parse(whole), files.page)
+    assert "changed while" not in files.page.read_text()
+
+
+def test_runs_that_are_missing_are_told_with_the_answer(experiment, results, tmp_path, capsys):
+    (runs_of(experiment)[0].folder / NAME).unlink()
+    write_page(experiment, tmp_path / "page.html")
+    assert "Warning: 1 of 12 runs have no result of these settings yet: all, seed 1." in capsys.readouterr().out
+
+
+def test_a_page_of_other_settings_is_not_written_over(experiment, results, tmp_path):
+    settings = {"base": {"base_model": "model"}, "out": str(tmp_path / "out"), "arms": {"all": None}, "seeds": 3}
+    file, page = tmp_path / "experiment.yaml", tmp_path / "out" / "page.html"
+    file.write_text(yaml.safe_dump(settings))
+    assert CliRunner().invoke(command, [str(file), "--collect"], catch_exceptions=False).exit_code == 0
+    before = page.read_text()
+    file.write_text(yaml.safe_dump({**settings, "changes": {"learning_rate": 0.03}}))
+    told = CliRunner().invoke(command, [str(file), "--collect"])
+    assert told.exit_code == 1
+    assert "holds a run of other settings (" in told.output
+    assert page.read_text() == before
+
+
+def test_a_command_of_other_settings_that_came_late_takes_nothing_of_a_run(experiment, results):
+    (run, *_) = runs_of(experiment)
+    job = {"folder": str(run.folder), "arm": "all", "seed": 1, "fingerprint": "other", "settings": {"seed": 2}}
+    with pytest.raises(ValueError, match="holds a run of other settings"):
+        work(job)
+    assert run.result() == results[0]
+    assert "holds a run of other settings" in (run.folder / "fault.txt").read_text()
+
+
+class Ended:
+    """A server whose jobs end at once: each is done by a function, which returns the exit code."""
+
+    def __init__(self, do):
+        self.do, self.jobs = do, []
+
+    def start(self, job):
+        self.jobs.append(job)
+        self.code = self.do(job)
+        return self
+
+    def poll(self, seconds):
+        return self.code
+
+    def wait(self):
+        return self.code
+
+
+def test_two_commands_with_other_arms_may_look_at_the_same_data_at_a_time(experiment):
+    def look(job):
+        write_preparation(experiment.out, job["fingerprint"], {"folders": [str(experiment.out / "prepared")]})
+        # Of another command, which has begun to look at the same data.
+        write_preparation(experiment.out, "other", {"folders": []})
+        return 0
+
+    runs = runs_of(experiment)
+    found = processes.prepared(Ended(look), experiment, runs, measure=False)
+    assert found["fingerprint"] == fingerprint_of_all(runs)
+    assert what_was_found(experiment.out, "other") is not None
+
+
+@pytest.mark.parametrize(("seconds", "skipped"), [(0.0, True), (3.0, False)], ids=["at once", "in the middle"])
+def test_an_arm_that_cannot_begin_is_not_begun_with_each_seed(experiment, seconds, skipped, monkeypatch):
+    monkeypatch.setattr(schedule, "_ENOUGH", 100)
+
+    def fail(job):
+        if job["arm"] != "random":
+            (run,) = [run for run in runs_of(experiment) if (run.arm.name, run.seed) == (job["arm"], job["seed"])]
+            write_result(result_of(run, 1.0), run.folder)
+            return 0
+        write_json({"phase": "start", "done": 0, "total": 0, "seconds": seconds}, Path(job["folder"]) / "progress.json")
+        return 1
+
+    lines = []
+    faults = conduct(server := Ended(fail), experiment, runs_of(experiment), Durations(), lines.append)
+    assert [job["seed"] for job in server.jobs if job["arm"] == "random"] == ([1] if skipped else [1, 2, 3])
+    assert len(server.jobs) == (10 if skipped else 12)
+    assert len(faults) == (1 if skipped else 3)
+    told = "It had not begun to learn, so that random, seed 2, random, seed 3 would fail alike."
+    assert (told in lines) == skipped
 
 
 def test_a_server_that_ends_is_told_by_what_it_printed(experiment, monkeypatch):
@@ -345,7 +474,7 @@ def test_nothing_of_the_data_acts_on_the_page(experiment, results, browser, tmp_
 
 
 def test_the_page_reads_without_a_log(experiment, results, tmp_path):
-    collect(experiment, tmp_path / "page.html", "Does it help?")
+    write_page(experiment, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     assert "sstoken helps against all (" in text
     assert "12 of 12 runs, with 3 seeds." in text

@@ -22,8 +22,8 @@ def command(config: str, part: str | None, only_collect: bool) -> None:
     Can be stopped at any time: the same command goes on where it was. See docs/experiments.md.
     """
     # Here, so that `--help` stays quick.
-    from sstoken_plugin.experiments.main import as_json, collect, conclude, have, refuse_files_of_others
-    from sstoken_plugin.experiments.results import write_json
+    from sstoken_plugin.experiments.main import Files, as_json, conclude, have, refuse_files_of_others
+    from sstoken_plugin.experiments.runs import Runs
 
     with told_in_a_sentence():
         if only_collect and part is not None:
@@ -31,7 +31,9 @@ def command(config: str, part: str | None, only_collect: bool) -> None:
         experiment = read(Path(config))
         page, numbers = experiment.out / "page.html", experiment.out / "results.json"
         refuse_files_of_others(page, numbers)
-        faults = [] if only_collect else have(experiment, part)
-        tables = collect(experiment, page, "Does token selection help?", faults=faults)
-        write_json(as_json(experiment, tables), numbers)
-        conclude(experiment, tables, (page, numbers), faults)
+        runs = Runs.of(experiment)
+        if only_collect:
+            # A page of them would have nothing to show.
+            runs.refuse_other_settings()
+        faults = [] if only_collect else have(experiment, runs, part)
+        conclude(experiment, runs, Files(page, "Does token selection help?", numbers, as_json), faults)

@@ -65,8 +65,8 @@ def compare(config: str, arms: str | None, seeds: int, out: str | None, part: st
         ValueError: the configuration does not fit, or runs failed; one sentence with key and fix.
     """
     # Here, so that `axolotl --help` stays quick.
-    from sstoken_plugin.experiments.main import collect, conclude, have, refuse_files_of_others
-    from sstoken_plugin.experiments.results import write_json
+    from sstoken_plugin.experiments.main import Files, conclude, have, refuse_files_of_others
+    from sstoken_plugin.experiments.runs import Runs
 
     base = read_mapping(Path(config), "a YAML of Axolotl has lines such as `base_model: FOLDER`")
     if out is not None and not out.strip():
@@ -75,15 +75,16 @@ def compare(config: str, arms: str | None, seeds: int, out: str | None, part: st
     experiment = experiment_of(base, config, arms, seeds, folder)
     page, numbers = folder / "compare.html", folder / "compare.json"
     refuse_files_of_others(page, numbers)
-    faults = have(experiment, part)
-    tables = collect(experiment, page, f"Does ssToken help? {Path(config).name}", faults=faults)
-    write_json(as_json(experiment, tables), numbers)
-    conclude(experiment, tables, (page, numbers), faults)
+    runs = Runs.of(experiment)
+    faults = have(experiment, runs, part)
+    files = Files(page, f"Does ssToken help? {Path(config).name}", numbers, as_json)
+    conclude(experiment, runs, files, faults)
 
 
 def _beside(output_dir: Path) -> Path:
     # Not inside: a later training with `hub_model_id` uploads all that is there.
-    return output_dir.parent / f"{output_dir.name}-sstoken-compare"
+    named = output_dir if output_dir.name.strip(".") else output_dir.resolve()
+    return named.parent / f"{named.name or 'root'}-sstoken-compare"
 
 
 def experiment_of(base: Mapping[str, Any], config: str, arms: str | None, seeds: int, folder: Path) -> Experiment:

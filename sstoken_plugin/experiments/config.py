@@ -256,9 +256,15 @@ def checked(model: type[M], block: Any, place: str) -> M:
     try:
         return model.model_validate({str(key): value for key, value in block.items()})
     except ValidationError as error:
-        # Of a key that may be one of two things, each says what is wrong with it.
-        first = {fault["loc"][:1]: fault for fault in reversed(error.errors())}
+        # Of a key that may be a list or not, both say what is wrong with it: the one that was written counts.
+        faults = sorted(error.errors(), key=lambda fault: not _is_of_a_list(fault, block))
+        first = {fault["loc"][:1]: fault for fault in reversed(faults)}
         raise ValueError(" ".join(_sentence(fault, model, place) for fault in reversed(first.values()))) from None
+
+
+def _is_of_a_list(fault: Any, block: Mapping[str, Any]) -> bool:
+    key, *inner = fault["loc"]
+    return isinstance(block.get(key), list) and str(inner[:1]).startswith("['list")
 
 
 def _sentence(fault: Any, model: type[BaseModel], place: str) -> str:

@@ -91,9 +91,14 @@ def weights_of(train: Mapping[str, Any]) -> set[Path]:
 
 def words_of(found: Mapping[str, Any]) -> set[Path]:
     """Return the files of this machine that decide how text becomes tokens: of the tokenizer, and a template."""
-    template = str(found.get("chat_template_jinja") or "")
-    own = {Path(template)} if os.path.isfile(template) else set()
-    return own | _in_folders((found.get("base_model"), found.get("tokenizer_config")), _WORDS)
+    folders = (found.get("base_model"), found.get("tokenizer_config"))
+    return templates_of([found, *entries_of(found)]) | _in_folders(folders, _WORDS)
+
+
+def templates_of(blocks: Iterable[Mapping[str, Any]]) -> set[Path]:
+    """Return the files of this machine that YAMLs, or entries of data sets, name as their template."""
+    named = (str(block.get("chat_template_jinja") or "") for block in blocks)
+    return {Path(template) for template in named if os.path.isfile(template)}
 
 
 def _in_folders(folders: Iterable[Any], kinds: Iterable[str]) -> set[Path]:

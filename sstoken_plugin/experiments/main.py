@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -15,19 +15,10 @@ from sstoken_plugin.base.files import write_bytes
 from sstoken_plugin.base.visible_text import one_line
 from sstoken_plugin.experiments.comparison import Table, deciding_measure, doubts, sentence, tables_of
 from sstoken_plugin.experiments.config import Experiment
-from sstoken_plugin.experiments.inputs import refuse_inside_data
-from sstoken_plugin.experiments.preparation import NAME as PREPARED
+from sstoken_plugin.experiments.preparation import what_was_found
 from sstoken_plugin.experiments.processes import Server, prepared
-from sstoken_plugin.experiments.results import Result, read_json
-from sstoken_plugin.experiments.runs import (
-    Run,
-    fingerprint_of_all,
-    first_of_arms,
-    part_of,
-    plain,
-    runs_of,
-    untrained_of,
-)
+from sstoken_plugin.experiments.results import Result, read_json, write_json
+from sstoken_plugin.experiments.runs import Run, Runs, fingerprint_of_all, first_of_arms, part_of, plain
 from sstoken_plugin.experiments.schedule import Durations, announcement, conduct
 from sstoken_plugin.report.drawing.document import is_written_by
 
@@ -37,11 +28,12 @@ def tell(line: str) -> None:
     click.echo(one_line(line))
 
 
-def have(experiment: Experiment, part: str | None = None) -> list[str]:
+def have(experiment: Experiment, asked: Runs, part: str | None = None) -> list[str]:
     """Have the runs of an experiment that have no result yet.
 
     Args:
         experiment: the experiment.
+        asked: its runs.
         part: "K/N", see `part_of`.
 
     Returns:
@@ -50,8 +42,7 @@ def have(experiment: Experiment, part: str | None = None) -> list[str]:
     Raises:
         ValueError: it cannot be run as it is; one sentence with key and fix.
     """
-    refuse_inside_data(experiment)
-    runs, untrained = runs_of(experiment), untrained_of(experiment)
+    runs, untrained = asked.trainings, asked.untrained
     own = part_of(runs, part)
     _refuse_arms(runs)
     make_folder(experiment.out)
@@ -86,7 +77,7 @@ def _refuse_arms(runs: Sequence[Run]) -> None:
             axolotl.check(run.settings["train"])
         except ValueError as error:
             raise ValueError(f"arms.{run.arm.name}: {error}") from error
-        other = seen.setdefault(run.fingerprint, run.arm.name)
+        other = seen.setdefault(run.with_defaults, run.arm.name)
         if other != run.arm.name:
             raise ValueError(
                 f"arms: {other} and {run.arm.name} are one and the same training, which no run can tell apart; change "
@@ -145,56 +136,72 @@ def notes_of(found: Mapping[str, Any] | None) -> list[str]:
     ]
 
 
-def collect(experiment: Experiment, page: Path, title: str, *, faults: Sequence[str] = ()) -> list[Table]:
-    """Write the page of what is there; return its tables.
+@dataclass(frozen=True)
+class Files:
+    """What an experiment leaves.
+
+    Attributes:
+        page: file of the page.
+        title: of the page.
+        numbers: file of the numbers.
+        as_json: makes its content.
+    """
+
+    page: Path
+    title: str
+    numbers: Path
+    as_json: Callable[[Experiment, Sequence[Table]], Mapping[str, Any]]
+
+
+def conclude(experiment: Experiment, asked: Runs, files: Files, faults: Sequence[str] = ()) -> None:
+    """Tell what the comparisons of the deciding measure say, and write all that is there.
 
     Args:
         experiment: the experiment.
-        page: file of the page.
-        title: its title.
+        asked: its runs.
+        files: what to write.
         faults: runs that failed.
+
+    Raises:
+        ValueError: a file cannot be written, or runs failed.
     """
     # Here, since it imports what takes seconds, and whoever waits for a first line needs none of it.
     from sstoken_plugin.experiments.page import Page, render
 
-    make_folder(page.parent)
-    runs = runs_of(experiment)
-    results = [result for run in runs if (result := run.result()) is not None]
-    untrained = untrained_of(experiment).result()
+    make_folder(files.page.parent)
+    results = [result for run in asked.trainings if (result := run.result()) is not None]
+    untrained = asked.untrained.result()
     tables = tables_of(experiment, results, untrained)
-    found = read_json(experiment.out / PREPARED)
-    # Of an arm or of data that have changed since, it says nothing.
-    found = found if found and found.get("fingerprint") == fingerprint_of_all(runs) else None
+    doubted = doubts(experiment, tables)
+    unfinished = [*_missing(asked.trainings), *_changed(experiment, asked)]
+    for comparison in tables[0].comparisons if tables else ():
+        tell(sentence(comparison, tables[0], experiment.smallest_difference))
+    for warning in (*unfinished, *doubted):
+        tell(f"Warning: {warning}")
+    found = what_was_found(experiment.out, fingerprint_of_all(asked.trainings))
     notes = notes_of(found)
     warnings = [note.removeprefix("Warning: ") for note in notes if note.startswith("Warning: ")]
-    warnings += [*_missing(runs), *faults, *_mixed([*results, *([untrained] if untrained else [])])]
-    warnings += doubts(experiment, tables)
-    shown = Page(
-        title=title,
+    warnings += [*unfinished, *faults, *_mixed([*results, *([untrained] if untrained else [])]), *doubted]
+    page = Page(
+        title=files.title,
         tables=tables,
         smallest=experiment.smallest_difference,
         results=results,
-        runs=len(runs),
+        runs=len(asked.trainings),
         notes=[note for note in notes if not note.startswith("Warning: ")],
         warnings=warnings,
         settings=settings_of(experiment),
         what=_what(experiment, found),
     )
-    write_bytes(render(shown).encode("utf-8", "replace"), page)
-    return tables
-
-
-def conclude(experiment: Experiment, tables: Sequence[Table], files: Sequence[Path], faults: Sequence[str]) -> None:
-    """Tell what the comparisons of the deciding measure say, and where all is written.
-
-    Raises:
-        ValueError: runs failed.
-    """
-    for comparison in tables[0].comparisons if tables else ():
-        tell(sentence(comparison, tables[0], experiment.smallest_difference))
-    for warning in doubts(experiment, tables):
-        tell(f"Warning: {warning}")
-    tell(f"Written: {', '.join(map(str, files))}")
+    try:
+        write_bytes(render(page).encode("utf-8", "replace"), files.page)
+        write_json(files.as_json(experiment, tables), files.numbers)
+    except OSError as error:
+        raise ValueError(
+            f"out: page and numbers cannot be written to {files.page.parent} ({error.strerror}); make room there, and "
+            "give the same command again: finished runs are kept."
+        ) from error
+    tell(f"Written: {files.page}, {files.numbers}")
     if faults:
         raise ValueError(f"{len(faults)} {'run' if len(faults) == 1 else 'runs'} failed, the first: {faults[0]}")
 
@@ -273,6 +280,18 @@ def _missing(runs: Sequence[Run]) -> list[str]:
         return []
     some = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
     return [f"{len(missing)} of {len(runs)} runs have no result of these settings yet: {some}."]
+
+
+def _changed(experiment: Experiment, asked: Runs) -> list[str]:
+    """Say which files are no more what they were when the runs were listed."""
+    now, before = Runs.of(experiment).files(), asked.files()
+    changed = sorted(file for file in now.keys() | before.keys() if now.get(file) != before.get(file))
+    if not changed:
+        return []
+    return [
+        f"{', '.join(changed)} changed while this command went on: its results are of what was there before, and it "
+        "goes on with them only where that is put back."
+    ]
 
 
 def _mixed(results: Sequence[Result]) -> list[str]:

@@ -10,27 +10,35 @@ from typing import Any
 
 from sstoken_plugin.experiments.results import read_json, write_json
 
-NAME = "prepared.json"
 # Of a folder with prepared data, where they are whole.
 _WHOLE = "complete"
 
 
-def read_preparation(out: Path, fingerprint: str) -> dict[str, Any] | None:
-    """Return what was found, see `prepare`; None if that is not there, of other settings, or without its data.
+def what_was_found(out: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Return what was found, see `prepare`; None if that is not there.
 
     Args:
         out: folder of the experiment.
         fingerprint: of all that was looked at.
     """
-    found = read_json(out / NAME)
-    if found is None or found.get("fingerprint") != fingerprint:
-        return None
-    return found if all((Path(folder) / _WHOLE).exists() for folder in found["folders"]) else None
+    found = read_json(_file(out, fingerprint))
+    return found if found is not None and found.get("fingerprint") == fingerprint else None
+
+
+def read_preparation(out: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Return what was found where its data are there, see `what_was_found`."""
+    found = what_was_found(out, fingerprint)
+    return found if found and all((Path(folder) / _WHOLE).exists() for folder in found["folders"]) else None
 
 
 def write_preparation(out: Path, fingerprint: str, found: Mapping[str, Any]) -> None:
     """Write what was found; `folders` are those of the data that Axolotl has prepared."""
-    write_json({"fingerprint": fingerprint, **found}, out / NAME)
+    write_json({"fingerprint": fingerprint, **found}, _file(out, fingerprint))
+
+
+def _file(out: Path, fingerprint: str) -> Path:
+    # One each: commands with other arms may share the folder, at the same time.
+    return out / f"prepared-{fingerprint[:16]}.json"
 
 
 @contextmanager

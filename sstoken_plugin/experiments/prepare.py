@@ -1,7 +1,7 @@
 """A look at everything before the first training: settings, data, evaluations, and how long it takes.
 
-Writes prepared.json into the folder of the experiment. Where the experiment cannot be run as it is, fault.txt
-has one sentence that says why.
+Writes what it finds into the folder of the experiment, see `preparation`. Where the experiment cannot be run as it is,
+fault.txt has one sentence that says why.
 """
 
 from __future__ import annotations

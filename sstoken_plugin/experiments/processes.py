@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from sstoken_plugin.experiments.config import Experiment
-from sstoken_plugin.experiments.preparation import read_preparation
+from sstoken_plugin.experiments.preparation import read_preparation, what_was_found
 from sstoken_plugin.experiments.results import BUSY, FAULT
 from sstoken_plugin.experiments.runs import Run, fingerprint_of_all, first_of_arms, held_out_yaml, train_yaml
 
 # Of a log that is shown where a process left no sentence.
 _TAIL = 400
+# In bytes: a disk with less has no room for the sentence of a fault either.
+_ROOM = 2**20
 
 
 class Server:
@@ -174,7 +177,8 @@ def prepared(server: Server, experiment: Experiment, runs: Sequence[Run], *, mea
         "measured": (ranking or [first[0].arm.name])[0] if measure else None,
     }
     code = server.start(job).wait()
-    if (found := read_preparation(out, of_all)) is not None:
+    # Not whether its data are whole: another command may be looking at them by now.
+    if (found := what_was_found(out, of_all)) is not None and code == 0:
         return found
     raise ValueError(f"{_fault(log, code)} (All that was printed is in {log}.)")
 
@@ -194,6 +198,8 @@ def _fault(log: Path, code: int) -> str:
     file = log.with_name(FAULT)
     if code < 0:
         return f"its process was killed by signal {-code}, as the system does where memory runs out."
+    if shutil.disk_usage(log.parent).free < _ROOM:
+        return f"the disk of {log.parent} is full; make room, and give the same command again."
     for place in (file, log):
         try:
             told = place.read_text(encoding="utf-8", errors="replace").strip()

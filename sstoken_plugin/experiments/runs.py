@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,19 @@ from filelock import FileLock, Timeout
 from sstoken_plugin.axolotl import experiment as axolotl
 from sstoken_plugin.base.visible_text import cut
 from sstoken_plugin.experiments.config import UNTRAINED, Arm, Experiment
-from sstoken_plugin.experiments.inputs import WHOLE, data_files, digest_of, entries_of, weights_of, words_of
+from sstoken_plugin.experiments.inputs import (
+    WHOLE,
+    data_files,
+    digest_of,
+    entries_of,
+    refuse_inside_data,
+    templates_of,
+    weights_of,
+    words_of,
+)
 from sstoken_plugin.experiments.results import NAME as RESULT
 from sstoken_plugin.experiments.results import TRAINED, Result, read_json, read_result
+from sstoken_plugin.selection.config import SSTokenConfig
 
 # Where a run puts things, which says nothing about what it is.
 _FOLDERS = ("output_dir", "dataset_prepared_path")
@@ -53,6 +63,15 @@ class Run:
         return _fingerprint_of(self.settings)
 
     @property
+    def with_defaults(self) -> str:
+        """A hash like `fingerprint`, of a `sstoken:` block with the defaults of the keys that it leaves out."""
+        train = self.settings["train"]
+        if train.get("sstoken") is None:
+            return self.fingerprint
+        block = SSTokenConfig.from_block(train["sstoken"]).model_dump()
+        return _fingerprint_of({**self.settings, "train": {**train, "sstoken": block}})
+
+    @property
     def name(self) -> str:
         """How users call it."""
         return f"{self.arm.name}, seed {self.seed}" if self.is_training else "the untrained model"
@@ -79,16 +98,7 @@ class Run:
         Raises:
             ValueError: there is one; one sentence with what differs and the way out.
         """
-        begun = read_json(self.folder / "run.json") or read_json(self.folder / RESULT)
-        if begun is None or begun.get("fingerprint") == self.fingerprint or not self._has_work():
-            return
-        before = begun.get("settings")
-        told = differences(before, self.settings) if isinstance(before, Mapping) else []
-        raise ValueError(
-            f"{self.folder} holds a run of other settings ({cut('; '.join(told) or 'they cannot be read', 600)}); "
-            "name another folder (`out:`, or --out of sstoken-compare), undo the change, or remove "
-            f"{self.folder.parent} to have the runs of this arm anew."
-        )
+        refuse_work_of_others(self.folder, self.fingerprint, self.settings, self.is_taken)
 
     def is_taken(self) -> bool:
         """Tell whether a process has it just now."""
@@ -100,10 +110,69 @@ class Run:
         except Timeout:
             return True
 
-    def _has_work(self) -> bool:
-        """Tell whether more has come of it than a failure before the first checkpoint."""
-        kept = any((self.folder / name).exists() for name in (RESULT, TRAINED))
-        return kept or any((self.folder / "out").glob("checkpoint-*")) or self.is_taken()
+
+@dataclass(frozen=True)
+class Runs:
+    """All runs of an experiment, of the files as they are when it is asked for.
+
+    Attributes:
+        trainings: see `runs_of`.
+        untrained: see `untrained_of`.
+    """
+
+    trainings: Sequence[Run]
+    untrained: Run
+
+    @classmethod
+    def of(cls, experiment: Experiment) -> Runs:
+        """Return the runs of an experiment.
+
+        Raises:
+            ValueError: see `refuse_inside_data`.
+        """
+        refuse_inside_data(experiment)
+        return cls(runs_of(experiment), untrained_of(experiment))
+
+    def refuse_other_settings(self) -> None:
+        """Refuse folders of runs without a result in which others were begun or finished, see `Run`."""
+        for run in (*self.trainings, self.untrained):
+            if run.result() is None:
+                run.refuse_other_settings()
+
+    def files(self) -> dict[str, str]:
+        """Return the files that results depend on beside the YAML, and their digests."""
+        return {
+            file: digest for run in (*self.trainings, self.untrained) for file, digest in run.settings["data"].items()
+        }
+
+
+def refuse_work_of_others(
+    folder: Path, fingerprint: str, settings: Mapping[str, Any], is_taken: Callable[[], bool] = lambda: False
+) -> None:
+    """Refuse a run's folder in which more has come of other settings than a failure before the first checkpoint.
+
+    Args:
+        folder: of the run.
+        fingerprint: of its settings.
+        settings: its settings.
+        is_taken: tells whether a process is at work there, which is work too.
+
+    Raises:
+        ValueError: there is such work; one sentence with what differs and the way out.
+    """
+    begun = read_json(folder / "run.json") or read_json(folder / RESULT)
+    if begun is None or begun.get("fingerprint") == fingerprint:
+        return
+    is_kept = any((folder / name).exists() for name in (RESULT, TRAINED)) or any((folder / "out").glob("checkpoint-*"))
+    if not (is_kept or is_taken()):
+        return
+    before = begun.get("settings")
+    told = differences(before, settings) if isinstance(before, Mapping) else []
+    raise ValueError(
+        f"{folder} holds a run of other settings ({cut('; '.join(told) or 'they cannot be read', 600)}); "
+        "name another folder (`out:`, or --out of sstoken-compare), undo the change, or remove "
+        f"{folder.parent} to have the runs of this arm anew."
+    )
 
 
 def runs_of(experiment: Experiment) -> list[Run]:
@@ -126,10 +195,10 @@ def _settings(experiment: Experiment, train: Mapping[str, Any] | None) -> dict[s
     """Return the settings of an arm's runs but for the seed, without a training where there is no YAML of one."""
     held_out = axolotl.yaml_of_arm(experiment.base, None, {})
     evaluations = {name: asked.model_dump() for name, asked in experiment.evaluations.items()}
-    asked = [entry for one in evaluations.values() for entry in one.get("datasets") or ()]
+    asked = _entries_of_evaluations(evaluations)
     begin = held_out if train is None else train
     files = data_files([*entries_of(begin), *entries_of(held_out), *asked])
-    files |= words_of(held_out) | words_of(begin)
+    files |= words_of(held_out) | words_of(begin) | templates_of(asked)
     digests = {file: digest_of(file) for file in files} | {file: digest_of(file, WHOLE) for file in weights_of(begin)}
     settings = {
         **({} if train is None else {"train": _without_folders(train)}),
@@ -207,9 +276,14 @@ def data_folder(run: Run, out: Path, of: str = "train") -> Path:
         if key not in _NOT_OF_DATA and not key.startswith(_PREFIXES_NOT_OF_DATA)
     }
     own["plugins"] = [name for name in found["plugins"] if name != axolotl.PLUGIN]
-    files = {str(file) for file in data_files(entries_of(found)) | words_of(found)}
+    named = entries_of(found) + (_entries_of_evaluations(run.settings["evaluations"]) if of == "held_out" else [])
+    files = {str(file) for file in data_files(named) | templates_of(named) | words_of(found)}
     digests = {file: digest for file, digest in run.settings["data"].items() if file in files}
     return out / "prepared" / fingerprint([own, digests])[:16]
+
+
+def _entries_of_evaluations(evaluations: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [entry for asked in evaluations.values() for entry in asked.get("datasets") or ()]
 
 
 def _fingerprint_of(settings: Mapping[str, Any]) -> str:

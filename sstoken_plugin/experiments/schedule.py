@@ -140,6 +140,12 @@ def conduct(server: Server, experiment: Experiment, runs: Sequence[Run], duratio
         else:
             faults[run.name] = fault_of(run, code)
             tell(faults[run.name])
+            # What stops an arm before its first step stops it with any seed.
+            found = read_json(run.folder / "progress.json") or {}
+            alike = [each for each in left if each.arm == run.arm] if found.get("phase") == "start" else []
+            if alike and not found["seconds"]:
+                tell(f"It had not begun to learn, so that {', '.join(each.name for each in alike)} would fail alike.")
+                left = [each for each in left if each not in alike]
             in_a_row += 1
             if in_a_row == _ENOUGH and left:
                 tell(f"{_ENOUGH} runs in a row failed: the {len(left)} others are not begun.")

@@ -29,6 +29,7 @@ from sstoken_plugin.experiments.results import (
     write_json,
     write_result,
 )
+from sstoken_plugin.experiments.runs import refuse_work_of_others
 from sstoken_plugin.experiments.watch import Watch
 from sstoken_plugin.report.fit import mean_over_steps
 
@@ -88,8 +89,10 @@ def _locked(job: Mapping[str, Any], folder: Path) -> int:
         return 0
     fault = folder / FAULT
     fault.unlink(missing_ok=True)
-    write_json({key: job[key] for key in ("arm", "seed", "fingerprint", "settings")}, folder / "run.json")
     try:
+        # A command of other settings may have begun since the one that asks was told that there is none.
+        refuse_work_of_others(folder, job["fingerprint"], job["settings"])
+        write_json({key: job[key] for key in ("arm", "seed", "fingerprint", "settings")}, folder / "run.json")
         _do(job, folder)
     except BaseException as error:
         told = in_short(error) if isinstance(error, Exception) else f"it was ended by {type(error).__name__}"
