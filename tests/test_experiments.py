@@ -112,7 +112,7 @@ def test_the_untrained_model_is_measured_as_the_arms_are_and_once(base, tmp_path
     runs = Runs.of(experiment(still))
     assert have(experiment(still), runs) == []
     results = [run.result() for run in runs.trainings]
-    (table,) = tables_of(experiment(still), results, runs.untrained.result())
+    table = tables_of(experiment(still), results, runs.untrained.result())[0]
     # What has learnt nothing is the model before training, had along another way.
     assert table.untrained == pytest.approx(table.values["still"][0], rel=1e-6)
     assert untrained_of(experiment({**still, "more": None})).result() is not None
@@ -186,7 +186,7 @@ def settings(base, tmp_path, chats):
 
 def begin(experiment):
     """Have an experiment in a process of its own, as a second terminal would."""
-    process = multiprocessing.get_context("fork").Process(target=have, args=(experiment,))
+    process = multiprocessing.get_context("fork").Process(target=have, args=(experiment, Runs.of(experiment)))
     process.start()
     return process
 

@@ -266,7 +266,14 @@ def test_results_are_collected_where_the_data_are_not(tmp_path):
         write_result(result_of(run, 1.0, settings=settings), run.folder)
     assert [run.result() is not None for run in runs_of(parse(whole))] == [True, True, False]
     file.unlink()
-    assert all(run.result() for run in runs_of(parse(whole)))
+    runs = Runs.of(parse(whole))
+    assert all(run.result() for run in runs.trainings)
+    # One was stopped over there.
+    stopped = runs.trainings[1]
+    (stopped.folder / NAME).rename(stopped.folder / "run.json")
+    (stopped.folder / "out" / "checkpoint-1").mkdir(parents=True)
+    runs.refuse_other_settings()
+    (stopped.folder / "run.json").rename(stopped.folder / NAME)
     write_page(parse(whole), tmp_path / "page.html")
     assert f"different versions of: {file}." in (tmp_path / "page.html").read_text()
 
@@ -351,7 +358,8 @@ def test_a_page_of_other_settings_is_not_written_over(experiment, results, tmp_p
 
 def test_a_command_of_other_settings_that_came_late_takes_nothing_of_a_run(experiment, results):
     (run, *_) = runs_of(experiment)
-    job = {"folder": str(run.folder), "arm": "all", "seed": 1, "fingerprint": "other", "settings": {"seed": 2}}
+    job = {"folder": str(run.folder), "arm": "all", "seed": 1, "fingerprint": "other"}
+    job["settings"] = {**run.settings, "seed": 2}
     with pytest.raises(ValueError, match="holds a run of other settings"):
         work(job)
     assert run.result() == results[0]

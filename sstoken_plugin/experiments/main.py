@@ -168,7 +168,6 @@ def conclude(experiment: Experiment, asked: Runs, files: Files, faults: Sequence
     # Here, since it imports what takes seconds, and whoever waits for a first line needs none of it.
     from sstoken_plugin.experiments.page import Page, render
 
-    make_folder(files.page.parent)
     results = [result for run in asked.trainings if (result := run.result()) is not None]
     untrained = asked.untrained.result()
     tables = tables_of(experiment, results, untrained)
@@ -193,6 +192,7 @@ def conclude(experiment: Experiment, asked: Runs, files: Files, faults: Sequence
         settings=settings_of(experiment),
         what=_what(experiment, found),
     )
+    make_folder(files.page.parent)
     try:
         write_bytes(render(page).encode("utf-8", "replace"), files.page)
         write_json(files.as_json(experiment, tables), files.numbers)

@@ -79,7 +79,7 @@ def read_result(folder: Path) -> Result | None:
     file = folder / NAME
     try:
         content = file.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise ValueError(
