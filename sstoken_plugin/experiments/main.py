@@ -46,9 +46,9 @@ def have(experiment: Experiment, asked: Runs, part: str | None = None) -> list[s
     own = part_of(runs, part)
     _refuse_arms(runs)
     make_folder(experiment.out)
+    asked.refuse_other_settings()
     durations = Durations()
-    for run in (*runs, untrained):
-        run.refuse_other_settings()
+    for run in asked:
         if (result := run.result()) is not None:
             durations.add(run, result.seconds)
     left = [run for run in own if run.result() is None]

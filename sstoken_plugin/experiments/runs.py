@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,17 +127,20 @@ class Runs:
         refuse_inside_data(experiment)
         return cls(runs_of(experiment), untrained_of(experiment))
 
+    def __iter__(self) -> Iterator[Run]:
+        """Yield all of them."""
+        yield from self.trainings
+        yield self.untrained
+
     def refuse_other_settings(self) -> None:
         """Refuse folders of runs without a result in which others were begun or finished, see `Run`."""
-        for run in (*self.trainings, self.untrained):
+        for run in self:
             if run.result() is None:
                 run.refuse_other_settings()
 
     def files(self) -> dict[str, str]:
         """Return the files that results depend on beside the YAML, and their digests."""
-        return {
-            file: digest for run in (*self.trainings, self.untrained) for file, digest in run.settings["data"].items()
-        }
+        return {file: digest for run in self for file, digest in run.settings["data"].items()}
 
 
 def refuse_work_of_others(
