@@ -266,14 +266,7 @@ def test_results_are_collected_where_the_data_are_not(tmp_path):
         write_result(result_of(run, 1.0, settings=settings), run.folder)
     assert [run.result() is not None for run in runs_of(parse(whole))] == [True, True, False]
     file.unlink()
-    runs = Runs.of(parse(whole))
-    assert all(run.result() for run in runs.trainings)
-    # One was stopped over there.
-    stopped = runs.trainings[1]
-    (stopped.folder / NAME).rename(stopped.folder / "run.json")
-    (stopped.folder / "out" / "checkpoint-1").mkdir(parents=True)
-    runs.refuse_other_settings()
-    (stopped.folder / "run.json").rename(stopped.folder / NAME)
+    assert all(run.result() for run in runs_of(parse(whole)))
     write_page(parse(whole), tmp_path / "page.html")
     assert f"different versions of: {file}." in (tmp_path / "page.html").read_text()
 
@@ -328,7 +321,7 @@ def test_data_that_change_while_runs_go_on_are_told_and_their_results_shown(tmp_
     data.write_text("two")
     files = main.Files(tmp_path / "page.html", "title", tmp_path / "page.json", as_json)
     main.conclude(parse(whole), asked, files)
-    told = f"{data} changed while this command went on: its results are of what was there before"
+    told = f"{data} changed while this command went on: its results count as of what was there before"
     assert f"Warning: {told}" in capsys.readouterr().out
     page = files.page.read_text()
     assert told in page
@@ -354,6 +347,12 @@ def test_a_page_of_other_settings_is_not_written_over(experiment, results, tmp_p
     assert told.exit_code == 1
     assert "holds a run of other settings (" in told.output
     assert page.read_text() == before
+    # Of one arm alone it is none of a page that has the others.
+    arms = {"all": None, "rel": {"selector": "rel", "ratio": 0.5}}
+    file.write_text(yaml.safe_dump({**settings, "arms": arms}))
+    told = CliRunner().invoke(command, [str(file), "--collect"], catch_exceptions=False)
+    assert told.exit_code == 0
+    assert "3 of 6 runs have no result of these settings yet: rel, seed 1, rel, seed 2, rel, seed 3." in told.output
 
 
 def test_a_command_of_other_settings_that_came_late_takes_nothing_of_a_run(experiment, results):
@@ -397,24 +396,38 @@ def test_two_commands_with_other_arms_may_look_at_the_same_data_at_a_time(experi
     assert what_was_found(experiment.out, "other") is not None
 
 
-@pytest.mark.parametrize(("seconds", "skipped"), [(0.0, True), (3.0, False)], ids=["at once", "in the middle"])
-def test_an_arm_that_cannot_begin_is_not_begun_with_each_seed(experiment, seconds, skipped, monkeypatch):
+@pytest.mark.parametrize(
+    ("phase", "seconds", "code", "skipped"),
+    [
+        ("start", 0.0, 1, True),
+        ("start", 3.0, 1, False),
+        ("training", 0.0, 1, False),
+        ("start", 0.0, -9, False),
+        (None, 0.0, 1, False),
+    ],
+    ids=["at once", "with a checkpoint", "in the first step", "killed", "before it said anything"],
+)
+def test_an_arm_that_cannot_begin_is_not_begun_with_each_seed(experiment, phase, seconds, code, skipped, monkeypatch):
     monkeypatch.setattr(schedule, "_ENOUGH", 100)
+    stale = {"phase": "start", "done": 0, "total": 0, "seconds": 0.0}
+    for run in runs_of(experiment):
+        write_json(stale, run.folder / "progress.json")
 
     def fail(job):
         if job["arm"] != "random":
             (run,) = [run for run in runs_of(experiment) if (run.arm.name, run.seed) == (job["arm"], job["seed"])]
             write_result(result_of(run, 1.0), run.folder)
             return 0
-        write_json({"phase": "start", "done": 0, "total": 0, "seconds": seconds}, Path(job["folder"]) / "progress.json")
-        return 1
+        if phase is not None:
+            write_json({**stale, "phase": phase, "seconds": seconds}, Path(job["folder"]) / "progress.json")
+        return code
 
     lines = []
     faults = conduct(server := Ended(fail), experiment, runs_of(experiment), Durations(), lines.append)
     assert [job["seed"] for job in server.jobs if job["arm"] == "random"] == ([1] if skipped else [1, 2, 3])
     assert len(server.jobs) == (10 if skipped else 12)
     assert len(faults) == (1 if skipped else 3)
-    told = "It had not begun to learn, so that random, seed 2, random, seed 3 would fail alike."
+    told = "It had not begun to train: random, seed 2, random, seed 3 are not begun, lest they fail alike."
     assert (told in lines) == skipped
 
 

@@ -10,7 +10,7 @@ from chosen_families import FAMILIES, LLAMA, SINKS, build
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
-from sstoken_plugin.engine import output_head
+from sstoken_plugin.engine import losses, output_head
 from sstoken_plugin.engine.kernels import liger_fused_linear_cross_entropy
 from sstoken_plugin.engine.linear_nll import linear_nll
 from sstoken_plugin.engine.output_head import ProvenWays, ResponseHead, why_not
@@ -171,3 +171,12 @@ def test_losses_and_gradients_of_a_run_are_those_of_the_models_own_logits(config
         runs.append(list(recorded))
     assert len(runs[0]) == 2
     torch.testing.assert_close(*runs, rtol=0, atol=1e-5)
+
+
+def test_losses_for_which_no_gradient_is_asked_are_the_same(monkeypatch):
+    monkeypatch.setattr(losses, "_ROWS", 7)
+    logits, target = torch.randn(30, 50), torch.randint(50, (30,))
+    expected = losses.token_nll(logits, target)
+    with torch.no_grad():
+        torch.testing.assert_close(losses.token_nll(logits, target), expected)
+        assert losses.token_nll(logits[:0], target[:0]).shape == (0,)

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+# Rows of logits that are held in float32 at a time.
+_ROWS = 256
+
 
 def token_nll(logits: Tensor, target: Tensor) -> Tensor:
     """Negative log likelihood of each token in nats, float32 [R].
@@ -14,8 +17,11 @@ def token_nll(logits: Tensor, target: Tensor) -> Tensor:
         logits: float [R, V].
         target: int64 [R].
     """
-    # float32 as in transformers' own causal loss.
-    return functional.cross_entropy(logits.float(), target, reduction="none")
+    # float32 as in transformers' own causal loss; copies of few rows, where none has to wait for a backward pass.
+    if torch.is_grad_enabled():
+        return functional.cross_entropy(logits.float(), target, reduction="none")
+    parts = zip(logits.split(_ROWS), target.split(_ROWS), strict=True)
+    return torch.cat([functional.cross_entropy(some.float(), own, reduction="none") for some, own in parts])
 
 
 def mean_kept(nll: Tensor, kept: Tensor, items: Tensor | int | None) -> Tensor:

@@ -32,8 +32,8 @@ def command(config: str, part: str | None, only_collect: bool) -> None:
         page, numbers = experiment.out / "page.html", experiment.out / "results.json"
         refuse_files_of_others(page, numbers)
         runs = Runs.of(experiment)
-        if only_collect:
-            # A page of them would have nothing to show.
+        if only_collect and not any(run.result() for run in runs):
+            # Of other settings there may be some, and a page of them.
             runs.refuse_other_settings()
         faults = [] if only_collect else have(experiment, runs, part)
         conclude(experiment, runs, Files(page, "Does token selection help?", numbers, as_json), faults)

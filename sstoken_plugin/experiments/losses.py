@@ -15,7 +15,8 @@ from sstoken_plugin.experiments.measures import Measure
 from sstoken_plugin.selection.batching import in_batches, padded
 from sstoken_plugin.selection.samples import BatchLayout, samples_in
 
-# Tokens of a batch, padding included.
+# Tokens of a batch, padding included. Of a head that has to be run as it is, those of its response tokens have logits,
+# in the precision of the model, at once.
 BATCH_TOKENS = 1024
 
 

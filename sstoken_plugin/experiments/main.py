@@ -12,7 +12,7 @@ import click
 
 from sstoken_plugin.axolotl import experiment as axolotl
 from sstoken_plugin.base.files import write_bytes
-from sstoken_plugin.base.visible_text import one_line
+from sstoken_plugin.base.visible_text import in_short, one_line
 from sstoken_plugin.experiments.comparison import Table, deciding_measure, doubts, sentence, tables_of
 from sstoken_plugin.experiments.config import Experiment
 from sstoken_plugin.experiments.preparation import what_was_found
@@ -77,7 +77,7 @@ def _refuse_arms(runs: Sequence[Run]) -> None:
             axolotl.check(run.settings["train"])
         except ValueError as error:
             raise ValueError(f"arms.{run.arm.name}: {error}") from error
-        other = seen.setdefault(run.with_defaults, run.arm.name)
+        other = seen.setdefault(run.fingerprint_with_defaults, run.arm.name)
         if other != run.arm.name:
             raise ValueError(
                 f"arms: {other} and {run.arm.name} are one and the same training, which no run can tell apart; change "
@@ -168,19 +168,21 @@ def conclude(experiment: Experiment, asked: Runs, files: Files, faults: Sequence
     # Here, since it imports what takes seconds, and whoever waits for a first line needs none of it.
     from sstoken_plugin.experiments.page import Page, render
 
-    results = [result for run in asked.trainings if (result := run.result()) is not None]
+    by_run = {run.name: run.result() for run in asked.trainings}
+    results = [result for result in by_run.values() if result is not None]
     untrained = asked.untrained.result()
     tables = tables_of(experiment, results, untrained)
-    doubted = doubts(experiment, tables)
-    unfinished = [*_missing(asked.trainings), *_changed(experiment, asked)]
     for comparison in tables[0].comparisons if tables else ():
         tell(sentence(comparison, tables[0], experiment.smallest_difference))
-    for warning in (*unfinished, *doubted):
+    missing = _missing(by_run)
+    others = [*_changed(experiment, asked), *_mixed([*results, *([untrained] if untrained else [])])]
+    others += doubts(experiment, tables)
+    for warning in (*missing, *others):
         tell(f"Warning: {warning}")
     found = what_was_found(experiment.out, fingerprint_of_all(asked.trainings))
     notes = notes_of(found)
     warnings = [note.removeprefix("Warning: ") for note in notes if note.startswith("Warning: ")]
-    warnings += [*unfinished, *faults, *_mixed([*results, *([untrained] if untrained else [])]), *doubted]
+    warnings += [*missing, *faults, *others]
     page = Page(
         title=files.title,
         tables=tables,
@@ -274,23 +276,26 @@ def _what(experiment: Experiment, prepared: Mapping[str, Any] | None) -> str:
     return f"{start}, and measured on {data}{', which no arm trains on' if is_new else ''}."
 
 
-def _missing(runs: Sequence[Run]) -> list[str]:
-    missing = [run.name for run in runs if run.result() is None]
+def _missing(results: Mapping[str, Result | None]) -> list[str]:
+    missing = [name for name, result in results.items() if result is None]
     if not missing:
         return []
     some = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
-    return [f"{len(missing)} of {len(runs)} runs have no result of these settings yet: {some}."]
+    return [f"{len(missing)} of {len(results)} runs have no result of these settings yet: {some}."]
 
 
 def _changed(experiment: Experiment, asked: Runs) -> list[str]:
     """Say which files are no more what they were when the runs were listed."""
-    now, before = Runs.of(experiment).files(), asked.files()
+    try:
+        now, before = Runs.of(experiment).files(), asked.files()
+    except OSError as error:
+        return [f"Whether data have changed while this command went on is not known ({in_short(error)})."]
     changed = sorted(file for file in now.keys() | before.keys() if now.get(file) != before.get(file))
     if not changed:
         return []
     return [
-        f"{', '.join(changed)} changed while this command went on: its results are of what was there before, and it "
-        "goes on with them only where that is put back."
+        f"{', '.join(changed)} changed while this command went on: its results count as of what was there before, and "
+        "a run that began later may have used the other; if in doubt, have the runs anew in another folder (`out:`)."
     ]
 
 

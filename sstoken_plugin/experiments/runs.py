@@ -63,8 +63,8 @@ class Run:
         return _fingerprint_of(self.settings)
 
     @property
-    def with_defaults(self) -> str:
-        """A hash like `fingerprint`, of a `sstoken:` block with the defaults of the keys that it leaves out."""
+    def fingerprint_with_defaults(self) -> str:
+        """Of a training: `fingerprint`, with the defaults of the keys that its `sstoken:` block leaves out."""
         train = self.settings["train"]
         if train.get("sstoken") is None:
             return self.fingerprint
@@ -84,7 +84,13 @@ class Run:
     def result(self) -> Result | None:
         """Return its result, None where there is none of these settings; see `read_result`."""
         found = read_result(self.folder)
-        return found if found is not None and _is_of(found.settings, self.settings) else None
+        return found if found is not None and self._is_of(found) else None
+
+    def _is_of(self, found: Result) -> bool:
+        """Tell whether a result is of these settings; of data files that are not here, its own word counts."""
+        here = self.settings["data"]
+        data = {file: digest for file, digest in found.settings["data"].items() if file in here}
+        return _fingerprint_of({**found.settings, "data": data}) == self.fingerprint
 
     def refuse_other_settings(self) -> None:
         """Refuse a folder in which a run of other settings was begun or finished.
@@ -92,7 +98,7 @@ class Run:
         Raises:
             ValueError: there is one; one sentence with what differs and the way out.
         """
-        refuse_work_of_others(self.folder, self.settings, self.is_taken)
+        refuse_work_of_others(self.folder, self.fingerprint, self.settings, self.is_taken)
 
     def is_taken(self) -> bool:
         """Tell whether a process has it just now."""
@@ -133,10 +139,9 @@ class Runs:
         yield self.untrained
 
     def refuse_other_settings(self) -> None:
-        """Refuse folders of runs without a result in which others were begun or finished, see `Run`."""
+        """See `Run.refuse_other_settings`."""
         for run in self:
-            if run.result() is None:
-                run.refuse_other_settings()
+            run.refuse_other_settings()
 
     def files(self) -> dict[str, str]:
         """Return the files that results depend on beside the YAML, and their digests."""
@@ -144,25 +149,26 @@ class Runs:
 
 
 def refuse_work_of_others(
-    folder: Path, settings: Mapping[str, Any], is_taken: Callable[[], bool] = lambda: False
+    folder: Path, fingerprint: str, settings: Mapping[str, Any], is_taken: Callable[[], bool] = lambda: False
 ) -> None:
     """Refuse a run's folder in which more has come of other settings than a failure before the first checkpoint.
 
     Args:
         folder: of the run.
+        fingerprint: of its settings.
         settings: its settings.
-        is_taken: tells whether a process is at work there, which is work too.
+        is_taken: tells whether another process is at work there, which is work too; who has its lock knows.
 
     Raises:
         ValueError: there is such work; one sentence with what differs and the way out.
     """
     begun = read_json(folder / "run.json") or read_json(folder / RESULT)
-    before = None if begun is None else begun.get("settings")
-    if begun is None or (isinstance(before, Mapping) and _is_of(before, settings)):
+    if begun is None or begun.get("fingerprint") == fingerprint:
         return
     is_kept = any((folder / name).exists() for name in (RESULT, TRAINED)) or any((folder / "out").glob("checkpoint-*"))
     if not (is_kept or is_taken()):
         return
+    before = begun.get("settings")
     told = differences(before, settings) if isinstance(before, Mapping) else []
     raise ValueError(
         f"{folder} holds a run of other settings ({cut('; '.join(told) or 'they cannot be read', 600)}); "
@@ -272,16 +278,10 @@ def data_folder(run: Run, out: Path, of: str = "train") -> Path:
         if key not in _NOT_OF_DATA and not key.startswith(_PREFIXES_NOT_OF_DATA)
     }
     own["plugins"] = [name for name in found["plugins"] if name != axolotl.PLUGIN]
-    named = entries_of(found) + (_entries_of_evaluations(run.settings["evaluations"]) if of == "held_out" else [])
-    files = {str(file) for file in data_files(named) | templates_of(named) | words_of(found)}
+    asked = _entries_of_evaluations(run.settings["evaluations"]) if of == "held_out" else []
+    files = {str(file) for file in data_files([*entries_of(found), *asked]) | words_of(found) | templates_of(asked)}
     digests = {file: digest for file, digest in run.settings["data"].items() if file in files}
     return out / "prepared" / fingerprint([own, digests])[:16]
-
-
-def _is_of(found: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Tell whether settings that were found are these; of data files that are not here, their own word counts."""
-    data = {file: digest for file, digest in found.get("data", {}).items() if file in settings["data"]}
-    return _fingerprint_of({"evaluations": {}, **found, "data": data}) == _fingerprint_of(settings)
 
 
 def _entries_of_evaluations(evaluations: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from shutil import get_terminal_size
 from typing import Any
 
@@ -130,6 +131,8 @@ def conduct(server: Server, experiment: Experiment, runs: Sequence[Run], duratio
                 time.sleep(_WAIT)
             elsewhere.add(run.name)
             continue
+        progress = run.folder / "progress.json"
+        before = _changed_at(progress)
         code = _have(
             server, experiment, run, f"[{len(runs) - len(left)}/{len(runs)}] {run.name}", durations, left, tell
         )
@@ -140,11 +143,13 @@ def conduct(server: Server, experiment: Experiment, runs: Sequence[Run], duratio
         else:
             faults[run.name] = fault_of(run, code)
             tell(faults[run.name])
-            # What stops an arm before its first step stops it with any seed.
-            found = read_json(run.folder / "progress.json") or {}
-            alike = [each for each in left if each.arm == run.arm] if found.get("phase") == "start" else []
-            if alike and not found["seconds"]:
-                tell(f"It had not begun to learn, so that {', '.join(each.name for each in alike)} would fail alike.")
+            # What keeps an arm from its first step does so with any seed; a signal or a full disk may pass.
+            alike = [each for each in left if each.arm == run.arm and not each.is_taken()] if code == 1 else []
+            if alike and _is_new_start(progress, before):
+                tell(
+                    f"It had not begun to train: {', '.join(each.name for each in alike)} are not begun, lest they "
+                    "fail alike."
+                )
                 left = [each for each in left if each not in alike]
             in_a_row += 1
             if in_a_row == _ENOUGH and left:
@@ -188,6 +193,16 @@ def _have(
             + (f"; about {in_words(rest)} left." if later and rest else ".")
         )
     return code
+
+
+def _changed_at(file: Path) -> int:
+    return file.stat().st_mtime_ns if file.exists() else 0
+
+
+def _is_new_start(progress: Path, before: int) -> bool:
+    """Tell whether a run that has ended wrote that it starts, and nothing later; `before` it the file was changed."""
+    found = read_json(progress) or {}
+    return _changed_at(progress) != before and found.get("phase") == "start" and not found.get("seconds")
 
 
 def _phase(found: Mapping[str, Any] | None) -> str:

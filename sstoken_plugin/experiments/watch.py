@@ -29,6 +29,10 @@ class Watch(TrainerCallback):
         self._seconds = 60 * checkpoint_minutes
         self._saved = self._begin = time.monotonic()
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take note that the first step begins."""
+        self._tell(state.global_step, state.max_steps)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take note of a step."""
         self._tell(state.global_step, state.max_steps)

@@ -91,7 +91,7 @@ def _locked(job: Mapping[str, Any], folder: Path) -> int:
     fault.unlink(missing_ok=True)
     try:
         # A command of other settings may have begun since the one that asks was told that there is none.
-        refuse_work_of_others(folder, job["settings"])
+        refuse_work_of_others(folder, job["fingerprint"], job["settings"])
         write_json({key: job[key] for key in ("arm", "seed", "fingerprint", "settings")}, folder / "run.json")
         _do(job, folder)
     except BaseException as error:
