@@ -200,7 +200,12 @@ def _changed_at(file: Path) -> int:
 
 
 def _is_new_start(progress: Path, before: int) -> bool:
-    """Tell whether a run that has ended wrote that it starts, and nothing later; `before` it the file was changed."""
+    """Tell whether a run that has ended wrote that it starts, and nothing later.
+
+    Args:
+        progress: its file.
+        before: when that was changed last before the run, see `_changed_at`.
+    """
     found = read_json(progress) or {}
     return _changed_at(progress) != before and found.get("phase") == "start" and not found.get("seconds")
 
