@@ -247,9 +247,9 @@ def test_held_out_data_that_an_arm_trains_on_are_not_called_new(experiment, resu
     known = fingerprint_of_all(runs_of(experiment))
     # What was found of other settings says nothing.
     for fingerprint, shared, is_told in ((known, {}, True), (known, {"all/held_out": 2}, False), ("other", {}, False)):
-        for file in experiment.out.glob("prepared*.json"):
-            file.unlink()
-        write_preparation(experiment.out, fingerprint, {**found, "shared": shared})
+        write_preparation(experiment.out, known, found)
+        (file,) = experiment.out.glob("prepared-*.json")
+        write_json({**found, "shared": shared, "fingerprint": fingerprint}, file)
         write_page(experiment, tmp_path / "page.html")
         page = (tmp_path / "page.html").read_text()
         assert (told in page) == is_told

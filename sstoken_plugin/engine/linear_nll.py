@@ -50,6 +50,11 @@ def linear_nll(hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tens
     return nll
 
 
+def rows_at_a_time(vocabulary: int) -> int:
+    """Return how many rows of logits are worked on at a time, for a vocabulary of this size."""
+    return max(LEAST_ROWS, ELEMENTS // vocabulary)
+
+
 def is_trained(weight: Tensor, bias: Tensor | None) -> bool:
     """Tell whether a head's own weights need a gradient."""
     return weight.requires_grad or (bias is not None and bias.requires_grad)
@@ -161,7 +166,7 @@ class _Scratch:
     """
 
     def __init__(self, count: int, weight: Tensor, bias: Tensor | None):
-        self._size = (min(count, _chunk_rows(weight)), len(weight))
+        self._size = (min(count, rows_at_a_time(len(weight))), len(weight))
         self._weight, self._bias = weight, bias
 
     @cached_property
@@ -200,10 +205,6 @@ def _scaled(gradient: Tensor, grad: Tensor) -> Tensor:
     return torch.where(grad[:, None] == 0, 0, gradient * grad[:, None]).to(gradient.dtype)
 
 
-def _chunk_rows(weight: Tensor) -> int:
-    return max(LEAST_ROWS, ELEMENTS // len(weight))
-
-
 def _chunks(count: int, weight: Tensor) -> Iterator[slice]:
-    rows = _chunk_rows(weight)
+    rows = rows_at_a_time(len(weight))
     return (slice(start, min(start + rows, count)) for start in range(0, count, rows))

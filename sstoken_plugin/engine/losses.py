@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-# Rows of logits that are held in float32 at a time.
-_ROWS = 256
+from sstoken_plugin.engine.linear_nll import rows_at_a_time
 
 
 def token_nll(logits: Tensor, target: Tensor) -> Tensor:
@@ -20,7 +19,8 @@ def token_nll(logits: Tensor, target: Tensor) -> Tensor:
     # float32 as in transformers' own causal loss; copies of few rows, where none has to wait for a backward pass.
     if torch.is_grad_enabled():
         return functional.cross_entropy(logits.float(), target, reduction="none")
-    parts = zip(logits.split(_ROWS), target.split(_ROWS), strict=True)
+    rows = rows_at_a_time(logits.shape[1])
+    parts = zip(logits.split(rows), target.split(rows), strict=True)
     return torch.cat([functional.cross_entropy(some.float(), own, reduction="none") for some, own in parts])
 
 

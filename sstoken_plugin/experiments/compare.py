@@ -84,7 +84,7 @@ def compare(config: str, arms: str | None, seeds: int, out: str | None, part: st
 def _beside(output_dir: Path) -> Path:
     # Not inside: a later training with `hub_model_id` uploads all that is there.
     named = output_dir if output_dir.name.strip(".") else output_dir.resolve()
-    return named.parent / f"{named.name or 'root'}-sstoken-compare"
+    return named.parent / f"{named.name}-sstoken-compare"
 
 
 def experiment_of(base: Mapping[str, Any], config: str, arms: str | None, seeds: int, folder: Path) -> Experiment:

@@ -264,7 +264,7 @@ def checked(model: type[M], block: Any, place: str) -> M:
 
 def _is_of_a_list(fault: Any, block: Mapping[str, Any]) -> bool:
     key, *inner = fault["loc"]
-    return isinstance(block.get(key), list) and str(inner[:1]).startswith("['list")
+    return isinstance(block.get(key), list) and bool(inner) and str(inner[0]).startswith("list")
 
 
 def _sentence(fault: Any, model: type[BaseModel], place: str) -> str:

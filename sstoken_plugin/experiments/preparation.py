@@ -21,7 +21,8 @@ def what_was_found(out: Path, fingerprint: str) -> dict[str, Any] | None:
         out: folder of the experiment.
         fingerprint: of all that was looked at.
     """
-    return read_json(_file(out, fingerprint))
+    found = read_json(_file(out, fingerprint))
+    return found if found is not None and found.get("fingerprint") == fingerprint else None
 
 
 def read_preparation(out: Path, fingerprint: str) -> dict[str, Any] | None:

@@ -131,9 +131,7 @@ def conduct(server: Server, experiment: Experiment, runs: Sequence[Run], duratio
                 time.sleep(_WAIT)
             elsewhere.add(run.name)
             continue
-        progress = run.folder / "progress.json"
-        before = _changed_at(progress)
-        code = _have(
+        code, found = _have(
             server, experiment, run, f"[{len(runs) - len(left)}/{len(runs)}] {run.name}", durations, left, tell
         )
         if run.result() is not None:
@@ -144,13 +142,11 @@ def conduct(server: Server, experiment: Experiment, runs: Sequence[Run], duratio
             faults[run.name] = fault_of(run, code)
             tell(faults[run.name])
             # What keeps an arm from its first step does so with any seed; a signal or a full disk may pass.
-            alike = [each for each in left if each.arm == run.arm and not each.is_taken()] if code == 1 else []
-            if alike and _is_new_start(progress, before):
-                tell(
-                    f"It had not begun to train: {', '.join(each.name for each in alike)} are not begun, lest they "
-                    "fail alike."
-                )
+            if code == 1 and found is not None and found.get("phase") == "start" and not found.get("seconds"):
+                alike = [each for each in left if each.arm == run.arm and not each.is_taken()]
                 left = [each for each in left if each not in alike]
+                if names := ", ".join(each.name for each in alike):
+                    tell(f"It had not begun to train: {names} are not begun, lest they fail alike.")
             in_a_row += 1
             if in_a_row == _ENOUGH and left:
                 tell(f"{_ENOUGH} runs in a row failed: the {len(left)} others are not begun.")
@@ -160,19 +156,19 @@ def conduct(server: Server, experiment: Experiment, runs: Sequence[Run], duratio
 
 def _have(
     server: Server, experiment: Experiment, run: Run, name: str, durations: Durations, later: Sequence[Run], tell: Tell
-) -> int:
-    """Have a run in a process of its own; return what that ended with."""
+) -> tuple[int, Mapping[str, Any] | None]:
+    """Have a run in a process of its own; return what that ended with, and how far it said that it was."""
     if (result := run.result()) is not None:
         durations.add(run, result.seconds)
-        return 0
+        return 0, None
     begin = told = time.monotonic()
     shown = ""
     # An earlier process may have left one that says how far it came.
-    before = read_json(run.folder / "progress.json")
+    progress = run.folder / "progress.json"
+    before = _changed_at(progress)
     started = server.start(run_job(run, experiment))
     while (code := started.poll(_LOOK)) is None:
-        found = read_json(run.folder / "progress.json")
-        found = None if found == before else found
+        found = _told_since(before, progress)
         now = time.monotonic()
         line = f"{name}: {_phase(found)}{_time_left(found, now - begin, run, durations, later)}"
         if sys.stdout.isatty():
@@ -192,22 +188,16 @@ def _have(
             f"{name}: done in {in_words(result.seconds)}"
             + (f"; about {in_words(rest)} left." if later and rest else ".")
         )
-    return code
+    return code, _told_since(before, progress)
 
 
 def _changed_at(file: Path) -> int:
     return file.stat().st_mtime_ns if file.exists() else 0
 
 
-def _is_new_start(progress: Path, before: int) -> bool:
-    """Tell whether a run that has ended wrote that it starts, and nothing later.
-
-    Args:
-        progress: its file.
-        before: when that was changed last before the run, see `_changed_at`.
-    """
-    found = read_json(progress) or {}
-    return _changed_at(progress) != before and found.get("phase") == "start" and not found.get("seconds")
+def _told_since(before: int, progress: Path) -> dict[str, Any] | None:
+    """Return how far a run is, None where nothing was written since the time of a change, see `_changed_at`."""
+    return read_json(progress) if _changed_at(progress) != before else None
 
 
 def _phase(found: Mapping[str, Any] | None) -> str:
