@@ -151,6 +151,13 @@ class _Raw(_Block):
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
     keep_models: bool = False
 
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _is_count_or_list(cls, value: Any) -> Any:
+        if not isinstance(value, int | list):
+            raise ValueError("a number says how many seeds, a list which, as in [1, 2]")
+        return value
+
 
 class _RawArm(_Block):
     sstoken: dict[str, Any] | None = None
