@@ -2,6 +2,9 @@
 
 import copy
 import dataclasses
+import functools
+import json
+import operator
 import sys
 
 import pytest
@@ -13,11 +16,11 @@ from transformers import AutoModelForCausalLM
 from sstoken_plugin.axolotl.experiment import Trained
 from sstoken_plugin.experiments import losses, tasks
 from sstoken_plugin.experiments.answers import Question, greedy, measure_answers, proper, questions_of
-from sstoken_plugin.experiments.config import AnswersEvaluation, LossEvaluation
+from sstoken_plugin.experiments.config import AnswersEvaluation, LossEvaluation, TasksEvaluation
 from sstoken_plugin.experiments.evaluate import evaluate
 from sstoken_plugin.experiments.kinds import ANSWER, END, KINDS, REASONING, is_reasoning, kinds
 from sstoken_plugin.experiments.losses import measure_losses, token_losses
-from sstoken_plugin.experiments.tasks import measures_of, refuse_missing
+from sstoken_plugin.experiments.tasks import measure_tasks, measures_of, refuse_missing
 from sstoken_plugin.selection.samples import as_batch
 from sstoken_plugin.selection.turns import EndTokens
 
@@ -26,7 +29,7 @@ from sstoken_plugin.selection.turns import EndTokens
 def trained(tiny_llama, tokenizer):
     model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
     ends = EndTokens(frozenset({tokenizer.eos_token_id}), frozenset({tokenizer.encode("\n")[0]}))
-    return Trained(model, tokenizer, ends, lambda: torch.autocast("cpu", enabled=False))
+    return Trained(model, tokenizer, ends)
 
 
 def row(tokenizer, *turns):
@@ -205,6 +208,46 @@ def test_numbers_of_the_harness_become_measures():
     assert (found["task/acc"].better, found["task/acc"].count) == ("higher", 4)
     assert (found["task/ppl (strict)"].value, found["task/ppl (strict)"].better) == (None, "lower")
     assert set(found) == {"task/acc", "task/ppl (strict)"}
+
+
+def test_tasks_of_the_harness_are_run_in_the_precision_of_training(trained, tmp_path, monkeypatch):
+    evaluator = pytest.importorskip("lm_eval.evaluator", reason="lm-evaluation-harness is not installed")
+    # As Axolotl has a model in full fine-tuning with bf16: its norms and embeddings stay in float32.
+    model = copy.deepcopy(trained.model).bfloat16()
+    for name, module in model.named_modules():
+        if "norm" in name or "embed" in name:
+            module.float()
+    colours = ["red", "blue", "green", "yellow"]
+    questions = [f"Which colour comes {place}?" for place in ("first", "second", "third", "last", "never")]
+    answers = [1, 0, 1, 2, 3]
+    lines = [json.dumps({"asked": asked, "answer": answer}) for asked, answer in zip(questions, answers, strict=True)]
+    file = tmp_path / "questions.jsonl"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    # As the harness has its own tasks, but with data from a file.
+    task = {
+        "task": "colours", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(file)}},
+        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{asked}}", "doc_to_target": "answer",
+        "doc_to_choice": colours, "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    (tmp_path / "colours.yaml").write_text(json.dumps(task), encoding="utf-8")
+    monkeypatch.setattr(evaluator, "TaskManager", functools.partial(evaluator.TaskManager, include_path=str(tmp_path)))
+
+    found = measure_tasks(
+        dataclasses.replace(trained, model=model, autocast=torch.bfloat16),
+        TasksEvaluation(tasks=["colours"], few_shot=0, batch_size=2),
+    )
+
+    def likelihood(asked, colour):
+        prompt, whole = (trained.tokenizer(text).input_ids for text in (asked, f"{asked} {colour}"))
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            logits = model(torch.tensor([whole])).logits[0].float()
+        return -functional.cross_entropy(
+            logits[len(prompt) - 1 : -1], torch.tensor(whole[len(prompt) :]), reduction="sum"
+        )
+
+    picked = [max(range(4), key=lambda place, asked=asked: likelihood(asked, colours[place])) for asked in questions]
+    assert found["colours/acc"].value == pytest.approx(sum(map(operator.eq, picked, answers)) / 5)
+    assert (found["colours/acc"].better, found["colours/acc"].count) == ("higher", 5)
 
 
 def test_a_missing_harness_is_told_in_a_sentence(monkeypatch):

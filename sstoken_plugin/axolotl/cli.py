@@ -195,7 +195,7 @@ def score(config: str, overrides: dict[str, str], batch_tokens: int) -> None:
     from tqdm import tqdm
 
     from sstoken_plugin.axolotl import compatibility
-    from sstoken_plugin.axolotl.experiment import data_of, precision_of
+    from sstoken_plugin.axolotl.experiment import autocast_of, data_of, precision_of
     from sstoken_plugin.axolotl.run import run_of
     from sstoken_plugin.history import scoring
     from sstoken_plugin.history.build import build_history
@@ -220,7 +220,7 @@ def score(config: str, overrides: dict[str, str], batch_tokens: int) -> None:
     refuse_spread(model)
     run = run_of(cfg)
     look_at_data(data, run, model, tokenizer)
-    precision = precision_of(cfg, model)
+    precision = precision_of(model, autocast_of(cfg))
     losses = build_history(settings, run, model, tokenizer, trains=False, cache=cache, precision=precision)
     if losses is None or losses.store is None or not settings.needs_history:
         raise ValueError(f"sstoken.selector: {settings.selector} ranks by no history; there is nothing to score.")

@@ -192,12 +192,16 @@ def refuse_unknown(keys: Iterable[str], place: str) -> None:
             )
 
 
-def precision_of(cfg: Any, model: Any) -> Callable[[], Any]:
-    """Return what makes the context in which training would run the model."""
+def autocast_of(cfg: Any) -> Any:
+    """Return the dtype of training's autocast, None where it has none."""
+    return cfg.torch_dtype if cfg.bf16 or cfg.fp16 else None
+
+
+def precision_of(model: Any, autocast: Any) -> Callable[[], Any]:
+    """Return what makes the context in which training runs the model, see `autocast_of`."""
     import torch
 
-    enabled = bool(cfg.bf16 or cfg.fp16)
-    return lambda: torch.autocast(model.device.type, dtype=cfg.torch_dtype, enabled=enabled)
+    return lambda: torch.autocast(model.device.type, dtype=autocast, enabled=autocast is not None)
 
 
 def rows_of(base: Mapping[str, Any], datasets: Sequence[Mapping[str, Any]], folder: Path) -> Any:
@@ -278,13 +282,17 @@ class Trained:
         model: in evaluation mode, with its adapter.
         tokenizer: its tokenizer.
         ends: what can end a turn.
-        precision: makes the context in which training runs the model.
+        autocast: see `autocast_of`.
     """
 
     model: Any
     tokenizer: Any
     ends: EndTokens
-    precision: Callable[[], Any]
+    autocast: Any = None
+
+    def precision(self) -> Any:
+        """Return the context in which training runs the model."""
+        return precision_of(self.model, self.autocast)()
 
 
 def trained_model(file: Path) -> Trained:
@@ -296,4 +304,4 @@ def trained_model(file: Path) -> Trained:
 
     cfg = load(file)
     model, tokenizer, _ = load_model_and_tokenizer(cfg=cfg, inference=True)
-    return Trained(model.eval(), tokenizer, end_tokens(run_of(cfg), model, tokenizer), precision_of(cfg, model))
+    return Trained(model.eval(), tokenizer, end_tokens(run_of(cfg), model, tokenizer), autocast_of(cfg))

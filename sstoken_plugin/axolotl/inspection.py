@@ -18,7 +18,7 @@ from axolotl.cli.utils import load_model_and_tokenizer
 from axolotl.utils.dict import DictDefault
 
 from sstoken_plugin.axolotl import trial
-from sstoken_plugin.axolotl.experiment import data_of, precision_of
+from sstoken_plugin.axolotl.experiment import autocast_of, data_of, precision_of
 from sstoken_plugin.axolotl.run import run_of
 from sstoken_plugin.base.files import expand
 from sstoken_plugin.base.visible_text import in_short
@@ -182,7 +182,7 @@ def _loaded(cfg: Any, settings: SSTokenConfig, adapter: str | None, data: Any) -
     refuse_spread(model)
     run = run_of(cfg)
     look = look_at_data(data, run, model, tokenizer)
-    precision = precision_of(cfg, model)
+    precision = precision_of(model, autocast_of(cfg))
     history = build_history(
         settings,
         run,

@@ -39,15 +39,21 @@ def measure_tasks(trained: Trained, asked: TasksEvaluation) -> dict[str, Measure
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    with trained.precision():
-        found = simple_evaluate(
-            model=HFLM(pretrained=trained.model, tokenizer=trained.tokenizer, batch_size=asked.batch_size),
-            tasks=list(asked.tasks),
-            num_fewshot=asked.few_shot,
-            limit=asked.limit,
-            log_samples=False,
-            bootstrap_iters=0,
-        )
+    model = HFLM(
+        pretrained=trained.model,
+        tokenizer=trained.tokenizer,
+        batch_size=asked.batch_size,
+        # It opens a context of its own, which would end one around it.
+        mixed_precision_dtype=trained.autocast,
+    )
+    found = simple_evaluate(
+        model=model,
+        tasks=list(asked.tasks),
+        num_fewshot=asked.few_shot,
+        limit=asked.limit,
+        log_samples=False,
+        bootstrap_iters=0,
+    )
     return measures_of(found)
 
 
