@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Put the results of experiments together.")
     parser.add_argument("experiments", type=Path, nargs="+", help="their YAML files")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON files (%(default)s)")
+    parser.add_argument("--replace", action="store_true", help="also files that hold runs which are not here")
     asked = parser.parse_args(arguments)
     asked.out.mkdir(parents=True, exist_ok=True)
     for file in asked.experiments:
@@ -43,7 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not found["runs"]:
             print(f"{file.stem}: no run of these settings has a result in its folder.\n")
             continue
-        (asked.out / f"{file.stem}.json").write_text(as_json(rounded(found)) + "\n", encoding="utf-8")
+        into = asked.out / f"{file.stem}.json"
+        if not asked.replace and (reason := _lost(read_json(into) or {}, found)):
+            print(f"{file.stem}: {into} {reason}, and stays as it is; replace it with --replace.\n")
+            continue
+        into.write_text(as_json(rounded(found)) + "\n", encoding="utf-8")
         print(f"{as_markdown(file.stem, found)}\n")
 
 
@@ -87,6 +92,19 @@ def collect(file: Path) -> dict[str, Any]:
         "comparisons": {table.name: comparisons_json(table) for table in tables if table.name in COMPARED},
         "arms": arms,
     }
+
+
+def _lost(before: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Say what of a file of results is not in what was found; "" where all of it is."""
+    if before and before.get("base") != rounded(found["base"]):
+        return "is of another base model"
+    runs, here = (
+        {f"{arm}, seed {seed}" for arm, of_arm in measured.get("arms", {}).items() for seed in of_arm["seeds"]}
+        for measured in (each.get("measures", {}).get(COMPARED[0], {}) for each in (before, found))
+    )
+    lost = sorted(runs - here)
+    more = f" and {len(lost) - 1} more" if lost[1:] else ""
+    return f"holds runs that have no result here ({lost[0]}{more})" if lost else ""
 
 
 def noise_of(run: Run) -> dict[str, Any] | None:

@@ -6,8 +6,8 @@
     python -m sstoken_plugin.experiments .cache/evidence/real/experiments/gemma3-short-corrupt40.yaml
 
 Losses come back to the digits that a file of results has. What it has for an arm alone, the mean over its seeds, every
-run of the arm gets: seconds, and the metrics of the selection. The model before training is measured anew. That model
-and data of the other machine were those that are here is taken for granted.
+run of the arm gets: seconds, versions, and the metrics of the selection; how many steps it had is not told. The model
+before training is measured anew. That model and data of the other machine were those here is taken for granted.
 """
 
 from __future__ import annotations

@@ -385,6 +385,24 @@ def test_runs_of_another_machine_are_not_had_again(collected, tmp_path, capsys):
     )
 
 
+def test_results_that_are_not_here_are_not_written_over(collected, capsys):
+    file, results = collected
+    before = (results / "small.json").read_text()
+    first, *_ = runs_of(read(file))
+    shutil.rmtree(first.folder)
+    collect.main([str(file), "--out", str(results)])
+    assert "holds runs that have no result here (all, seed 101), and stays as it is" in capsys.readouterr().out
+    assert (results / "small.json").read_text() == before
+    collect.main([str(file), "--out", str(results), "--replace"])
+    assert json.loads((results / "small.json").read_text())["runs"] == json.loads(before)["runs"] - 1
+
+    other = {**json.loads(before), "base": {"weights_sha256": "of another"}, "measures": {}}
+    write_json(other, results / "small.json")
+    collect.main([str(file), "--out", str(results)])
+    assert "is of another base model, and stays as it is" in capsys.readouterr().out
+    assert json.loads((results / "small.json").read_text()) == other
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

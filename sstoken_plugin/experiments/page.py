@@ -166,7 +166,7 @@ def _kept(results: Sequence[Result]) -> str:
         means = [_mean(result.kept.get(name) for result in own) for name in names]
         if not any("sstoken" in result.settings.get("train", ()) for result in own):
             means = ["all tokens" if name == "selected_ratio" else "–" for name in names]  # noqa: RUF001
-        steps = sorted({result.steps for result in own})
+        steps = sorted({result.steps for result in own if result.steps})
         rows.append([arm, *means, ", ".join(map(str, steps)), _mean(result.train_seconds / 60 for result in own)])
     notes = "".join(f"<li><b>{escaped(name)}</b>: {escaped(MEANINGS[f'sstoken/{name}'])}</li>" for name in names)
     return (

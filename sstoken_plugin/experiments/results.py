@@ -44,7 +44,7 @@ class Result:
         settings: see `Run.settings`.
         measures: by `EVALUATION/MEASURE`.
         kept: what it trained on: means over the log of the metrics of the selection; empty for plain training.
-        steps: optimizer steps.
+        steps: optimizer steps; 0 where they are not known.
         train_seconds: of all parts of a training that was stopped.
         seconds: of the whole run, start and evaluation included.
         versions: package name to version, and `device`.
