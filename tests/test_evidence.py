@@ -19,7 +19,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from evidence import collect, corrupt, known_truth, noise, real, reference, restore, table, tasks  # noqa: E402
+from evidence import collect, corrupt, course, known_truth, noise, real, reference, restore, table, tasks  # noqa: E402
 from evidence.arms import LATE_SEEDS  # noqa: E402
 from evidence.base import Recipe, tokenizer  # noqa: E402
 from sstoken_plugin.experiments.config import parse, read  # noqa: E402
@@ -428,6 +428,21 @@ def test_what_is_not_collected_of_a_run_is_not_restored(collected):
     write_json(found, results / "small.json")
     with pytest.raises(SystemExit, match="noise in its runs"):
         restore.main([str(file), "--results", str(results)])
+
+
+def test_the_course_of_dropping_noise_is_shown_as_recall_and_precision(collected, capsys):
+    _, results = collected
+    found = json.loads((results / "small.json").read_text())
+    steps = list(range(12, 241, 12))
+    points = {"last_step": steps, "recall": [0.01 * place for place in range(20)], "precision": [None] * 4 + [0.5] * 16}
+    found["arms"]["sstoken"]["noise"] = {"points": points}
+    write_json(found, results / "small.json")
+    course.main(["small", "--results", str(results)])
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head == "| arm | steps 1 to 12 | steps 37 to 48 | steps 49 to 60 | steps 109 to 120 | steps 229 to 240 |"
+    assert rows == ["| sstoken | nothing dropped | nothing dropped | 4%, 50% | 9%, 50% | 19%, 50% |"]
+    with pytest.raises(SystemExit, match="There is nothing of the noise of: random"):
+        course.main(["small", "--results", str(results), "--arms", "sstoken", "random"])
 
 
 @pytest.mark.parametrize("content", [None, "{}", "no JSON"])
