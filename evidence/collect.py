@@ -20,7 +20,7 @@ from evidence.collected import COMPARED, RESULTS, mean_of
 from evidence.noise import NAME as NOISE
 from sstoken_plugin.experiments.comparison import Table, tables_of
 from sstoken_plugin.experiments.config import read
-from sstoken_plugin.experiments.main import comparisons_json, settings_of
+from sstoken_plugin.experiments.numbers import comparisons_json, settings_of
 from sstoken_plugin.experiments.results import read_json
 from sstoken_plugin.experiments.runs import Run, runs_of, untrained_of
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from evidence.collected import COMPARED, RESULTS, read_collected
 from sstoken_plugin.experiments.config import read
-from sstoken_plugin.experiments.main import settings_of
 from sstoken_plugin.experiments.measures import Measure
+from sstoken_plugin.experiments.numbers import settings_of
 from sstoken_plugin.experiments.results import Result, write_result
 from sstoken_plugin.experiments.runs import Run, differences, runs_of
 

@@ -183,7 +183,8 @@ def run_command(*command: str, check: bool = True, **environment: str) -> subpro
 
 def write_page(experiment: Any, page: Path) -> None:
     """Write the page of an experiment, and its numbers beside it."""
-    from sstoken_plugin.experiments.main import Files, as_json, conclude
+    from sstoken_plugin.experiments.conclude import Files, conclude
+    from sstoken_plugin.experiments.numbers import as_json
     from sstoken_plugin.experiments.runs import Runs
 
     conclude(experiment, Runs.of(experiment), Files(page, "Does it help?", page.with_suffix(".json"), as_json))

@@ -31,8 +31,8 @@ from sstoken_plugin.experiments import prepare
 from sstoken_plugin.experiments.compare import compare_command
 from sstoken_plugin.experiments.comparison import tables_of
 from sstoken_plugin.experiments.config import parse
+from sstoken_plugin.experiments.have import have
 from sstoken_plugin.experiments.losses import measure_losses
-from sstoken_plugin.experiments.main import have
 from sstoken_plugin.experiments.processes import prepared
 from sstoken_plugin.experiments.results import read_json
 from sstoken_plugin.experiments.runs import Runs, runs_of, train_yaml, untrained_of

@@ -10,10 +10,12 @@ from click.testing import CliRunner
 from filelock import FileLock
 from material import write_page
 
+from sstoken_plugin.experiments.arms_option import arms_of
 from sstoken_plugin.experiments.command import command
-from sstoken_plugin.experiments.compare import arms_of, compare_command, experiment_of
+from sstoken_plugin.experiments.compare import compare_command, experiment_of
 from sstoken_plugin.experiments.config import parse
-from sstoken_plugin.experiments.main import as_json, have
+from sstoken_plugin.experiments.have import have
+from sstoken_plugin.experiments.numbers import as_json
 from sstoken_plugin.experiments.results import write_json
 from sstoken_plugin.experiments.runs import Runs, data_folder, differences, part_of, runs_of, train_yaml
 

@@ -11,12 +11,12 @@ import yaml
 from click.testing import CliRunner
 from material import write_page
 
-from sstoken_plugin.experiments import main, processes, schedule
+from sstoken_plugin.experiments import conclude, processes, schedule
 from sstoken_plugin.experiments.command import command
 from sstoken_plugin.experiments.comparison import doubts, sentence, tables_of
 from sstoken_plugin.experiments.config import parse
-from sstoken_plugin.experiments.main import as_json
 from sstoken_plugin.experiments.measures import Measure
+from sstoken_plugin.experiments.numbers import as_json
 from sstoken_plugin.experiments.page import Page, render
 from sstoken_plugin.experiments.preparation import (
     prepared_data,
@@ -305,7 +305,7 @@ def test_what_was_found_is_told_where_the_page_cannot_be_written(experiment, res
     def full(content, file):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(main, "write_bytes", full)
+    monkeypatch.setattr(conclude, "write_bytes", full)
     with pytest.raises(ValueError, match=r"^out: page and numbers cannot be written to .* \(No space left on device\)"):
         write_page(experiment, tmp_path / "page.html")
     assert "sstoken helps against all (" in capsys.readouterr().out
@@ -319,8 +319,8 @@ def test_data_that_change_while_runs_go_on_are_told_and_their_results_shown(tmp_
     for run in asked.trainings:
         write_result(result_of(run, 1.0), run.folder)
     data.write_text("two")
-    files = main.Files(tmp_path / "page.html", "title", tmp_path / "page.json", as_json)
-    main.conclude(parse(whole), asked, files)
+    files = conclude.Files(tmp_path / "page.html", "title", tmp_path / "page.json", as_json)
+    conclude.conclude(parse(whole), asked, files)
     told = f"{data} changed while this command went on: its results count as of what was there before"
     assert f"Warning: {told}" in capsys.readouterr().out
     page = files.page.read_text()

@@ -1,4 +1,4 @@
-"""What a command of ours tells of an error: one sentence, or the stack."""
+"""What a command of ours tells: its lines, and of an error one sentence, or the stack."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from pydantic import ValidationError
 
 from sstoken_plugin.base.streams import replace_what_streams_lack
 from sstoken_plugin.base.visible_text import one_line, visible
+
+
+def tell(line: str) -> None:
+    """Show a line."""
+    click.echo(one_line(line))
 
 
 @contextmanager

@@ -22,7 +22,9 @@ def command(config: str, part: str | None, only_collect: bool) -> None:
     Can be stopped at any time: the same command goes on where it was. See docs/experiments.md.
     """
     # Here, so that `--help` stays quick.
-    from sstoken_plugin.experiments.main import Files, as_json, conclude, have, refuse_files_of_others
+    from sstoken_plugin.experiments.conclude import Files, conclude, refuse_files_of_others
+    from sstoken_plugin.experiments.have import have
+    from sstoken_plugin.experiments.numbers import as_json
     from sstoken_plugin.experiments.runs import Runs
 
     with told_in_a_sentence():

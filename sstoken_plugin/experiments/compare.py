@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import yaml
 
 from sstoken_plugin.base.files import expand
 from sstoken_plugin.base.told import told_in_a_sentence
+from sstoken_plugin.experiments.arms_option import CONTROLS, PLAIN, arms_of
 from sstoken_plugin.experiments.config import MOST_SEEDS, Experiment, parse
 from sstoken_plugin.experiments.yaml_file import read_mapping
-from sstoken_plugin.selection.config import SSTokenConfig, nearest
-from sstoken_plugin.selection.selectors import SELECTORS
+from sstoken_plugin.selection.config import SSTokenConfig
 
 if TYPE_CHECKING:
     from sstoken_plugin.experiments.comparison import Table
+    from sstoken_plugin.experiments.runs import Run
 
-# Trains without the plugin: what nobody could say of `selector: all`.
-PLAIN = "all"
-# They keep as many tokens as the selection that is compared, where that is known before it runs.
-CONTROLS = ("random", "position")
 _EVALUATION = "held_out"
 # Axolotl's own default.
 _OUTPUT = "./model-out"
@@ -65,7 +62,8 @@ def compare(config: str, arms: str | None, seeds: int, out: str | None, part: st
         ValueError: the configuration does not fit, or runs failed; one sentence with key and fix.
     """
     # Here, so that `axolotl --help` stays quick.
-    from sstoken_plugin.experiments.main import Files, conclude, have, refuse_files_of_others
+    from sstoken_plugin.experiments.conclude import Files, conclude, refuse_files_of_others
+    from sstoken_plugin.experiments.have import have
     from sstoken_plugin.experiments.runs import Runs
 
     base = read_mapping(Path(config), "a YAML of Axolotl has lines such as `base_model: FOLDER`")
@@ -77,7 +75,7 @@ def compare(config: str, arms: str | None, seeds: int, out: str | None, part: st
     refuse_files_of_others(page, numbers)
     runs = Runs.of(experiment)
     faults = have(experiment, runs, part)
-    files = Files(page, f"Does ssToken help? {Path(config).name}", numbers, as_json)
+    files = Files(page, f"Does ssToken help? {Path(config).name}", numbers, partial(as_json, runs.trainings))
     conclude(experiment, runs, files, faults)
 
 
@@ -116,100 +114,8 @@ def experiment_of(base: Mapping[str, Any], config: str, arms: str | None, seeds:
     )
 
 
-def arms_of(text: str, block: Mapping[str, Any]) -> dict[str, dict[str, Any] | None]:
-    """Return the `sstoken:` blocks of arms by name, None for plain training.
-
-    Args:
-        text: as the option has it.
-        block: settings of all arms. The controls have the share of tokens that the selections come to, see
-            `SSTokenConfig.share`, or that the block does, if the selections differ in it.
-
-    Raises:
-        ValueError: one of them is no arm; one sentence with the fix.
-    """
-    asked = _split(text)
-    found: dict[str, dict[str, Any] | None] = {}
-    for name, settings in asked:
-        if name in found:
-            raise ValueError(f"--arms: {name} is there twice; give one a name of its own, as in mine:selector={name}.")
-        found[name] = _arm(name, settings, block)
-    if len(found) < 2:
-        other = "sstoken" if PLAIN in found else PLAIN
-        raise ValueError(
-            f"--arms: {text!r} names fewer than two arms, so that there is nothing to compare; add `{other}`."
-        )
-    return _with_share(found, {name for name, settings in asked if "ratio" in settings}, block)
-
-
-def _arm(name: str, settings: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the `sstoken:` block of one arm, see `arms_of`."""
-    if name == PLAIN:
-        if settings:
-            raise ValueError(f"--arms: {PLAIN} is plain training, which has no settings; name the arm otherwise.")
-        return None
-    if name not in SELECTORS and not settings:
-        raise ValueError(
-            f"--arms: {name} is no selector; the nearest one is {nearest(name, SELECTORS)}. An arm with a name of "
-            f"its own has settings, as in {name}:ratio=0.8."
-        )
-    found = {**block, **({"selector": name} if name in SELECTORS else {}), **settings}
-    try:
-        SSTokenConfig.from_block(found)
-    except ValueError as error:
-        raise ValueError(f"--arms: {name}: {error}") from None
-    return found
-
-
-def _with_share(
-    arms: Mapping[str, dict[str, Any] | None], own: Collection[str], block: Mapping[str, Any]
-) -> dict[str, dict[str, Any] | None]:
-    """Return arms in which controls keep as many tokens as the selection, but for those with a ratio of their own."""
-    selections = {name: SSTokenConfig.from_block(arm) for name, arm in arms.items() if arm is not None}
-    shares = {each.share for each in selections.values() if each.selector not in CONTROLS}
-    controls = [name for name, each in selections.items() if each.selector in CONTROLS and name not in own]
-    if controls and shares == {None}:
-        raise ValueError(
-            f"--arms: how many tokens {controls[0]} should keep is not known before the selection beside it has run; "
-            f"set it, as in {controls[0]}:ratio=0.95, or leave {controls[0]} out."
-        )
-    known = shares - {None}
-    share = known.pop() if len(known) == 1 else SSTokenConfig.from_block(block).share
-    return {**arms, **({name: {**(arms[name] or {}), "ratio": share} for name in controls} if share else {})}
-
-
-def _split(text: str) -> list[tuple[str, dict[str, Any]]]:
-    """Split an option into names with settings: a part with `=` and no name before it belongs to the name before."""
-    found: list[tuple[str, dict[str, Any]]] = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        left, equals, value = part.partition("=")
-        name, colon, key = left.partition(":")
-        if colon or not equals:
-            found.append((name.strip(), {}))
-        else:
-            key = name
-        if not equals:
-            if colon:
-                raise ValueError(f"--arms: {part} has no setting; write one as in {name}:ratio=0.8.")
-            continue
-        if not found or not found[-1][0]:
-            raise ValueError(
-                f"--arms: {part} is a setting of no arm; write a name before it, as in mine:{part.lstrip(':')}."
-            )
-        if not value.strip():
-            raise ValueError(f"--arms: {part} has no value; write one as in {key}=0.8.")
-        settings, key = found[-1][1], key.strip()
-        if key in settings:
-            raise ValueError(f"--arms: {found[-1][0]} has {key} twice; remove one.")
-        try:
-            settings[key] = yaml.safe_load(value)
-        # It raises the latter for a date that is none.
-        except (yaml.YAMLError, ValueError) as error:
-            raise ValueError(f"--arms: the value of {part} cannot be read; write one as in {key}=0.8.") from error
-    return found
-
-
-def as_json(experiment: Experiment, tables: Sequence[Table]) -> dict[str, Any]:
-    """Return what compare.json holds.
+def as_json(runs: Sequence[Run], experiment: Experiment, tables: Sequence[Table]) -> dict[str, Any]:
+    """Return what compare.json holds, of an experiment with these trainings.
 
     `arms` has, by name: `seeds`, and for each of them `eval_loss`, in nats a response token (null where it is not
     finite), and the same by kind of token; `mean`, `low` and `high` of eval_loss with its 95 % interval over seeds;
@@ -217,8 +123,7 @@ def as_json(experiment: Experiment, tables: Sequence[Table]) -> dict[str, Any]:
     the model before training. `comparisons` are paired by seed, arm minus the other: their intervals hold together
     with 95 % for each `against`, and the verdict is that of the interval.
     """
-    from sstoken_plugin.experiments.main import comparisons_json
-    from sstoken_plugin.experiments.runs import runs_of
+    from sstoken_plugin.experiments.numbers import comparisons_json
 
     by_name = {table.name: table for table in tables}
     deciding = by_name.get(f"{_EVALUATION}/loss")
@@ -232,10 +137,10 @@ def as_json(experiment: Experiment, tables: Sequence[Table]) -> dict[str, Any]:
         before[key] = table.untrained
         for arm, values in table.values.items():
             arms[arm][key] = list(values)
-    for run in runs_of(experiment):
+    for run in runs:
         if (result := run.result()) is not None:
             share = 1.0 if run.arm.sstoken is None else result.kept.get("selected_ratio")
-            arms[result.arm].setdefault("kept", []).append(share)
+            arms[run.arm.name].setdefault("kept", []).append(share)
     return {
         "untrained": before,
         "arms": arms,

@@ -25,6 +25,26 @@ def what_was_found(out: Path, fingerprint: str) -> dict[str, Any] | None:
     return found if found is not None and found.get("fingerprint") == fingerprint else None
 
 
+def notes_of(found: Mapping[str, Any] | None) -> list[str]:
+    """Return what is to be known of the data, one sentence each, see `prepare`."""
+    if found is None:
+        return []
+    samples, held_out, shared = (found.get(key, {}) for key in ("samples", "held_out", "shared"))
+    sizes = ", ".join(f"{count} for {name}" for name, count in held_out.items())
+    counts = sorted(set(samples.values()))
+    trained = str(counts[0]) if len(counts) == 1 else ", ".join(f"{arm}: {count}" for arm, count in samples.items())
+    told = [f"Samples to train on: {trained}. Held out: {sizes or 'none'}."]
+    worst: dict[str, int] = {}
+    for key, count in shared.items():
+        evaluation = key.partition("/")[2]
+        worst[evaluation] = max(count, worst.get(evaluation, 0))
+    return told + [
+        f"Warning: {count} of the {held_out.get(name)} samples of evaluation {name} are, token for token, in the "
+        "training data too: its numbers say less of new data; take them out of one of the two."
+        for name, count in worst.items()
+    ]
+
+
 def read_preparation(out: Path, fingerprint: str) -> dict[str, Any] | None:
     """Return what was found where its data are there, see `what_was_found`."""
     found = what_was_found(out, fingerprint)
