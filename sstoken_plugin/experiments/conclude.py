@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sstoken_plugin.base.files import write_bytes
+from sstoken_plugin.base.numbers import counted
 from sstoken_plugin.base.told import tell
 from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.experiments.comparison import Table, deciding_measure, doubts, sentence, tables_of
@@ -104,7 +105,7 @@ def conclude(experiment: Experiment, asked: Runs, files: Files, faults: Sequence
         ) from error
     tell(f"Written: {files.page}, {files.numbers}")
     if faults:
-        raise ValueError(f"{len(faults)} {'run' if len(faults) == 1 else 'runs'} failed, the first: {faults[0]}")
+        raise ValueError(f"{counted(len(faults), 'run')} failed, the first: {faults[0]}")
 
 
 def _what(experiment: Experiment, prepared: Mapping[str, Any] | None) -> str:
