@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, Trainer, set_seed
 from sstoken_plugin.axolotl import experiment as experiment_module
 from sstoken_plugin.axolotl.experiment import train, trained_model, write, yaml_of_arm, yaml_of_trained
 from sstoken_plugin.base.numbers import number
-from sstoken_plugin.experiments import prepare
+from sstoken_plugin.experiments import prepare, processes
 from sstoken_plugin.experiments.compare import compare_command
 from sstoken_plugin.experiments.comparison import tables_of
 from sstoken_plugin.experiments.config import parse
@@ -101,6 +101,8 @@ def test_arms_have_the_same_start_the_same_order_and_the_same_held_out_tokens(co
     assert abs(found["all"]["eval_loss"][0] - found["all"]["eval_loss"][1]) > 1e-3
     results = [json.loads(file.read_text()) for file in out.glob("runs/*/*/result.json")]
     assert len({each["measures"]["held_out/loss"]["count"] for each in results}) == 1
+    # Three of four steps rank by REL, and the look before the first run has kept the losses of their samples.
+    assert [each["kept"].get("history_cache_hits") for each in results if each["arm"] == "sstoken"] == [0.75, 0.75]
     assert (out / "history" / "losses-2.sqlite").exists()
 
 
@@ -117,6 +119,20 @@ def test_the_untrained_model_is_measured_as_the_arms_are_and_once(base, tmp_path
     assert table.untrained == pytest.approx(table.values["still"][0], rel=1e-6)
     assert untrained_of(experiment({**still, "more": None})).result() is not None
     assert untrained_of(experiment(still, evaluations={"few": {"kind": "loss", "samples": 1}})).result() is None
+
+
+def test_where_no_process_can_be_forked_as_with_a_gpu_each_begins_from_nothing(base, tmp_path, monkeypatch):
+    program = (
+        "import sys; from sstoken_plugin.experiments import server; server.can_fork = lambda: False; "
+        "sys.exit(server.main())"
+    )
+    monkeypatch.setattr(processes, "_SERVER", (sys.executable, "-c", program))
+    experiment = parse({"base": base, "out": str(tmp_path / "out"), "arms": {"sstoken": {}}, "seeds": 1})
+    runs = Runs.of(experiment)
+    assert have(experiment, runs) == []
+    assert runs_trained(tmp_path / "out")["sstoken/seed-1"] == 1
+    (trained,) = runs.trainings
+    assert trained.result().kept["selected_ratio"] == pytest.approx(0.68, abs=0.15)
 
 
 def test_the_untrained_model_is_measured_by_the_first_of_several_machines_alone(base, tmp_path):

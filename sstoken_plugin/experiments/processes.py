@@ -20,6 +20,7 @@ from sstoken_plugin.experiments.preparation import read_preparation, what_was_fo
 from sstoken_plugin.experiments.results import BUSY, FAULT
 from sstoken_plugin.experiments.runs import Run, fingerprint_of_all, first_of_arms, held_out_yaml, train_yaml
 
+_SERVER = (sys.executable, "-m", "sstoken_plugin.experiments.server")
 # Of a log that is shown where a process left no sentence.
 _TAIL = 400
 # In bytes: a disk with less has no room for the sentence of a fault either.
@@ -80,7 +81,7 @@ class Server:
     def _begin(log: Path) -> subprocess.Popen[str]:
         with log.open("a", encoding="utf-8") as opened:
             return subprocess.Popen(
-                [sys.executable, "-m", "sstoken_plugin.experiments.server"],
+                _SERVER,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=opened,
