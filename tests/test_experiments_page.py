@@ -431,6 +431,22 @@ def test_an_arm_that_cannot_begin_is_not_begun_with_each_seed(experiment, phase,
     assert (told in lines) == skipped
 
 
+def test_what_another_process_has_had_is_not_counted_as_left(experiment):
+    runs = runs_of(experiment)[:4]
+
+    def train(job):
+        (run,) = [run for run in runs if run.arm.name == job["arm"]]
+        # Meanwhile another process has had the two that follow.
+        for each in runs[:3] if run == runs[0] else [run]:
+            write_result(result_of(each, 1.0, seconds=60.0), each.folder)
+        return 0
+
+    lines = []
+    assert conduct(server := Ended(train), experiment, runs, Durations(), lines.append) == []
+    assert [job["arm"] for job in server.jobs] == ["all", "rel"]
+    assert lines == ["[1/4] all, seed 1: done in 60 s; about 60 s left.", "[4/4] rel, seed 1: done in 60 s."]
+
+
 def test_a_server_that_ends_is_told_by_what_it_printed(experiment, monkeypatch):
     run = runs_of(experiment)[0]
     monkeypatch.setenv("PYTHONPATH", str(run.folder))

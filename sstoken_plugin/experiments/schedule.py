@@ -34,17 +34,17 @@ class Durations:
     Attributes:
         estimate: seconds of a run; None if nothing was measured.
         untrained: seconds of the evaluations of the untrained model, likewise.
-        seen: seconds of finished trainings, with their evaluations, by arm.
+        seen: seconds of finished trainings, with their evaluations, by arm and seed.
     """
 
     estimate: float | None = None
     untrained: float | None = None
-    seen: dict[str, list[float]] = field(default_factory=dict)
+    seen: dict[str, dict[int, float]] = field(default_factory=dict)
 
     def add(self, run: Run, seconds: float) -> None:
         """Take note of a finished run."""
         if run.is_training:
-            self.seen.setdefault(run.arm.name, []).append(seconds)
+            self.seen.setdefault(run.arm.name, {})[run.seed] = seconds
 
     def expect(self, found: Mapping[str, Any]) -> None:
         """Take note of what was estimated before the first run, see `prepare`."""
@@ -57,7 +57,8 @@ class Durations:
         """Return the seconds that a run will take; None if nothing is known."""
         if not run.is_training and self.untrained is not None:
             return self.untrained
-        known = self.seen.get(run.arm.name) or [each for some in self.seen.values() for each in some]
+        own = self.seen.get(run.arm.name, {}).values()
+        known = own or [each for some in self.seen.values() for each in some.values()]
         return sum(known) / len(known) if known else self.estimate
 
     def left(self, runs: Sequence[Run]) -> float | None:
@@ -116,13 +117,14 @@ def conduct(server: Server, experiment: Experiment, runs: Sequence[Run], duratio
     Returns:
         One sentence for each run that failed.
     """
-    left = [run for run in runs if run.result() is None]
+    left = list(runs)
     faults: dict[str, str] = {}
     elsewhere: set[str] = set()
     in_a_row = 0
-    while left:
+    # Other processes may have had some since the last look.
+    while left := _not_had(left, durations):
         run = left.pop(0)
-        if run.result() is None and run.is_taken():
+        if run.is_taken():
             if run.name not in elsewhere:
                 tell(f"{run.name} is under way in another process.")
             left.append(run)
@@ -154,6 +156,17 @@ def conduct(server: Server, experiment: Experiment, runs: Sequence[Run], duratio
     return list(faults.values())
 
 
+def _not_had(runs: Sequence[Run], durations: Durations) -> list[Run]:
+    """Return the runs that have no result yet, and take note of how long the others took."""
+    left = []
+    for run in runs:
+        if (result := run.result()) is None:
+            left.append(run)
+        else:
+            durations.add(run, result.seconds)
+    return left
+
+
 def _have(
     server: Server, experiment: Experiment, run: Run, name: str, durations: Durations, later: Sequence[Run], tell: Tell
 ) -> tuple[int, Mapping[str, Any] | None]:
@@ -183,6 +196,7 @@ def _have(
         print("\r\x1b[K", end="", flush=True)
     if (result := run.result()) is not None:
         durations.add(run, result.seconds)
+        later = _not_had(later, durations)
         rest = durations.left(later)
         tell(
             f"{name}: done in {in_words(result.seconds)}"
