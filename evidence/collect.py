@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from evidence.base import MADE
-from evidence.collected import COMPARED, RESULTS, mean_of
+from evidence.collected import COMPARED, RESULTS, decisive, mean_of
 from evidence.noise import NAME as NOISE
 from sstoken_plugin.experiments.comparison import Table, tables_of
 from sstoken_plugin.experiments.config import read
 from sstoken_plugin.experiments.numbers import comparisons_json, settings_of
 from sstoken_plugin.experiments.results import read_json
-from sstoken_plugin.experiments.runs import Run, runs_of, untrained_of
+from sstoken_plugin.experiments.runs import Run, differences, runs_of, untrained_of
 
 # Significant digits of a number in a file.
 _DIGITS = 5
@@ -46,9 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         into = asked.out / f"{file.stem}.json"
         if not asked.replace and (reason := _lost(read_json(into) or {}, found)):
-            print(f"{file.stem}: {into} {reason}, and stays as it is; replace it with --replace.\n")
-            continue
-        into.write_text(as_json(rounded(found)) + "\n", encoding="utf-8")
+            print(f"{into} {reason}, and stays as it is; replace it with --replace.", file=sys.stderr)
+        else:
+            into.write_text(as_json(rounded(found)) + "\n", encoding="utf-8")
         print(f"{as_markdown(file.stem, found)}\n")
 
 
@@ -96,11 +97,17 @@ def collect(file: Path) -> dict[str, Any]:
 
 def _lost(before: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """Say what of a file of results is not in what was found; "" where all of it is."""
-    if before and before.get("base") != rounded(found["base"]):
+    if not before:
+        return ""
+    if before["base"] != rounded(found["base"]):
         return "is of another base model"
+    settings = (before["settings"], rounded(found["settings"]))
+    arms = settings[0]["arms"].keys() & settings[1]["arms"].keys()
+    if told := differences(*(decisive(each, arms) for each in settings)):
+        return f"is of other settings ({'; '.join(told)})"
     runs, here = (
         {f"{arm}, seed {seed}" for arm, of_arm in measured.get("arms", {}).items() for seed in of_arm["seeds"]}
-        for measured in (each.get("measures", {}).get(COMPARED[0], {}) for each in (before, found))
+        for measured in (each["measures"].get(COMPARED[0], {}) for each in (before, found))
     )
     lost = sorted(runs - here)
     more = f" and {len(lost) - 1} more" if lost[1:] else ""

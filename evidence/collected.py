@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +46,9 @@ def mean_of(found: Mapping[str, Any], measure: str, arm: str) -> float | None:
     of_measure = found["measures"].get(measure, {})
     mean: float | None = of_measure.get("arms", {}).get(arm, {}).get("mean")
     return of_measure.get("untrained") if arm == UNTRAINED else mean
+
+
+def decisive(settings: Mapping[str, Any], arms: Collection[str]) -> dict[str, Any]:
+    """Return the part of settings that the results of some arms depend on."""
+    own = {arm: settings["arms"][arm] for arm in sorted(arms)}
+    return {"base": settings["base"], "evaluations": settings["evaluations"], "arms": own}

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table of what the command line names."""
     parser = argparse.ArgumentParser(description="Print what is dropped of the noise over the runs.")
     parser.add_argument("name", help="of an experiment")
-    parser.add_argument("--arms", nargs="+", metavar="ARM", help="those to show (all that select)")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help="those to show (all in which noise was measured)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results (%(default)s)")
     asked = parser.parse_args(arguments)
     try:
@@ -54,10 +54,10 @@ def as_markdown(found: Mapping[str, Any], arms: Sequence[str] | None = None) -> 
 
 
 def _cell(points: Mapping[str, Any], place: int) -> str:
-    recall, precision = ((points[name] or [None] * (place + 1))[place] for name in ("recall", "precision"))
+    recall, precision = (points[name][place] if points[name] else None for name in ("recall", "precision"))
     if precision is None:
         return "nothing dropped"
-    return f"{recall:.0%}, {precision:.0%}"
+    return f"no noise, {precision:.0%}" if recall is None else f"{recall:.0%}, {precision:.0%}"
 
 
 if __name__ == "__main__":

@@ -6,18 +6,19 @@
     python -m sstoken_plugin.experiments .cache/evidence/real/experiments/gemma3-short-corrupt40.yaml
 
 Losses come back to the digits that a file of results has. What it has for an arm alone, the mean over its seeds, every
-run of the arm gets: seconds, versions, and the metrics of the selection; how many steps it had is not told. The model
-before training is measured anew. That model and data of the other machine were those here is taken for granted.
+run of the arm gets: seconds, and the metrics of the selection. Versions are those of the whole experiment, and how many
+steps a run had is not told. The model before training is measured anew. That model and data of the other machine were
+those that are here is taken for granted.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evidence.collected import COMPARED, RESULTS, read_collected
+from evidence.collected import COMPARED, RESULTS, decisive, read_collected
 from sstoken_plugin.experiments.config import read
 from sstoken_plugin.experiments.measures import Measure
 from sstoken_plugin.experiments.numbers import settings_of
@@ -56,7 +57,7 @@ def restore(file: Path, found: Mapping[str, Any]) -> int:
     experiment = read(file)
     here = settings_of(experiment)
     arms = here["arms"].keys() & found["settings"]["arms"].keys()
-    before, now = (_decisive(settings, arms) for settings in (found["settings"], here))
+    before, now = (decisive(settings, arms) for settings in (found["settings"], here))
     if before != now:
         told = "; ".join(differences(before, now))
         raise ValueError(f"{file} has other settings than its collected results ({told}); have its runs anew.")
@@ -67,12 +68,6 @@ def restore(file: Path, found: Mapping[str, Any]) -> int:
         run.refuse_other_settings()
         write_result(_result(found, run), run.folder)
     return len(lost)
-
-
-def _decisive(settings: Mapping[str, Any], arms: Collection[str]) -> dict[str, Any]:
-    """Return the part of settings that the results of some arms depend on."""
-    own = {arm: settings["arms"][arm] for arm in sorted(arms)}
-    return {"base": settings["base"], "evaluations": settings["evaluations"], "arms": own}
 
 
 def _seeds(found: Mapping[str, Any], run: Run) -> list[int]:

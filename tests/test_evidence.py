@@ -391,7 +391,9 @@ def test_results_that_are_not_here_are_not_written_over(collected, capsys):
     first, *_ = runs_of(read(file))
     shutil.rmtree(first.folder)
     collect.main([str(file), "--out", str(results)])
-    assert "holds runs that have no result here (all, seed 101), and stays as it is" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "holds runs that have no result here (all, seed 101), and stays as it is" in told.err
+    assert "### small:" in told.out
     assert (results / "small.json").read_text() == before
     collect.main([str(file), "--out", str(results), "--replace"])
     assert json.loads((results / "small.json").read_text())["runs"] == json.loads(before)["runs"] - 1
@@ -399,7 +401,7 @@ def test_results_that_are_not_here_are_not_written_over(collected, capsys):
     other = {**json.loads(before), "base": {"weights_sha256": "of another"}, "measures": {}}
     write_json(other, results / "small.json")
     collect.main([str(file), "--out", str(results)])
-    assert "is of another base model, and stays as it is" in capsys.readouterr().out
+    assert "is of another base model, and stays as it is" in capsys.readouterr().err
     assert json.loads((results / "small.json").read_text()) == other
 
 
@@ -441,6 +443,11 @@ def test_the_course_of_dropping_noise_is_shown_as_recall_and_precision(collected
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert head == "| arm | steps 1 to 12 | steps 37 to 48 | steps 49 to 60 | steps 109 to 120 | steps 229 to 240 |"
     assert rows == ["| sstoken | nothing dropped | nothing dropped | 4%, 50% | 9%, 50% | 19%, 50% |"]
+    # Where there is no noise, all that is dropped is right.
+    found["arms"]["sstoken"]["noise"]["points"] |= {"recall": None, "precision": [0.0] * 20}
+    write_json(found, results / "small.json")
+    course.main(["small", "--results", str(results)])
+    assert capsys.readouterr().out.splitlines()[-1] == "| sstoken |" + " no noise, 0% |" * 5
     with pytest.raises(SystemExit, match="There is nothing of the noise of: random"):
         course.main(["small", "--results", str(results), "--arms", "sstoken", "random"])
 

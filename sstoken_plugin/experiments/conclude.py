@@ -13,10 +13,9 @@ from sstoken_plugin.base.told import tell
 from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.experiments.comparison import Table, deciding_measure, doubts, sentence, tables_of
 from sstoken_plugin.experiments.config import Experiment
-from sstoken_plugin.experiments.have import make_folder
 from sstoken_plugin.experiments.numbers import settings_of
 from sstoken_plugin.experiments.preparation import notes_of, what_was_found
-from sstoken_plugin.experiments.results import Result, read_json, write_json
+from sstoken_plugin.experiments.results import Result, make_folder, read_json, write_json
 from sstoken_plugin.experiments.runs import Runs, fingerprint_of_all
 from sstoken_plugin.report.drawing.document import is_written_by
 

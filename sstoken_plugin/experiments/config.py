@@ -155,7 +155,7 @@ class _Raw(_Block):
     @classmethod
     def _is_count_or_list(cls, value: Any) -> Any:
         if not isinstance(value, int | list):
-            raise ValueError("a number says how many seeds, a list which, as in [1, 2]")
+            raise ValueError("a whole number says how many seeds, a list which, as in [1, 2]")
         return value
 
 

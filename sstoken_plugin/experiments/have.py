@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryFile
 
 from sstoken_plugin.axolotl import experiment as axolotl
 from sstoken_plugin.base.told import tell
 from sstoken_plugin.experiments.config import Experiment
 from sstoken_plugin.experiments.preparation import notes_of
 from sstoken_plugin.experiments.processes import Server, prepared
+from sstoken_plugin.experiments.results import make_folder
 from sstoken_plugin.experiments.runs import Run, Runs, first_of_arms, part_of
 from sstoken_plugin.experiments.schedule import Durations, announcement, conduct
 
@@ -70,19 +69,3 @@ def _refuse_arms(runs: Sequence[Run]) -> None:
                 f"arms: {other} and {run.arm.name} are one and the same training, which no run can tell apart; change "
                 "one of them, or remove it."
             )
-
-
-def make_folder(out: Path) -> None:
-    """Make the folder of the results where there is none.
-
-    Raises:
-        ValueError: that, or a file in it, cannot be had; one sentence with key and fix.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise ValueError(
-            f"out: {out} cannot be made, or not written to ({error.strerror}); name another folder."
-        ) from error

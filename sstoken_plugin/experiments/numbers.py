@@ -1,4 +1,4 @@
-"""The numbers of an experiment as JSON has them."""
+"""Settings and numbers of an experiment, as its files have them."""
 
 from __future__ import annotations
 

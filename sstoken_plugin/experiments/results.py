@@ -1,4 +1,4 @@
-"""The result of a run: a small JSON file, whole or not there."""
+"""What experiments keep: the result of a run, and other small JSON files, whole or not there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from sstoken_plugin.base.files import replacing
@@ -60,6 +61,22 @@ class Result:
     train_seconds: float
     seconds: float
     versions: Mapping[str, str]
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder of the results where there is none.
+
+    Raises:
+        ValueError: that, or a file in it, cannot be had; one sentence with key and fix.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"out: {out} cannot be made, or not written to ({error.strerror}); name another folder."
+        ) from error
 
 
 def write_result(result: Result, folder: Path) -> None:

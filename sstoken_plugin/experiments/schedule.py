@@ -23,7 +23,7 @@ Tell = Callable[[str], None]
 _LOOK, _LINE = 0.5, 60.0
 # And between two looks at what other processes do.
 _WAIT = 2.0
-# Failures in a row after which the rest would most likely fail too.
+# Failures of this process in a row after which the rest would most likely fail too, whatever others have had meanwhile.
 _ENOUGH = 3
 
 
@@ -121,7 +121,7 @@ def conduct(server: Server, experiment: Experiment, runs: Sequence[Run], duratio
     faults: dict[str, str] = {}
     elsewhere: set[str] = set()
     in_a_row = 0
-    # Other processes may have had some since the last look.
+    # Again and again: other processes have some meanwhile.
     while left := _not_had(left, durations):
         run = left.pop(0)
         if run.is_taken():
@@ -136,6 +136,7 @@ def conduct(server: Server, experiment: Experiment, runs: Sequence[Run], duratio
         code, found = _have(
             server, experiment, run, f"[{len(runs) - len(left)}/{len(runs)}] {run.name}", durations, left, tell
         )
+        left = _not_had(left, durations)
         if run.result() is not None:
             in_a_row = 0
         elif is_busy(code):
@@ -171,10 +172,7 @@ def _have(
     server: Server, experiment: Experiment, run: Run, name: str, durations: Durations, later: Sequence[Run], tell: Tell
 ) -> tuple[int, Mapping[str, Any] | None]:
     """Have a run in a process of its own; return what that ended with, and how far it said that it was."""
-    if (result := run.result()) is not None:
-        durations.add(run, result.seconds)
-        return 0, None
-    begin = told = time.monotonic()
+    begin = told = looked = time.monotonic()
     shown = ""
     # An earlier process may have left one that says how far it came.
     progress = run.folder / "progress.json"
@@ -183,6 +181,8 @@ def _have(
     while (code := started.poll(_LOOK)) is None:
         found = _told_since(before, progress)
         now = time.monotonic()
+        if now - looked >= _LINE:
+            later, looked = _not_had(later, durations), now
         line = f"{name}: {_phase(found)}{_time_left(found, now - begin, run, durations, later)}"
         if sys.stdout.isatty():
             if line != shown:
