@@ -83,6 +83,19 @@ def settings() -> dict[str, Mapping[str, Any] | None]:
     }
 
 
+def remedies() -> dict[str, Mapping[str, Any] | None]:
+    """Return rules that were tried against what REL fails by, after a warm-up on all tokens, and the controls."""
+    names = (
+        "capped_rel", "relative", "ranks", "flat_attention", "capped_blend", "probability_later", "gain", "soft_rel",
+        "soft_capped", "soft_probability",
+    )  # fmt: skip
+    return {
+        **with_controls("sstoken", "warmup-all", "probability", "threshold", "dft"),
+        **{name.replace("_", "-"): {"selector": name, **_ALL_FIRST} for name in names},
+        **{f"min-p-{least}": {"selector": "min_p", "min_probability": least, **_ALL_FIRST} for least in (0.05, 0.1)},
+    }
+
+
 def with_controls(*names: str) -> dict[str, Mapping[str, Any] | None]:
     """Return the controls, and arms of these names; not those that read a folder."""
     every = arms("")

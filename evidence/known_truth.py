@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from evidence import jsonl
-from evidence.arms import AGAINST, LATE_SEEDS, arms, confirmed, late, settings, with_controls
+from evidence.arms import AGAINST, LATE_SEEDS, arms, confirmed, late, remedies, settings, with_controls
 from evidence.base import RECIPE, Recipe, make
 from evidence.reference import STEPS, make_reference
 from evidence.tasks import (
@@ -132,6 +132,7 @@ def experiments(out: Path, seeds: Sequence[int]) -> dict[str, dict[str, Any]]:
                 with_controls("threshold", "threshold-0.01"),
                 SETTINGS_CONFIRMATION_SEEDS,
             ),
+            ((20,), "remedies", remedies(), seeds[:SETTINGS_SEEDS]),
             (LATE_LEVELS, "late", late("threshold", "threshold-0.01"), LATE_SEEDS),
         ):
             for level in levels:

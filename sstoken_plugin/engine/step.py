@@ -90,6 +90,8 @@ class Phase:
         row = selector_of(config.warmup_selector if in_warmup else config.selector)
         ratio = config.ratio if row.reads_ratio else 1.0
         least = math.log(config.min_probability) if row.is_threshold else None
+        if row.name == "gain":
+            least = 0.0
         return cls(row.name, row.gamma(config.gamma), ratio, draw, least)
 
     @classmethod
@@ -366,7 +368,7 @@ class ScoredStep:
         with ExitStack() as stack:
             if self._own_loss.adds:
                 self._asked = stack.enter_context(added_only(self._model, self._labels))
-            if not (all_logits or self._own_loss.reads_all_logits):
+            if not (all_logits or self._own_loss.reads_all_logits or self.phase.rule == "min_p"):
                 stack.enter_context(self._head.narrowed())
             if self._prompt_attention is not None:
                 stack.enter_context(self._prompt_attention.measure(self.layout.prompt))
@@ -386,10 +388,21 @@ class ScoredStep:
         layout, phase, settings = self.layout, self.phase, self.settings
         # A batch without response tokens gives 0 here, with a graph: every rank must run its backward pass.
         nll = self._head.nll(outputs["logits"])
-        self.scores = settings.score(phase, layout, nll.detach(), self._history_nll, self._attention())
+        current = nll.detach()
+        if phase.rule == "min_p":
+            rows = outputs["logits"].detach().flatten(0, 1)[layout.logit_position].float()
+            current = current + torch.log_softmax(rows, -1).max(-1).values
+        self.scores = settings.score(phase, layout, current, self._history_nll, self._attention())
         ends = self.turns.ends if settings.config.keep_eos else None
         if phase.keeps_everything:
             self.kept = torch.ones_like(layout.position, dtype=torch.bool)
+        elif phase.rule.startswith("soft_"):
+            self.kept = torch.ones_like(layout.position, dtype=torch.bool)
+            weight = self.scores.score.masked_fill(~torch.isfinite(self.scores.score), 0)
+            if ends is not None:
+                weight = torch.where(ends, 1, weight)
+            num_items_in_batch = max(1, len(layout.position)) if num_items_in_batch is None else num_items_in_batch
+            nll = weight * nll
         elif phase.least is not None:
             self.kept = selection.keep_above(self.scores.score, phase.least, ends)
             # How many those are is known too late to be counted over micro-batches and ranks: all response tokens are.

@@ -164,7 +164,99 @@ def _place(signals: Signals) -> Tensor:
     return -signals.index_in_sample.float()
 
 
+# Tried, and not kept: see "Rules of our own" in docs/evidence.md.
+
+
+def _mean_of_sample(signals: Signals, signal: Tensor) -> Tensor:
+    """Return the mean of a signal over the response tokens of each token's sample, float32 [R]."""
+    total, count = signal.new_zeros(signals.samples), signal.new_zeros(signals.samples)
+    total.scatter_add_(0, signals.sample, signal)
+    count.scatter_add_(0, signals.sample, torch.ones_like(signal))
+    return (total / count.clamp(min=1))[signals.sample]
+
+
+def _capped(signals: Signals) -> Tensor:
+    # min(h, mean h) - c, by way of REL, which is exactly zero where the model has not changed.
+    if signals.history is None or signals.rel is None:
+        return signals.or_zero(None)
+    return signals.rel - torch.relu(signals.history - _mean_of_sample(signals, signals.history))
+
+
+def _relative(signals: Signals) -> Tensor:
+    if signals.history is None or signals.rel is None:
+        return signals.or_zero(None)
+    return signals.rel / torch.maximum(signals.history, signals.current).clamp(min=1e-8)
+
+
+def _ranked(signals: Signals, signal: Tensor) -> Tensor:
+    """Return the rank of each token in its sample, the lowest signal 0 and the highest 1, float32 [R]."""
+    order = torch.argsort(signal, stable=True)
+    order = order[torch.argsort(signals.sample[order], stable=True)]
+    lengths = torch.zeros(signals.samples, dtype=torch.int64, device=signal.device)
+    lengths.scatter_add_(0, signals.sample, torch.ones_like(signals.sample))
+    start = torch.cumsum(lengths, 0) - lengths
+    rank = torch.arange(len(order), device=signal.device) - start[signals.sample[order]]
+    found = torch.zeros_like(signal).scatter_(0, order, rank.to(signal.dtype))
+    return found / (lengths[signals.sample] - 1).clamp(min=1)
+
+
+def _ranks(signals: Signals) -> Tensor:
+    rel, mass = (_ranked(signals, signals.or_zero(each)) for each in (signals.rel, signals.attention))
+    return blend(rel, mass, signals.gamma, signals.has_prompt)
+
+
+def _flat_attention(signals: Signals) -> Tensor:
+    # Less its mean at the same place of the other answers of the batch.
+    mass, place = signals.or_zero(signals.attention), signals.index_in_sample
+    size = int(place.max()) + 1 if len(place) else 0
+    total, count = mass.new_zeros(size), mass.new_zeros(size)
+    total.scatter_add_(0, place, mass)
+    count.scatter_add_(0, place, torch.ones_like(mass))
+    others = (total[place] - mass) / (count[place] - 1).clamp(min=1)
+    return blend(signals.scaled(signals.rel), mass - others, signals.gamma, signals.has_prompt)
+
+
+def _capped_blend(signals: Signals) -> Tensor:
+    mass = signals.or_zero(signals.attention)
+    return blend(signals.scaled(_capped(signals)), mass, signals.gamma, signals.has_prompt)
+
+
+def _scaled_capped(signals: Signals) -> Tensor:
+    return signals.scaled(_capped(signals))
+
+
+def _probability(signals: Signals) -> Tensor:
+    return torch.exp(-signals.current)
+
+
+_BLENDS = frozenset({"rel", "history", "attention"})
+_TRIED = (
+    Selector("capped_rel", "", "REL, capped", _capped, needs=frozenset({"rel", "history"})),
+    Selector("relative", "", "REL by the larger loss", _relative, needs=frozenset({"rel", "history"})),
+    Selector("ranks", "", "ranks", _ranks, needs=_BLENDS, reads=frozenset({"gamma"}), rel_weight=lambda gamma: gamma),
+    Selector(
+        "flat_attention", "", "attention less that of its place", _flat_attention, needs=_BLENDS,
+        reads=frozenset({"gamma"}), rel_weight=lambda gamma: gamma,
+    ),
+    Selector(
+        "capped_blend", "", "capped REL and attention", _capped_blend, needs=_BLENDS, reads=frozenset({"gamma"}),
+        rel_weight=lambda gamma: gamma,
+    ),
+    Selector("probability_later", "", "their probability", _lowest_current, waits=True),
+    # Thresholds: 0 of `gain`, `min_probability` of the likeliest token's of `min_p`.
+    Selector("gain", "", "a gain", _capped, needs=frozenset({"rel", "history"}), is_threshold=True),
+    Selector(
+        "min_p", "", "min-p of {least}", _lowest_current, reads=frozenset({"min_probability"}), waits=True,
+        is_threshold=True,
+    ),
+    # No cut: the loss of each token times its score.
+    Selector("soft_rel", "", "a weight", _rel, needs=frozenset({"rel"}), is_threshold=True),
+    Selector("soft_capped", "", "a weight", _scaled_capped, needs=frozenset({"rel", "history"}), is_threshold=True),
+    Selector("soft_probability", "", "a weight", _probability, waits=True, is_threshold=True),
+)  # fmt: skip
+
 _ROWS = (
+    *_TRIED,
     Selector(
         "sstoken",
         docs="blends REL and prompt attention",
