@@ -90,7 +90,7 @@ def remedies() -> dict[str, Mapping[str, Any] | None]:
         "soft_capped", "soft_probability",
     )  # fmt: skip
     return {
-        **with_controls("sstoken", "warmup-all", "probability", "threshold", "dft"),
+        **with_controls("warmup-all", "threshold"),
         **{name.replace("_", "-"): {"selector": name, **_ALL_FIRST} for name in names},
         **{f"min-p-{least}": {"selector": "min_p", "min_probability": least, **_ALL_FIRST} for least in (0.05, 0.1)},
     }
