@@ -17,16 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from evidence.base import MADE
-from evidence.collected import COMPARED, RESULTS, decisive, mean_of
+from evidence.collected import COMPARED, RESULTS, mean_of, other_settings, rounded
 from evidence.noise import NAME as NOISE
 from sstoken_plugin.experiments.comparison import Table, tables_of
 from sstoken_plugin.experiments.config import read
 from sstoken_plugin.experiments.numbers import comparisons_json, settings_of
 from sstoken_plugin.experiments.results import read_json
-from sstoken_plugin.experiments.runs import Run, differences, runs_of, untrained_of
+from sstoken_plugin.experiments.runs import Run, runs_of, untrained_of
 
-# Significant digits of a number in a file.
-_DIGITS = 5
 # Of a point of the noise, what a mean over seeds says something of.
 _CURVES = ("last_step", "precision", "recall", "noise_among_kept", "auc", "auc_in_sample")
 _NONE = "–"  # noqa: RUF001
@@ -101,10 +99,8 @@ def _lost(before: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         return ""
     if before["base"] != rounded(found["base"]):
         return "is of another base model"
-    settings = (before["settings"], rounded(found["settings"]))
-    arms = settings[0]["arms"].keys() & settings[1]["arms"].keys()
-    if told := differences(*(decisive(each, arms) for each in settings)):
-        return f"is of other settings ({'; '.join(told)})"
+    if told := other_settings(before["settings"], found["settings"]):
+        return f"is of other settings ({told})"
     runs, here = (
         {f"{arm}, seed {seed}" for arm, of_arm in measured.get("arms", {}).items() for seed in of_arm["seeds"]}
         for measured in (each["measures"].get(COMPARED[0], {}) for each in (before, found))
@@ -161,17 +157,6 @@ def mean(found: Sequence[Any]) -> Any:
     if isinstance(first, list):
         return [mean(ones) for ones in zip(*there, strict=False)]
     return sum(there) / len(there)
-
-
-def rounded(value: Any) -> Any:
-    """Return JSON with numbers of a few significant digits; whole numbers stay."""
-    if isinstance(value, Mapping):
-        return {name: rounded(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(part) for part in value]
-    if isinstance(value, float):
-        return int(value) if value.is_integer() and abs(value) < 1e9 else float(f"{value:.{_DIGITS}g}")
-    return value
 
 
 def as_json(value: Any, indent: int = 0) -> str:

@@ -8,10 +8,13 @@ from typing import Any
 
 from sstoken_plugin.experiments.config import UNTRAINED
 from sstoken_plugin.experiments.results import read_json
+from sstoken_plugin.experiments.runs import differences
 
 RESULTS = Path("evidence/results")
 # Of all measures, those whose differences are kept, the one that decides first.
 COMPARED = ("held_out/loss", "answers/exact_match", "untouched/loss")
+# Significant digits of a number in a file.
+_DIGITS = 5
 _KEYS = {"settings", "versions", "measures", "comparisons", "arms"}
 
 
@@ -48,7 +51,25 @@ def mean_of(found: Mapping[str, Any], measure: str, arm: str) -> float | None:
     return of_measure.get("untrained") if arm == UNTRAINED else mean
 
 
-def decisive(settings: Mapping[str, Any], arms: Collection[str]) -> dict[str, Any]:
+def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say what differs, of that which the results of common arms depend on, between two settings; "" if nothing."""
+    arms = before["arms"].keys() & now["arms"].keys()
+    one, other = (_decisive(rounded(each), arms) for each in (before, now))
+    return "" if one == other else "; ".join(differences(one, other)) or "what is empty"
+
+
+def _decisive(settings: Mapping[str, Any], arms: Collection[str]) -> dict[str, Any]:
     """Return the part of settings that the results of some arms depend on."""
     own = {arm: settings["arms"][arm] for arm in sorted(arms)}
     return {"base": settings["base"], "evaluations": settings["evaluations"], "arms": own}
+
+
+def rounded(value: Any) -> Any:
+    """Return JSON with numbers of a few significant digits; whole numbers stay."""
+    if isinstance(value, Mapping):
+        return {name: rounded(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(part) for part in value]
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < 1e9 else float(f"{value:.{_DIGITS}g}")
+    return value

@@ -18,12 +18,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evidence.collected import COMPARED, RESULTS, decisive, read_collected
+from evidence.collected import COMPARED, RESULTS, other_settings, read_collected
 from sstoken_plugin.experiments.config import read
 from sstoken_plugin.experiments.measures import Measure
 from sstoken_plugin.experiments.numbers import settings_of
 from sstoken_plugin.experiments.results import Result, write_result
-from sstoken_plugin.experiments.runs import Run, differences, runs_of
+from sstoken_plugin.experiments.runs import Run, runs_of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -55,11 +55,7 @@ def restore(file: Path, found: Mapping[str, Any]) -> int:
             means alone.
     """
     experiment = read(file)
-    here = settings_of(experiment)
-    arms = here["arms"].keys() & found["settings"]["arms"].keys()
-    before, now = (decisive(settings, arms) for settings in (found["settings"], here))
-    if before != now:
-        told = "; ".join(differences(before, now))
+    if told := other_settings(found["settings"], settings_of(experiment)):
         raise ValueError(f"{file} has other settings than its collected results ({told}); have its runs anew.")
     if any(also["noise"] for also in found["arms"].values()):
         raise ValueError(f"The results of {file} have means alone of the noise in its runs; have them anew.")

@@ -117,12 +117,11 @@ def conduct(server: Server, experiment: Experiment, runs: Sequence[Run], duratio
     Returns:
         One sentence for each run that failed.
     """
-    left = list(runs)
+    left = _not_had(runs, durations)
     faults: dict[str, str] = {}
     elsewhere: set[str] = set()
     in_a_row = 0
-    # Again and again: other processes have some meanwhile.
-    while left := _not_had(left, durations):
+    while left:
         run = left.pop(0)
         if run.is_taken():
             if run.name not in elsewhere:
@@ -132,13 +131,20 @@ def conduct(server: Server, experiment: Experiment, runs: Sequence[Run], duratio
                 # All that is left is. If the process dies, its run is ours.
                 time.sleep(_WAIT)
             elsewhere.add(run.name)
+            left = _not_had(left, durations)
             continue
-        code, found = _have(
-            server, experiment, run, f"[{len(runs) - len(left)}/{len(runs)}] {run.name}", durations, left, tell
-        )
+        name = f"[{len(runs) - len(left)}/{len(runs)}] {run.name}"
+        code, found = _have(server, experiment, run, name, durations, left, tell)
+        # Other processes have had some meanwhile.
         left = _not_had(left, durations)
-        if run.result() is not None:
+        if (result := run.result()) is not None:
+            durations.add(run, result.seconds)
             in_a_row = 0
+            rest = durations.left(left)
+            tell(
+                f"{name}: done in {in_words(result.seconds)}"
+                + (f"; about {in_words(rest)} left." if left and rest else ".")
+            )
         elif is_busy(code):
             left.append(run)
         else:
@@ -194,14 +200,6 @@ def _have(
             told = now
     if shown:
         print("\r\x1b[K", end="", flush=True)
-    if (result := run.result()) is not None:
-        durations.add(run, result.seconds)
-        later = _not_had(later, durations)
-        rest = durations.left(later)
-        tell(
-            f"{name}: done in {in_words(result.seconds)}"
-            + (f"; about {in_words(rest)} left." if later and rest else ".")
-        )
     return code, _told_since(before, progress)
 
 
