@@ -22,8 +22,10 @@ sys.path.insert(0, str(ROOT))
 from evidence import collect, corrupt, course, known_truth, noise, real, reference, restore, table, tasks  # noqa: E402
 from evidence.arms import LATE_SEEDS  # noqa: E402
 from evidence.base import Recipe, tokenizer  # noqa: E402
+from evidence.collected import other_settings  # noqa: E402
 from sstoken_plugin.experiments.config import parse, read  # noqa: E402
 from sstoken_plugin.experiments.measures import Measure  # noqa: E402
+from sstoken_plugin.experiments.numbers import settings_of  # noqa: E402
 from sstoken_plugin.experiments.results import Result, write_json, write_result  # noqa: E402
 from sstoken_plugin.experiments.runs import runs_of  # noqa: E402
 from sstoken_plugin.selection.samples import IGNORE_INDEX, BatchLayout  # noqa: E402
@@ -398,6 +400,14 @@ def test_results_that_are_not_here_are_not_written_over(collected, capsys):
     collect.main([str(file), "--out", str(results), "--replace"])
     assert json.loads((results / "small.json").read_text())["runs"] == json.loads(before)["runs"] - 1
 
+    others = json.loads(before)
+    others["settings"]["base"]["learning_rate"] = 7e-5
+    write_json(others, results / "small.json")
+    collect.main([str(file), "--out", str(results)])
+    told = capsys.readouterr().err
+    assert "is of other settings (base.learning_rate was 7e-05 and is 0.0005), and stays as it is" in told
+    assert json.loads((results / "small.json").read_text()) == others
+
     other = {**json.loads(before), "base": {"weights_sha256": "of another"}, "measures": {}}
     write_json(other, results / "small.json")
     collect.main([str(file), "--out", str(results)])
@@ -421,6 +431,19 @@ def test_runs_of_other_settings_are_not_restored(collected, tmp_path, change, na
     with pytest.raises(SystemExit, match=rf"other settings than its collected results \({named}"):
         restore.main([str(file), "--results", str(results)])
     assert not (tmp_path / "others").exists()
+
+
+def test_settings_are_the_same_to_the_digits_that_results_have(collected):
+    file, results = collected
+    experiment = yaml.safe_load(file.read_text())
+    # As 0.6 of four epochs is.
+    experiment["base"]["num_epochs"] = 0.6 * 4
+    file.write_text(yaml.safe_dump(experiment))
+    found = json.loads((results / "small.json").read_text())
+    found["settings"]["base"]["num_epochs"] = 2.4
+    assert other_settings(found["settings"], settings_of(read(file))) == ""
+    found["settings"]["base"]["num_epochs"] = 2.5
+    assert "base.num_epochs was 2.5 and is 2.4" in other_settings(found["settings"], settings_of(read(file)))
 
 
 def test_what_is_not_collected_of_a_run_is_not_restored(collected):

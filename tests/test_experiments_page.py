@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -429,6 +430,16 @@ def test_an_arm_that_cannot_begin_is_not_begun_with_each_seed(experiment, phase,
     assert len(faults) == (1 if skipped else 3)
     told = "It had not begun to train: random, seed 2, random, seed 3 are not begun, lest they fail alike."
     assert (told in lines) == skipped
+
+
+def test_steps_that_are_not_known_are_not_told_as_none(experiment, results, tmp_path):
+    for run in runs_of(experiment):
+        if run.arm.name == "random":
+            write_result(result_of(run, 1.0, steps=0), run.folder)
+    write_page(experiment, tmp_path / "page.html")
+    rows = re.findall(r"<tr>(<td>.*?</td>)</tr>", (tmp_path / "page.html").read_text().split("What each arm kept")[1])
+    steps = {row[0]: row[-2] for row in (re.findall(r"<td>(.*?)</td>", row) for row in rows[:4])}
+    assert steps == {"all": "4", "random": "", "sstoken": "4", "rel": "4"}
 
 
 def test_what_another_process_has_had_is_not_counted_as_left(experiment):
