@@ -156,10 +156,16 @@ def test_that_rel_is_zero_is_not_said_where_all_is_kept(config, inspect, tmp_pat
 
 @pytest.mark.parametrize("block", [{}, {"history": "ema", "history_ema_decay": 0.5, "warmup_ratio": 0.5}], ids=repr)
 def test_the_first_steps_are_those_of_the_run(config, train, inspect, tmp_path, block):
+    from axolotl.utils import tee
     from transformers import set_seed
 
     config["sstoken"] = {"gamma": 0.9, **block}
     train({**config, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 5})
+    # As at the end of the training's process: until then Axolotl writes whatever is said to the training's log. Its
+    # streams are held meanwhile, for freed under the lock of closing they would wait for it.
+    streams = sys.stdout, sys.stderr
+    tee.close_debug_log()
+    del streams
     _, expected = inspect(config, "--samples", "4", "--adapter", str(tmp_path / "out" / "checkpoint-2"))
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").rglob("*")}
     # As for the training: up to 0.20 Axolotl draws the weights of an adapter before it seeds.
