@@ -85,5 +85,10 @@ def settings() -> dict[str, Mapping[str, Any] | None]:
 
 def with_controls(*names: str) -> dict[str, Mapping[str, Any] | None]:
     """Return the controls, and arms of these names; not those that read a folder."""
+    return named(*AGAINST, *names)
+
+
+def named(*names: str) -> dict[str, Mapping[str, Any] | None]:
+    """Return arms of these names; not those that read a folder."""
     every = arms("")
-    return {name: every[name] for name in (*AGAINST, *names)}
+    return {name: every[name] for name in names}

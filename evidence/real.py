@@ -18,14 +18,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from evidence import jsonl
-from evidence.arms import AGAINST, LATE_SEEDS, arms, late, threshold, with_controls
+from evidence.arms import AGAINST, LATE_SEEDS, arms, late, named, threshold, with_controls
 from evidence.corrupt import corrupted
 from sstoken_plugin.axolotl.experiment import write as write_yaml
 
@@ -45,6 +45,8 @@ SEEDS = (1, 2, 3)
 CONFIRMATION_SEEDS = (11, 12, 13, 14, 15)
 # Of the experiments with the paper's learning rate, a fifth of the others'; no other has these seeds.
 PAPER_RATE, PAPER_RATE_SEEDS = 1e-4, (41, 42, 43)
+# Of the experiments that confirm the default of `warmup_selector`; no other has these seeds.
+WARMUP_SEEDS = (51, 52, 53, 54, 55)
 # Of the clean samples; they are never corrupted.
 HELD_OUT_SHARE = 0.15
 # Of the samples that show what is forgotten.
@@ -242,24 +244,39 @@ def experiment(out: Path, model: str, source: str, level: int, seeds: Sequence[i
     }
 
 
+@dataclass(frozen=True)
+class Other:
+    """What an experiment on the same data has of its own: seeds, arms, keys of the base, and what it compares with."""
+
+    seeds: Sequence[int]
+    arms: Mapping[str, Mapping[str, Any] | None]
+    base: Mapping[str, Any] = field(default_factory=dict)
+    against: Sequence[str] = AGAINST
+
+
 def others(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the YAMLs of the experiments on the same data with other seeds, by what their names end in."""
-    kinds: dict[str, tuple[Sequence[int], Mapping[str, Any], Mapping[str, Any]]] = {
-        "confirmation": (CONFIRMATION_SEEDS, with_controls("threshold-0.01"), {}),
-        "late": (LATE_SEEDS, late("threshold-0.01"), {}),
-        "paper-rate": (
-            PAPER_RATE_SEEDS, with_controls("warmup-all", "authors", "threshold-0.01"), {"learning_rate": PAPER_RATE},
+    """Return the YAMLs of the experiments on the same data with other seeds or arms, by what their names end in."""
+    kinds = {
+        "confirmation": Other(CONFIRMATION_SEEDS, with_controls("threshold-0.01")),
+        "late": Other(LATE_SEEDS, late("threshold-0.01")),
+        "paper-rate": Other(
+            PAPER_RATE_SEEDS, with_controls("warmup-all", "authors", "threshold-0.01"), {"learning_rate": PAPER_RATE}
         ),
-    }  # fmt: skip
+        # What a data set of longer answers has time for.
+        "core": Other(found["seeds"], with_controls("warmup-all", "threshold-0.01")),
+        # Of two defaults: the controls say nothing of which is the better.
+        "warmup": Other(WARMUP_SEEDS, named("sstoken", "warmup-all"), against=("sstoken",)),
+    }
     return {
         kind: {
             **found,
-            "base": {**found["base"], **changed},
+            "base": {**found["base"], **other.base},
             "out": f"{found['out']}-{kind}",
-            "seeds": list(seeds),
-            "arms": own,
+            "seeds": list(other.seeds),
+            "arms": other.arms,
+            "against": list(other.against),
         }
-        for kind, (seeds, own, changed) in kinds.items()
+        for kind, other in kinds.items()
     }
 
 

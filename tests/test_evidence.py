@@ -611,23 +611,33 @@ def test_held_out_samples_are_clean_and_in_no_training_data(tmp_path, monkeypatc
         assert len(data["corrupt40-without"]) == 24
         assert set(responses(data["corrupt40-without"])) < clean
     every = {file.stem: read(file) for file in (tmp_path / "made" / "experiments").iterdir()}
-    confirms, late, paper_rate = (
+    confirms, late, paper_rate, warmup, core = (
         {name: every.pop(name) for name in list(every) if name.endswith(f"-{kind}")}
-        for kind in ("confirmation", "late", "paper-rate")
+        for kind in ("confirmation", "late", "paper-rate", "warmup", "core")
     )
-    assert len(confirms) == len(late) == len(paper_rate) == len(every) > 0
+    assert len(confirms) == len(late) == len(paper_rate) == len(warmup) == len(core) == len(every) > 0
     for name, found in every.items():
         later = confirms[f"{name}-confirmation"]
         assert later.base == found.base
-        assert later.out != found.out
         assert set(later.seeds).isdisjoint(real.SEEDS)
         assert set(LATE_SEEDS).isdisjoint((*real.SEEDS, *later.seeds))
         begins_late(late[f"{name}-late"], "threshold-0.01")
         assert late[f"{name}-late"].base == found.base
         slower = paper_rate[f"{name}-paper-rate"]
         assert slower.base == {**found.base, "learning_rate": 1e-4}
-        assert slower.out not in (found.out, later.out, late[f"{name}-late"].out)
         assert set(slower.seeds).isdisjoint((*real.SEEDS, *later.seeds, *LATE_SEEDS))
+        confirms_default = warmup[f"{name}-warmup"]
+        assert set(confirms_default.seeds).isdisjoint((*real.SEEDS, *later.seeds, *LATE_SEEDS, *slower.seeds))
+        assert {arm.name: arm.sstoken for arm in confirms_default.arms} == {
+            "sstoken": {"warmup_selector": "attention"}, "warmup-all": {"warmup_selector": "all"},
+        }  # fmt: skip
+        assert confirms_default.against == ("sstoken",)
+        fewer = core[f"{name}-core"]
+        assert (fewer.seeds, fewer.against) == (found.seeds, found.against)
+        assert {arm.name: arm.sstoken for arm in fewer.arms} == {
+            arm.name: arm.sstoken for arm in found.arms if arm.name in (*real.AGAINST, "warmup-all", "threshold-0.01")
+        }
+        assert len({one.out for one in (found, later, late[f"{name}-late"], slower, confirms_default, fewer)}) == 6
         assert {*real.AGAINST, "warmup-all"} < {arm.name for arm in slower.arms} < {arm.name for arm in found.arms}
         assert {"all", "random", "threshold-0.01"} < {arm.name for arm in later.arms} < {arm.name for arm in found.arms}
         assert {"all", "oracle", "threshold"} - {arm.name for arm in found.arms} <= {"oracle"}
