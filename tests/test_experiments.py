@@ -22,7 +22,7 @@ from conftest import load, skip_what_is_refused
 from filelock import FileLock
 from safetensors.torch import load_file
 from scipy import stats
-from transformers import PreTrainedModel, Trainer, set_seed
+from transformers import AutoConfig, PreTrainedModel, Trainer, set_seed
 
 from sstoken_plugin.axolotl import experiment as experiment_module
 from sstoken_plugin.axolotl.experiment import train, trained_model, write, yaml_of_arm, yaml_of_trained
@@ -372,6 +372,16 @@ def test_bad_data_are_told_with_their_key_and_whole_ones_stay(
         here(parse({**whole, "changes": change, "evaluations": evaluations}))
     assert words.format(file=files[file]) in str(error.value)
     assert set(before) <= set((tmp_path / "out" / "prepared").rglob("complete"))
+
+
+def test_a_history_of_other_tokens_is_told_before_any_arm_trains(base, tiny_llama, here, tmp_path):
+    settings = AutoConfig.from_pretrained(tiny_llama)
+    settings.vocab_size = 1000
+    settings.save_pretrained(tmp_path / "small")
+    arms = {"all": None, "mine": {"selector": "reference", "history": str(tmp_path / "small")}}
+    with pytest.raises(ValueError, match=r"arms\.mine: sstoken\.history: .*small knows 1000 tokens and the tokenizer"):
+        here(parse({"base": base, "out": str(tmp_path / "out"), "arms": arms}))
+    assert not (tmp_path / "out" / "runs").exists()
 
 
 def test_arms_train_on_what_they_say_of_their_data(base, here, tmp_path):

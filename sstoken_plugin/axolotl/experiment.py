@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sstoken_plugin.axolotl import compatibility, refusals
+from sstoken_plugin.base.files import expand
 from sstoken_plugin.selection.config import nearest
 
 if TYPE_CHECKING:
@@ -160,6 +161,21 @@ def tokenizer_of(cfg: Any) -> Any:
     from axolotl.loaders import load_tokenizer
 
     return load_tokenizer(cfg)
+
+
+def refuse_other_vocabulary(cfg: Any) -> None:
+    """Refuse the history that a configuration names where it does not know the tokens of the run.
+
+    A run does so itself, as it begins; in an experiment that may be after hours.
+
+    Raises:
+        ValueError: one sentence with key and fix.
+    """
+    from sstoken_plugin.history import given
+
+    settings = compatibility.check(cfg) if compatibility.names_us(cfg) else None
+    if settings and settings.needs_history and settings.history_is_path:
+        given.refuse_other_vocabulary(expand(settings.history), tokenizer_of(cfg))
 
 
 def data_of(cfg: Any) -> Any:

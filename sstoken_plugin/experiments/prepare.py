@@ -97,6 +97,7 @@ def _look_at_data(job: Mapping[str, Any], folder: Path, evaluations: Mapping[str
         with _place(f"arms.{name}"):
             file = axolotl.write({**train, "output_dir": str(folder / "unused")}, folder / f"{name}.yaml")
             cfg = axolotl.load(file)
+            axolotl.refuse_other_vocabulary(cfg)
             data = train["dataset_prepared_path"]
             if data not in seen:
                 refuse_empty(entries_of(train))

@@ -50,14 +50,34 @@ def load_given(folder: Path, run: Run, model: Any, tokenizer: Any, *, is_trained
     """
     if (folder / ADAPTER_FILE).exists():
         return _adapter(folder, run, model, tokenizer, is_trained)
-    _refuse_other_tokenizer(folder, tokenizer)
+    refuse_other_vocabulary(folder, tokenizer)
     with _loading(folder):
         history = FrozenModel(_load_folder(folder, run, model), f"the model in {folder}")
-    _refuse_small_vocabulary(folder, history.model, tokenizer)
+    _refuse_small_vocabulary(folder, _rows_of(history.model), tokenizer)
     if history.is_movable:
         # Quantised weights may be stored as floats that they are not.
         _refuse_not_finite(folder, history.model.parameters())
     return history
+
+
+def refuse_other_vocabulary(folder: Path, tokenizer: Any) -> None:
+    """Refuse a full checkpoint of which small files say that its tokens are not those of the run.
+
+    Args:
+        folder: the full checkpoint; an adapter has no tokens of its own.
+        tokenizer: that of the run.
+
+    Raises:
+        ValueError: see `load_given`.
+    """
+    if (folder / ADAPTER_FILE).exists():
+        return
+    _refuse_other_tokenizer(folder, tokenizer)
+    with _loading(folder):
+        settings = json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))
+        rows = {**settings, **(settings.get("text_config") or {})}.get("vocab_size")
+    if isinstance(rows, int):
+        _refuse_small_vocabulary(folder, rows, tokenizer)
 
 
 def _refuse_surplus(folder: Path, history: PeftModel) -> None:
@@ -75,8 +95,12 @@ def _refuse_not_finite(folder: Path, weights: Iterable[Tensor]) -> None:
         raise ValueError(f"sstoken.history: {folder} has weights that are not finite; name one that was saved whole.")
 
 
-def _refuse_small_vocabulary(source: Any, model: Any, tokenizer: Any) -> None:
-    rows = model.get_input_embeddings().weight.shape[0]
+def _rows_of(model: Any) -> int:
+    rows: int = model.get_input_embeddings().weight.shape[0]
+    return rows
+
+
+def _refuse_small_vocabulary(source: Any, rows: int, tokenizer: Any) -> None:
     if rows < len(tokenizer):
         raise ValueError(
             f"sstoken.history: {source} knows {rows} tokens and the tokenizer of this run has {len(tokenizer)}; "
@@ -118,7 +142,7 @@ def _adapter(folder: Path, run: Run, model: Any, tokenizer: Any, is_trained: boo
             f"changed them ({run.names.adapter_init}, say); make a plain one, or set history: initial."
         )
     base = without_adapter(model) if shares else _load(run, model)
-    _refuse_small_vocabulary(run.base_model, base, tokenizer)
+    _refuse_small_vocabulary(run.base_model, _rows_of(base), tokenizer)
     with _loading(folder):
         if not holds_weights(folder):
             raise ValueError(f"it has no {SAFETENSORS_WEIGHTS_NAME}")
