@@ -27,14 +27,15 @@ from transformers import AutoConfig, PreTrainedModel, Trainer, set_seed
 from sstoken_plugin.axolotl import experiment as experiment_module
 from sstoken_plugin.axolotl.experiment import train, trained_model, write, yaml_of_arm, yaml_of_trained
 from sstoken_plugin.base.numbers import number
-from sstoken_plugin.experiments import prepare, processes
+from sstoken_plugin.experiments import prepare, processes, worker
 from sstoken_plugin.experiments.compare import compare_command
 from sstoken_plugin.experiments.comparison import tables_of
-from sstoken_plugin.experiments.config import parse
+from sstoken_plugin.experiments.config import AnswersEvaluation, LossEvaluation, parse
+from sstoken_plugin.experiments.evaluate import evaluate
 from sstoken_plugin.experiments.have import have
 from sstoken_plugin.experiments.losses import measure_losses
-from sstoken_plugin.experiments.processes import prepared
-from sstoken_plugin.experiments.results import read_json
+from sstoken_plugin.experiments.processes import prepared, run_job
+from sstoken_plugin.experiments.results import read_json, write_json
 from sstoken_plugin.experiments.runs import Runs, runs_of, train_yaml, untrained_of
 from sstoken_plugin.experiments.watch import Watch
 from sstoken_plugin.experiments.worker import remove_cut_checkpoints
@@ -382,6 +383,65 @@ def test_a_history_of_other_tokens_is_told_before_any_arm_trains(base, tiny_llam
     with pytest.raises(ValueError, match=r"arms\.mine: sstoken\.history: .*small knows 1000 tokens and the tokenizer"):
         here(parse({"base": base, "out": str(tmp_path / "out"), "arms": arms}))
     assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_an_arm_with_another_tokenizer_is_told_before_any_arm_trains(base, tiny_llama, here, tmp_path):
+    """Held-out data have the numbers that the base's tokenizer gives them: another model would read another text."""
+    shutil.copytree(tiny_llama, tmp_path / "other")
+    file = tmp_path / "other" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["user"], vocabulary["Ġthe"] = vocabulary["Ġthe"], vocabulary["user"]
+    file.write_text(json.dumps(content))
+    # Tokens that come on top leave those of the base what they are.
+    more = {"tokens": ["<|brand_new|>"], "lora_modules_to_save": ["embed_tokens", "lm_head"]}
+    arms = {"all": None, "more": {"changes": more}}
+    here(parse({"base": base, "out": str(tmp_path / "out"), "arms": arms}), measure=False)
+    arms["mine"] = {"changes": {"base_model": str(tmp_path / "other")}}
+    with pytest.raises(ValueError, match=r"arms\.mine: its changes give it another tokenizer than the base has \('"):
+        here(parse({"base": base, "out": str(tmp_path / "out"), "arms": arms}), measure=False)
+
+
+@pytest.mark.parametrize(("batch", "times"), [(1, 12.5), (4, 12.5), (8, 13), (25, 4), (None, 12.5)])
+def test_an_evaluation_takes_as_much_longer_as_it_has_more_samples_or_batches(batch, times):
+    asked = LossEvaluation() if batch is None else AnswersEvaluation(batch_size=batch)
+    assert prepare.times_as_long(asked, 100, 8) == times
+
+
+def test_evaluations_that_a_kill_left_are_not_had_again_and_what_others_left_is_none(
+    settings, base, tmp_path, monkeypatch
+):
+    experiment = settings("killed")
+    run = next(run for run in runs_of(experiment) if run.arm.name == "all")
+    # An adapter of other settings that was never trained, which would be taken for one beside full weights.
+    write_json({"fingerprint": "another", "settings": {}}, run.folder / "run.json")
+    write_json({"peft_type": "LORA"}, run.folder / "out" / "adapter_config.json")
+    (run.folder / "out" / "of-others").touch()
+    had = []
+
+    def killed(trained, name, *others):
+        if name == "answers" and had.count("answers") == 0:
+            had.append(name)
+            raise KeyboardInterrupt
+        had.append(name)
+        return evaluate(trained, name, *others)
+
+    monkeypatch.setattr(worker, "evaluate", killed)
+    job = {**run_job(run, experiment), "started": time.time()}
+    with pytest.raises(KeyboardInterrupt):
+        worker.work(job)
+    assert not (run.folder / "out" / "of-others").exists()
+    assert worker.work(job) == 0
+    assert had == ["held_out", "forgetting", "answers", "answers"]
+    names = {name.partition("/")[0] for name in run.result().measures}
+    assert names == {"held_out", "forgetting", "answers"}
+    assert not (run.folder / "measured.json").exists()
+    # Of other settings, or damaged, it counts for nothing.
+    (run.folder / "result.json").unlink()
+    had[:] = ["answers"]
+    write_json({"fingerprint": "another", "measures": {"held_out/loss": {}}}, run.folder / "measured.json")
+    assert worker.work(job) == 0
+    assert had == ["answers", "held_out", "forgetting", "answers"]
 
 
 def test_arms_train_on_what_they_say_of_their_data(base, here, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -124,7 +125,9 @@ def test_what_is_no_number_for_json_is_no_fault_of_an_experiment(tmp_path):
     assert json.loads((tmp_path / "results.json").read_text())["settings"]["base"]["max_grad_norm"] == "Infinity"
 
 
-@pytest.mark.parametrize("same", [{}, {"ratio": 0.6}, {"selector": "sstoken", "warmup_ratio": 0.2}], ids=str)
+@pytest.mark.parametrize(
+    "same", [{}, {"ratio": 0.6}, {"selector": "sstoken", "warmup_ratio": 0.2}, {"report_samples": 5}], ids=str
+)
 def test_two_arms_of_one_training_are_refused(same, tmp_path):
     whole = {**WHOLE, "out": str(tmp_path / "out"), "arms": {"a": None, "b": {}, "c": same}}
     with pytest.raises(ValueError, match="arms: b and c are one and the same training"):
@@ -144,6 +147,22 @@ def test_an_arm_that_failed_before_it_had_anything_can_be_put_right(tmp_path):
     shutil.rmtree(run.folder / "out")
     with FileLock(run.folder / "lock"), pytest.raises(ValueError, match="holds a run of other settings"):
         run.refuse_other_settings()
+
+
+def test_work_whose_settings_cannot_be_read_is_not_taken_over(tmp_path):
+    run = runs_of(parse({**WHOLE, "out": str(tmp_path)}))[0]
+    (run.folder / "out" / "checkpoint-5").mkdir(parents=True)
+    (run.folder / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="holds a run of other settings \\(they cannot be read\\)"):
+        run.refuse_other_settings()
+
+
+def test_a_folder_that_another_user_has_locked_for_himself_is_told(tmp_path):
+    run = runs_of(parse({**WHOLE, "out": str(tmp_path)}))[0]
+    # As root, of whom the tests may be, is refused no file that is one.
+    (run.folder / "lock").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"lock cannot be had .* give the same command as the user who began"):
+        run.is_taken()
 
 
 def test_an_arm_that_stands_twice_is_not_lost_unseen(tmp_path):
@@ -350,6 +369,27 @@ def test_results_do_not_go_into_a_folder_that_is_a_data_set(tmp_path):
         Runs.of(parse({**WHOLE, "base": base, "out": str(tmp_path / "data/exp")}))
 
 
+@pytest.mark.parametrize("key", ["base_model", "tokenizer_config", "lora_model_dir"])
+def test_results_do_not_go_into_the_folder_of_a_model(key, tmp_path):
+    with pytest.raises(ValueError, match=r"^out: .* is the folder of a model or tokenizer; name one of its own\.$"):
+        Runs.of(parse({**WHOLE, "base": {**BASE, key: str(tmp_path)}, "out": str(tmp_path)}))
+
+
+def test_a_data_file_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    def closed(self, *arguments, **settings):
+        raise PermissionError(13, "Permission denied")
+
+    file = tmp_path / "closed.jsonl"
+    file.write_text("{}")
+    monkeypatch.setattr(Path, "open", closed)
+    with pytest.raises(ValueError, match=r"closed\.jsonl cannot be read \(Permission denied\), and results depend on"):
+        runs_of(parse({**WHOLE, "base": {**BASE, "datasets": [{"path": str(file)}]}}))
+
+
+def test_a_name_that_no_folder_can_have_is_left_to_axolotl():
+    assert runs_of(parse({**WHOLE, "base": {**BASE, "base_model": "x" * 300}}))[0].settings["data"] == {}
+
+
 @pytest.mark.parametrize(
     ("arms", "against"),
     [(["sstoken", "random", "all"], ("all", "random")), (["rel", "position"], ("rel",)), (["rel"], ("rel",))],
@@ -475,6 +515,12 @@ def test_what_is_no_arm_is_told(text, words):
     assert words in str(error.value)
 
 
+def test_a_control_has_no_share_of_a_threshold_and_none_by_chance():
+    text = "one:selector=rel,ratio=0.8,two:selector=rel,ratio=0.5,random,all"
+    with pytest.raises(ValueError, match="how many tokens random should keep is not known before the selection"):
+        arms_of(text, {"selector": "threshold"})
+
+
 def test_a_yaml_without_evaluation_data_is_told_which_key_to_set(tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({**BASE, "val_set_size": 0}))
@@ -485,7 +531,10 @@ def test_a_yaml_without_evaluation_data_is_told_which_key_to_set(tmp_path):
     assert not (tmp_path / "model-out").exists()
 
 
-@pytest.mark.parametrize(("out", "words"), [("", "--out: it names no folder"), ("file/below", "cannot be made")])
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [("", "--out: it names no folder"), ("file/below", "cannot be made"), ("x" * 300, "cannot be made")],
+)
 def test_a_folder_that_cannot_be_is_told(out, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
@@ -494,20 +543,22 @@ def test_a_folder_that_cannot_be_is_told(out, words, tmp_path, monkeypatch):
     assert told.exit_code
     assert words in told.output
     assert "damaged" not in told.output
-    if out:
+    if out == "file/below":
         with pytest.raises(ValueError, match=f"^out: .*{out} cannot be made, or not written to"):
             write_page(parse({**WHOLE, "out": out}), tmp_path / out / "page.html")
 
 
-@pytest.mark.parametrize("name", ["compare.html", "compare.json"])
-def test_a_file_that_is_none_of_ours_is_not_written_over(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "content"), [("compare.html", "{}"), ("compare.json", "{}"), ("compare.json", '{"comparisons": [1]}')]
+)
+def test_a_file_that_is_none_of_ours_is_not_written_over(name, content, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(BASE))
     mine = tmp_path / name
-    mine.write_text("{}")
+    mine.write_text(content)
     told = CliRunner().invoke(compare_command, [str(tmp_path / "config.yaml"), "--out", str(tmp_path)])
     assert told.exit_code == 1
     assert f"out: {mine} is there, and no experiment has written it" in told.output.replace("\n", "")
-    assert mine.read_text() == "{}"
+    assert mine.read_text() == content
 
 
 def test_parts_are_none_of_collecting(tmp_path):

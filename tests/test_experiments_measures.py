@@ -181,11 +181,11 @@ def test_the_answer_proper(text, extract, part):
 
 
 def test_evaluations_have_their_names_in_measures_and_in_errors(trained, rows):
-    asked = {"one": LossEvaluation(samples=1), "all": LossEvaluation()}
-    found = evaluate(trained, asked, lambda _: rows)
-    assert found["one/loss"].count < found["all/loss"].count
+    one = evaluate(trained, "one", LossEvaluation(samples=1), lambda: rows)
+    every = evaluate(trained, "all", LossEvaluation(), lambda: rows)
+    assert one["one/loss"].count < every["all/loss"].count
     with pytest.raises(ValueError, match=r"evaluations\.said: datasets: no sample has a prompt"):
-        evaluate(trained, {"said": AnswersEvaluation()}, lambda _: [{"input_ids": [1, 2], "labels": [1, 2]}])
+        evaluate(trained, "said", AnswersEvaluation(), lambda: [{"input_ids": [1, 2], "labels": [1, 2]}])
 
 
 def test_numbers_of_the_harness_become_measures():

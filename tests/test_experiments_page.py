@@ -14,6 +14,8 @@ from material import write_page
 
 from sstoken_plugin.experiments import conclude, processes, schedule
 from sstoken_plugin.experiments.command import command
+from sstoken_plugin.experiments.compare import as_json as as_json_of_compare
+from sstoken_plugin.experiments.compare import experiment_of
 from sstoken_plugin.experiments.comparison import doubts, sentence, tables_of
 from sstoken_plugin.experiments.config import parse
 from sstoken_plugin.experiments.measures import Measure
@@ -174,6 +176,7 @@ def test_one_seed_has_no_interval(experiment, results):
         lambda text: text.replace('"format": 1', '"format": 99'),
         lambda text: text.replace('"kept": {', '"kept": {"x": NaN, '),
         lambda text: json.dumps({**json.loads(text), "measures": []}),
+        lambda text: json.dumps({**json.loads(text), "settings": {"data": {}}}),
         lambda text: "[" * 100_000,
     ],
 )
@@ -220,6 +223,31 @@ def test_a_loss_that_is_not_finite_is_named(experiment, results, tmp_path):
     ).read_text(encoding="utf-8")
 
 
+def test_where_there_is_no_difference_seeds_that_would_tell_one_are_said_in_a_whole_sentence(experiment):
+    values = {"all": [1.5, 1.52, 1.48], "rel": [1.51, 1.51, 1.48]}
+    found = [
+        result_of(run, values[run.arm.name][run.seed - 1]) for run in runs_of(experiment) if run.arm.name in values
+    ]
+    table = tables_of(experiment, found)[0]
+    (comparison,) = [each for each in table.comparisons if (each.arm, each.against) == ("rel", "all")]
+    assert comparison.to_tell is None
+    told = sentence(comparison, table, 0.01)
+    assert told.endswith(f"; about {comparison.to_tell_smallest} seeds would tell a difference of 0.01.")
+
+
+def test_shares_are_of_the_seeds_that_the_losses_are_of(tmp_path):
+    yaml_of_base = {"base_model": "m", "datasets": [{"path": "nowhere", "type": "alpaca"}], "val_set_size": 0.1}
+    compared = experiment_of(yaml_of_base, "config.yaml", "rel,all", 2, tmp_path)
+    first, *others = runs_of(compared)
+    write_result(result_of(first, 1.0), first.folder)
+    tables = tables_of(compared, [first.result()])
+    # Another process has more while this one writes.
+    for run in others:
+        write_result(result_of(run, 2.0), run.folder)
+    found = as_json_of_compare(runs_of(compared), compared, tables)["arms"][first.arm.name]
+    assert (found["seeds"], found["eval_loss"], found["kept"]) == ([1], [1.0], [0.6])
+
+
 def test_a_small_difference_is_no_zero(experiment):
     results = [
         result_of(run, 0.0004 + 0.000012 * (run.arm.name == "rel") + 0.0000001 * run.seed * (run.arm.name == "all"))
@@ -257,6 +285,18 @@ def test_held_out_data_that_an_arm_trains_on_are_not_called_new(experiment, resu
         assert ("2 of the 5 samples" in page) == bool(shared)
 
 
+def test_a_result_is_of_the_arm_that_its_folder_names(experiment, results, tmp_path):
+    runs = experiment.out / "runs"
+    (runs / "rel").rename(runs / "renamed")
+    arms = tuple(dataclasses.replace(arm, name=arm.name.replace("rel", "renamed")) for arm in experiment.arms)
+    renamed = dataclasses.replace(experiment, arms=arms)
+    assert all(run.result() is not None for run in runs_of(renamed))
+    write_page(renamed, tmp_path / "page.html")
+    assert "renamed cannot be compared" not in (tmp_path / "page.html").read_text()
+    numbers = read_json(tmp_path / "page.json")
+    assert numbers["tables"][0]["arms"]["renamed"]["seeds"] == [1, 2, 3]
+
+
 def test_results_are_collected_where_the_data_are_not(tmp_path):
     file = tmp_path / "data.jsonl"
     file.write_text("one")
@@ -268,6 +308,8 @@ def test_results_are_collected_where_the_data_are_not(tmp_path):
     assert [run.result() is not None for run in runs_of(parse(whole))] == [True, True, False]
     file.unlink()
     assert all(run.result() for run in runs_of(parse(whole)))
+    # Nor is it asked for another folder, or to remove what is finished.
+    Runs.of(parse(whole)).refuse_other_settings()
     write_page(parse(whole), tmp_path / "page.html")
     assert f"different versions of: {file}." in (tmp_path / "page.html").read_text()
 
@@ -430,6 +472,20 @@ def test_an_arm_that_cannot_begin_is_not_begun_with_each_seed(experiment, phase,
     assert len(faults) == (1 if skipped else 3)
     told = "It had not begun to train: random, seed 2, random, seed 3 are not begun, lest they fail alike."
     assert (told in lines) == skipped
+
+
+def test_no_training_is_begun_where_the_model_before_it_cannot_be_measured(experiment):
+    untrained, lines = untrained_of(experiment), []
+    runs = [untrained, *runs_of(experiment)]
+    for run in runs:
+        run.folder.mkdir(parents=True)
+    faults = conduct(server := Ended(lambda job: 1), experiment, runs, Durations(), lines.append)
+    assert [job["arm"] for job in server.jobs] == ["untrained"]
+    assert len(faults) == 1
+    assert lines[-1] == "Every run is measured as this one is: no training is begun."
+    # Killed, as where memory runs out for a while, it says nothing of the others.
+    conduct(server := Ended(lambda job: -9), experiment, runs, Durations(), lines.append)
+    assert len(server.jobs) == 3
 
 
 def test_steps_that_are_not_known_are_not_told_as_none(experiment, results, tmp_path):

@@ -67,14 +67,14 @@ def _with_share(
     selections = {name: SSTokenConfig.from_block(arm) for name, arm in arms.items() if arm is not None}
     shares = {each.share for each in selections.values() if each.selector not in CONTROLS}
     controls = [name for name, each in selections.items() if each.selector in CONTROLS and name not in own]
-    if controls and shares == {None}:
+    known = shares - {None}
+    share = known.pop() if len(known) == 1 else SSTokenConfig.from_block(block).share
+    if controls and (share is None or shares == {None}):
         raise ValueError(
             f"--arms: how many tokens {controls[0]} should keep is not known before the selection beside it has run; "
             f"set it, as in {controls[0]}:ratio=0.95, or leave {controls[0]} out."
         )
-    known = shares - {None}
-    share = known.pop() if len(known) == 1 else SSTokenConfig.from_block(block).share
-    return {**arms, **({name: {**(arms[name] or {}), "ratio": share} for name in controls} if share else {})}
+    return {**arms, **{name: {**(arms[name] or {}), "ratio": share} for name in controls}}
 
 
 def _split(text: str) -> list[tuple[str, dict[str, Any]]]:

@@ -138,7 +138,8 @@ def as_json(runs: Sequence[Run], experiment: Experiment, tables: Sequence[Table]
         for arm, values in table.values.items():
             arms[arm][key] = list(values)
     for run in runs:
-        if (result := run.result()) is not None:
+        # Of those that are in the tables: another process may have had more meanwhile.
+        if run.seed in arms[run.arm.name]["seeds"] and (result := run.result()) is not None:
             share = 1.0 if run.arm.sstoken is None else result.kept.get("selected_ratio")
             arms[run.arm.name].setdefault("kept", []).append(share)
     return {

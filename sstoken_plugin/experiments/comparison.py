@@ -222,7 +222,8 @@ def sentence(comparison: Comparison, table: Table, smallest: float) -> str:
     if comparison.to_tell is not None:
         plans.append(f"about {comparison.to_tell} seeds would tell a difference as large as the one seen")
     if comparison.to_tell_smallest is not None:
-        plans.append(f"{comparison.to_tell_smallest} one of {smallest:g}")
+        plans.append(f"{comparison.to_tell_smallest} one of {smallest:g}" if plans else
+                     f"about {comparison.to_tell_smallest} seeds would tell a difference of {smallest:g}")  # fmt: skip
     plan = f"; {', and '.join(plans)}" if plans else ""
     if difference.count == 1:
         plan = "; two or more would show how much chance does"

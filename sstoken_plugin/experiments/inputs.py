@@ -62,13 +62,16 @@ def _data_in(folder: Path) -> Iterator[Path]:
             yield file
 
 
-def refuse_inside_data(experiment: Experiment) -> None:
-    """Refuse a folder of results that a data set is read from: they would be data, and other data after each run.
+def refuse_among_inputs(experiment: Experiment) -> None:
+    """Refuse a folder of results that a data set or a model is read from: they would be other inputs after each run.
 
     Raises:
         ValueError: it is one; one sentence with key and fix.
     """
-    yamls = (axolotl.yaml_of_arm(experiment.base, arm.sstoken, arm.changes) for arm in experiment.arms)
+    yamls = [axolotl.yaml_of_arm(experiment.base, arm.sstoken, arm.changes) for arm in experiment.arms]
+    for folder in {str(folder) for found in yamls for folder in (*_models(found), *_tokenizers(found)) if folder}:
+        if experiment.out.resolve() == expand(folder).resolve():
+            raise ValueError(f"out: {experiment.out} is the folder of a model or tokenizer; name one of its own.")
     named = [entry for found in yamls for entry in entries_of(found)]
     named += [entry for asked in experiment.evaluations.values() for entry in getattr(asked, "datasets", None) or ()]
     for entry in named:
@@ -85,14 +88,20 @@ def refuse_inside_data(experiment: Experiment) -> None:
 
 def weights_of(train: Mapping[str, Any]) -> set[Path]:
     """Return the files of weights of this machine that a training begins from or is compared with."""
-    folders = (train.get("base_model"), train.get("lora_model_dir"), (train.get("sstoken") or {}).get("history"))
-    return _in_folders(folders, ("*.safetensors", "*.bin"))
+    return _in_folders(_models(train), ("*.safetensors", "*.bin"))
 
 
 def words_of(found: Mapping[str, Any]) -> set[Path]:
     """Return the files of this machine that decide how text becomes tokens: of the tokenizer, and a template."""
-    folders = (found.get("base_model"), found.get("tokenizer_config"))
-    return templates_of([found, *entries_of(found)]) | _in_folders(folders, _WORDS)
+    return templates_of([found, *entries_of(found)]) | _in_folders(_tokenizers(found), _WORDS)
+
+
+def _models(train: Mapping[str, Any]) -> tuple[Any, ...]:
+    return train.get("base_model"), train.get("lora_model_dir"), (train.get("sstoken") or {}).get("history")
+
+
+def _tokenizers(found: Mapping[str, Any]) -> tuple[Any, ...]:
+    return found.get("base_model"), found.get("tokenizer_config")
 
 
 def templates_of(blocks: Iterable[Mapping[str, Any]]) -> set[Path]:
@@ -102,13 +111,23 @@ def templates_of(blocks: Iterable[Mapping[str, Any]]) -> set[Path]:
 
 
 def _in_folders(folders: Iterable[Any], kinds: Iterable[str]) -> set[Path]:
-    return {file for folder in folders if folder for kind in kinds for file in expand(str(folder)).glob(kind)}
+    here = (expand(str(folder)) for folder in folders if folder)
+    return {file for folder in here if os.path.isdir(folder) for kind in kinds for file in folder.glob(kind)}
 
 
 def digest_of(file: Path, whole: float = math.inf) -> str:
-    """Return a digest of a file, by parts of it if it has more bytes than `whole`."""
-    found = file.stat()
-    return _digest_of(file, found.st_size, found.st_mtime_ns, found.st_size <= whole)
+    """Return a digest of a file, by parts of it if it has more bytes than `whole`.
+
+    Raises:
+        ValueError: it cannot be read; one sentence with the fix.
+    """
+    try:
+        found = file.stat()
+        return _digest_of(file, found.st_size, found.st_mtime_ns, found.st_size <= whole)
+    except OSError as error:
+        raise ValueError(
+            f"{file} cannot be read ({error.strerror}), and results depend on it; make it readable, or name another."
+        ) from error
 
 
 # A command asks for the runs of an experiment several times, and each of them for the same files.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -78,7 +79,7 @@ def _look_at_data(job: Mapping[str, Any], folder: Path, evaluations: Mapping[str
     """Have the data prepared, and return how many samples there are, and how many of them twice."""
     with _place(f"base (base_model: {job['held_out']['base_model']})"):
         own = {**job["held_out"], "output_dir": str(folder / "unused")}
-        axolotl.tokenizer_of(axolotl.load(axolotl.write(own, folder / "held_out.yaml")))
+        tokens = axolotl.tokenizer_of(axolotl.load(axolotl.write(own, folder / "held_out.yaml"))).get_vocab()
     for place, keys in job["changes"].items():
         axolotl.refuse_unknown(keys, place)
     held_out: dict[str, dict[bytes, int]] = {}
@@ -98,6 +99,8 @@ def _look_at_data(job: Mapping[str, Any], folder: Path, evaluations: Mapping[str
             file = axolotl.write({**train, "output_dir": str(folder / "unused")}, folder / f"{name}.yaml")
             cfg = axolotl.load(file)
             axolotl.refuse_other_vocabulary(cfg)
+            if job["changes"].get(f"arms.{name}.changes"):
+                _refuse_other_tokens(tokens, axolotl.tokenizer_of(cfg).get_vocab())
             data = train["dataset_prepared_path"]
             if data not in seen:
                 refuse_empty(entries_of(train))
@@ -112,6 +115,15 @@ def _look_at_data(job: Mapping[str, Any], folder: Path, evaluations: Mapping[str
         "held_out": {name: sum(keys.values()) for name, keys in held_out.items()},
         "shared": shared,
     }
+
+
+def _refuse_other_tokens(tokens: Mapping[str, int], own: Mapping[str, int]) -> None:
+    """Refuse an arm to which held-out data, whose tokens are numbered as in the base, would be another text."""
+    if other := next((token for token, number in tokens.items() if own.get(token) != number), None):
+        raise ValueError(
+            f"its changes give it another tokenizer than the base has ({other!r} is not the same token), and "
+            "evaluations are prepared once, as the base says; leave it out, and give it an experiment of its own"
+        )
 
 
 def _first(rows: Any, asked: Evaluation) -> Any:
@@ -146,6 +158,13 @@ def _reason(error: Exception) -> str:
     return f" ({in_short(first)})" if first is not error and isinstance(first, Exception) else ""
 
 
+def times_as_long(asked: Evaluation, samples: int, measured: int) -> float:
+    """Return how much longer an evaluation takes for so many samples than it took for those that were measured."""
+    # Answers come in batches, of which one takes as long with few as with many.
+    batch = asked.batch_size if isinstance(asked, AnswersEvaluation) else 1
+    return math.ceil(samples / batch) / math.ceil(measured / batch)
+
+
 def _measure(job: Mapping[str, Any], out: Path, evaluations: Mapping[str, Evaluation], start: float) -> dict[str, Any]:
     """Measure some steps of one arm, and evaluations on some samples with its untrained model.
 
@@ -175,11 +194,8 @@ def _measure(job: Mapping[str, Any], out: Path, evaluations: Mapping[str, Evalua
         rows = _first(rows_for(asked, job["held_out"], folder), asked)
         few = rows.select(range(min(_EVALUATED, len(rows))))
         began = time.monotonic()
-        evaluate(trained, {key: asked}, lambda _, few=few: few)  # type: ignore[misc]
-        share = len(rows) / len(few)
-        # Of batches of answers, as many as there are: a single one has the same length.
-        share = max(1.0, share * len(few) / asked.batch_size) if isinstance(asked, AnswersEvaluation) else share
-        seconds += (time.monotonic() - began) * share
+        evaluate(trained, key, asked, lambda few=few: few)  # type: ignore[misc]
+        seconds += (time.monotonic() - began) * times_as_long(asked, len(rows), len(few))
     shutil.rmtree(folder / "measured", ignore_errors=True)
     return {
         "arm": name,

@@ -25,6 +25,8 @@ NAME = "result.json"
 FAULT = "fault.txt"
 # Of a run that has trained, and is not measured yet.
 TRAINED = "trained.json"
+# Of a run whose evaluations are not all had yet.
+MEASURED = "measured.json"
 # Exit code of the process of a run that another process has.
 BUSY = 75
 # Of the file; another one is not read.
@@ -117,7 +119,7 @@ def _result(found: Any) -> Result:
         arm=_text(found["arm"]),
         seed=int(found["seed"]),
         fingerprint=_text(found["fingerprint"]),
-        settings={**found["settings"], "data": dict(found["settings"]["data"])},
+        settings={**found["settings"], **{key: dict(found["settings"][key]) for key in ("data", "evaluations")}},
         measures=measures,
         kept={str(name): _number(value) for name, value in found["kept"].items()},
         steps=int(found["steps"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from sstoken_plugin.experiments.inputs import (
     data_files,
     digest_of,
     entries_of,
-    refuse_inside_data,
+    refuse_among_inputs,
     templates_of,
     weights_of,
     words_of,
@@ -39,6 +39,8 @@ _NOT_OF_DATA = (
 )  # fmt: skip
 _PREFIXES_NOT_OF_DATA = ("lora_", "adam_")
 _MOST_DIFFERENCES = 4
+# Keys of the `sstoken:` block that say what is shown of a training, and nothing of what it does.
+_NOT_OF_TRAINING = {"report", "report_samples", "report_seconds", "report_upload"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Run:
         train = self.settings["train"]
         if train.get("sstoken") is None:
             return self.fingerprint
-        block = SSTokenConfig.from_block(train["sstoken"]).model_dump()
+        block = SSTokenConfig.from_block(train["sstoken"]).model_dump(exclude=_NOT_OF_TRAINING)
         return _fingerprint_of({**self.settings, "train": {**train, "sstoken": block}})
 
     @property
@@ -84,7 +86,8 @@ class Run:
     def result(self) -> Result | None:
         """Return its result, None where there is none of these settings; see `read_result`."""
         found = read_result(self.folder)
-        return found if found is not None and self._is_of(found) else None
+        # The folder says which arm it is of: its name is no part of the settings, and may have changed.
+        return replace(found, arm=self.arm.name) if found is not None and self._is_of(found) else None
 
     def _is_of(self, found: Result) -> bool:
         """Tell whether a result is of these settings; of data files that are not here, its own word counts."""
@@ -98,7 +101,9 @@ class Run:
         Raises:
             ValueError: there is one; one sentence with what differs and the way out.
         """
-        refuse_work_of_others(self.folder, self.fingerprint, self.settings, self.is_taken)
+        # Of a finished one the data need not be here, by which its settings would be others.
+        if self.result() is None:
+            refuse_work_of_others(self.folder, self.fingerprint, self.settings, self.is_taken)
 
     def is_taken(self) -> bool:
         """Tell whether a process has it just now."""
@@ -109,6 +114,11 @@ class Run:
                 return False
         except Timeout:
             return True
+        except OSError as error:
+            raise ValueError(
+                f"{self.folder / 'lock'} cannot be had ({error.strerror}); give the same command as the user who began "
+                "the experiment, or name another folder."
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -128,9 +138,9 @@ class Runs:
         """Return the runs of an experiment.
 
         Raises:
-            ValueError: see `refuse_inside_data`.
+            ValueError: see `refuse_among_inputs`.
         """
-        refuse_inside_data(experiment)
+        refuse_among_inputs(experiment)
         return cls(runs_of(experiment), untrained_of(experiment))
 
     def __iter__(self) -> Iterator[Run]:
@@ -162,8 +172,8 @@ def refuse_work_of_others(
     Raises:
         ValueError: there is such work; one sentence with what differs and the way out.
     """
-    begun = read_json(folder / "run.json") or read_json(folder / RESULT)
-    if begun is None or begun.get("fingerprint") == fingerprint:
+    begun = settings_begun(folder)
+    if begun.get("fingerprint") == fingerprint:
         return
     is_kept = any((folder / name).exists() for name in (RESULT, TRAINED)) or any((folder / "out").glob("checkpoint-*"))
     if not (is_kept or is_taken()):
@@ -175,6 +185,11 @@ def refuse_work_of_others(
         "name another folder (`out:`, or --out of sstoken-compare), undo the change, or remove "
         f"{folder.parent} to have the runs of this arm anew."
     )
+
+
+def settings_begun(folder: Path) -> Mapping[str, Any]:
+    """Return what a run's folder says of the settings that were begun there last; nothing where that is not known."""
+    return read_json(folder / "run.json") or read_json(folder / RESULT) or {}
 
 
 def runs_of(experiment: Experiment) -> list[Run]:
@@ -318,7 +333,8 @@ def _shown(flat: Mapping[str, Any], key: str) -> str:
 def _flat(value: Any, key: str = "") -> Iterable[tuple[str, Any]]:
     """Yield keys, with dots, and values."""
     inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
-    if inner is None:
+    # An empty block is something else than none.
+    if inner is None or not value:
         yield key, value
         return
     for name, part in inner:

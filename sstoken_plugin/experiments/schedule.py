@@ -150,6 +150,9 @@ def conduct(server: Server, experiment: Experiment, runs: Sequence[Run], duratio
         else:
             faults[run.name] = fault_of(run, code)
             tell(faults[run.name])
+            if code == 1 and not run.is_training and left:
+                tell("Every run is measured as this one is: no training is begun.")
+                break
             # What keeps an arm from its first step does so with any seed; a signal or a full disk may pass.
             if code == 1 and found is not None and found.get("phase") == "start" and not found.get("seconds"):
                 alike = [each for each in left if each.arm == run.arm and not each.is_taken()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from sstoken_plugin.axolotl import experiment as axolotl
 from sstoken_plugin.base.visible_text import in_short
 from sstoken_plugin.experiments.config import KINDS, Evaluation, checked
 from sstoken_plugin.experiments.evaluate import evaluate
+from sstoken_plugin.experiments.measures import Measure
 from sstoken_plugin.experiments.results import (
     BUSY,
     FAULT,
+    MEASURED,
     TRAINED,
     Result,
     read_json,
@@ -29,7 +32,7 @@ from sstoken_plugin.experiments.results import (
     write_json,
     write_result,
 )
-from sstoken_plugin.experiments.runs import refuse_work_of_others
+from sstoken_plugin.experiments.runs import refuse_work_of_others, settings_begun
 from sstoken_plugin.experiments.watch import Watch
 from sstoken_plugin.report.fit import mean_over_steps
 
@@ -92,6 +95,9 @@ def _locked(job: Mapping[str, Any], folder: Path) -> int:
     try:
         # A command of other settings may have begun since the one that asks was told that there is none.
         refuse_work_of_others(folder, job["fingerprint"], job["settings"])
+        if settings_begun(folder).get("fingerprint") != job["fingerprint"]:
+            # What others have left there would be taken for what this run has saved.
+            shutil.rmtree(folder / "out", ignore_errors=True)
         write_json({key: job[key] for key in ("arm", "seed", "fingerprint", "settings")}, folder / "run.json")
         _do(job, folder)
     except BaseException as error:
@@ -109,17 +115,13 @@ def _do(job: Mapping[str, Any], folder: Path) -> None:
         trained, earlier, measured = _UNTRAINED, 0.0, held_out
     else:
         found = read_json(folder / TRAINED) if _has_weights(out) else None
+        if found is None:
+            (folder / MEASURED).unlink(missing_ok=True)
         trained = _train(job, folder, out, progress) if found is None else found
         earlier = trained["earlier_seconds" if found is None else "seconds"]
         measured = axolotl.yaml_of_trained(job["train"], out)
     progress.tell("evaluation", 0, 0)
-    model = axolotl.trained_model(axolotl.write(measured, folder / "trained.yaml"))
-    measures = evaluate(
-        model,
-        evaluations_of(job["settings"]["evaluations"]),
-        lambda asked: rows_for(asked, held_out, folder),
-        lambda name: progress.tell(f"evaluation {name}", 0, 0),
-    )
+    measures = _measures(job, folder, axolotl.write(measured, folder / "trained.yaml"), held_out, progress)
     write_result(
         Result(
             arm=job["arm"],
@@ -135,10 +137,49 @@ def _do(job: Mapping[str, Any], folder: Path) -> None:
         ),
         folder,
     )
+    (folder / MEASURED).unlink(missing_ok=True)
     if not job["keep_model"]:
         # Before the weights: what says that they are there must not outlive them, should the result ever be lost.
         (folder / TRAINED).unlink(missing_ok=True)
         _remove_weights(out)
+
+
+def _measures(
+    job: Mapping[str, Any], folder: Path, model: Path, held_out: Mapping[str, Any], progress: _Progress
+) -> dict[str, Measure]:
+    """Return the measures of all evaluations, and leave those of each where a later process finds them.
+
+    Args:
+        job: see `processes.run_job`.
+        folder: of the run.
+        model: YAML of the trained model.
+        held_out: see `rows_for`.
+        progress: is told of each.
+    """
+    file = folder / MEASURED
+    measures = _measured(file, job["fingerprint"])
+    had = {name.partition("/")[0] for name in measures}
+    left = {name: asked for name, asked in evaluations_of(job["settings"]["evaluations"]).items() if name not in had}
+    if not left:
+        return measures
+    trained = axolotl.trained_model(model)
+    for name, asked in left.items():
+        progress.tell(f"evaluation {name}", 0, 0)
+        measures |= evaluate(trained, name, asked, partial(rows_for, asked, held_out, folder))
+        kept = {each: measure.as_json() for each, measure in measures.items()}
+        write_json({"fingerprint": job["fingerprint"], "measures": kept}, file)
+    return measures
+
+
+def _measured(file: Path, fingerprint: str) -> dict[str, Measure]:
+    """Return the measures that an earlier process has left of these settings."""
+    found = read_json(file) or {}
+    try:
+        known = found["measures"].items() if found.get("fingerprint") == fingerprint else ()
+        return {name: Measure.from_json(value) for name, value in known}
+    except (ValueError, KeyError, AttributeError, TypeError):
+        # Damaged: they are had again.
+        return {}
 
 
 def _train(job: Mapping[str, Any], folder: Path, out: Path, progress: _Progress) -> dict[str, Any]:
