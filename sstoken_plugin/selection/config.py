@@ -66,9 +66,9 @@ class SSTokenConfig(BaseModel):
         gt=0,
         lt=1,
         description="Least probability, under the model in training, of the tokens that `selector: threshold` keeps, "
-        "above 0 and below 1. What is dropped is not learnt: at 0.05 clean text suffered. Of labels and digits, where "
-        "few are possible and many of them wrong, 0.05 with `warmup_ratio: 0.5` drops more of what is wrong "
-        "(docs/evidence.md).",
+        "above 0 and below 1. What is dropped is not learnt: at 0.05 clean text suffered, and long clean answers at "
+        "0.01 too. Of labels and digits, where few are possible and many of them wrong, 0.05 with "
+        "`warmup_ratio: 0.5` drops more of what is wrong (docs/evidence.md).",
     )
     warmup_ratio: float = Field(
         default=0.2,
