@@ -375,14 +375,22 @@ def test_bad_data_are_told_with_their_key_and_whole_ones_stay(
     assert set(before) <= set((tmp_path / "out" / "prepared").rglob("complete"))
 
 
-def test_a_history_of_other_tokens_is_told_before_any_arm_trains(base, tiny_llama, here, tmp_path):
+def test_a_history_of_other_tokens_is_told_before_any_arm_trains(base, tiny_llama, trained_adapter, here, tmp_path):
     settings = AutoConfig.from_pretrained(tiny_llama)
     settings.vocab_size = 1000
     settings.save_pretrained(tmp_path / "small")
     arms = {"all": None, "mine": {"selector": "reference", "history": str(tmp_path / "small")}}
-    with pytest.raises(ValueError, match=r"arms\.mine: sstoken\.history: .*small knows 1000 tokens and the tokenizer"):
+    words = r"arms\.mine: sstoken\.history: .*small knows 1000 tokens and the tokenizer"
+    with pytest.raises(ValueError, match=words):
         here(parse({"base": base, "out": str(tmp_path / "out"), "arms": arms}))
     assert not (tmp_path / "out" / "runs").exists()
+    # As models with an image tower have it.
+    write_json({"model_type": "llama", "text_config": {"vocab_size": 1000}}, tmp_path / "small" / "config.json")
+    with pytest.raises(ValueError, match=words):
+        here(parse({"base": base, "out": str(tmp_path / "out"), "arms": arms}))
+    # An adapter has no tokens of its own.
+    arms["mine"] = {"selector": "reference", "history": trained_adapter}
+    assert here(parse({"base": base, "out": str(tmp_path / "out"), "arms": arms}), measure=False)
 
 
 def test_an_arm_with_another_tokenizer_is_told_before_any_arm_trains(base, tiny_llama, here, tmp_path):
@@ -417,7 +425,7 @@ def test_evaluations_that_a_kill_left_are_not_had_again_and_what_others_left_is_
     write_json({"fingerprint": "another", "settings": {}}, run.folder / "run.json")
     write_json({"peft_type": "LORA"}, run.folder / "out" / "adapter_config.json")
     (run.folder / "out" / "of-others").touch()
-    had = []
+    had, took = [], 1000.0
 
     def killed(trained, name, *others):
         if name == "answers" and had.count("answers") == 0:
@@ -431,17 +439,27 @@ def test_evaluations_that_a_kill_left_are_not_had_again_and_what_others_left_is_
     with pytest.raises(KeyboardInterrupt):
         worker.work(job)
     assert not (run.folder / "out" / "of-others").exists()
+    left = read_json(run.folder / "measured.json")
+    assert left["seconds"] > 0
+    write_json({**left, "seconds": took}, run.folder / "measured.json")
     assert worker.work(job) == 0
+    assert run.result().seconds > took
     assert had == ["held_out", "forgetting", "answers", "answers"]
     names = {name.partition("/")[0] for name in run.result().measures}
     assert names == {"held_out", "forgetting", "answers"}
     assert not (run.folder / "measured.json").exists()
-    # Of other settings, or damaged, it counts for nothing.
-    (run.folder / "result.json").unlink()
-    had[:] = ["answers"]
-    write_json({"fingerprint": "another", "measures": {"held_out/loss": {}}}, run.folder / "measured.json")
-    assert worker.work(job) == 0
-    assert had == ["answers", "held_out", "forgetting", "answers"]
+    # Of other settings, damaged, or of weights that are gone, it counts for nothing.
+    for content, lost in (
+        ({**left, "fingerprint": "another"}, ()),
+        ({**left, "measures": {"held_out/loss": {}}}, ()),
+        (left, (run.folder / "out").glob("*.safetensors")),
+    ):
+        for file in (run.folder / "result.json", *lost):
+            file.unlink()
+        had[:] = ["answers"]
+        write_json(content, run.folder / "measured.json")
+        assert worker.work(job) == 0
+        assert had == ["answers", "held_out", "forgetting", "answers"]
 
 
 def test_arms_train_on_what_they_say_of_their_data(base, here, tmp_path):

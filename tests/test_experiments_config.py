@@ -373,6 +373,15 @@ def test_results_do_not_go_into_a_folder_that_is_a_data_set(tmp_path):
 def test_results_do_not_go_into_the_folder_of_a_model(key, tmp_path):
     with pytest.raises(ValueError, match=r"^out: .* is the folder of a model or tokenizer; name one of its own\.$"):
         Runs.of(parse({**WHOLE, "base": {**BASE, key: str(tmp_path)}, "out": str(tmp_path)}))
+    # The model before training is measured, where no arm begins from it too.
+    arms = {"all": {"changes": {key: "another"}}}
+    with pytest.raises(ValueError, match="is the folder of a model or tokenizer"):
+        Runs.of(parse({**WHOLE, "base": {**BASE, key: str(tmp_path)}, "out": str(tmp_path), "arms": arms}))
+
+
+def test_the_name_of_a_history_that_a_run_makes_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Runs.of(parse({**WHOLE, "out": "initial", "arms": {"all": None, "rel": {"history": "initial"}}}))
 
 
 def test_a_data_file_that_cannot_be_read_is_told(tmp_path, monkeypatch):
@@ -495,7 +504,11 @@ def test_without_arms_it_compares_what_the_yaml_selects_by(block, arms, tmp_path
     [
         ("random", "'random' names fewer than two arms, so that there is nothing to compare; add `all`"),
         ("all", "'all' names fewer than two arms, so that there is nothing to compare; add `sstoken`"),
-        ("threshold,random,all", "before the selection beside it has run; set it, as in random:ratio=0.95"),
+        (
+            "threshold,random,all",
+            "does not follow from the arms beside it or from the `sstoken:` block, as of a "
+            "threshold it is known once that has run; set it, as in random:ratio=0.95",
+        ),
         ("rondom,all", "rondom is no selector; the nearest one is random"),
         ("sstoken:ratio=0.4,sstoken:ratio=0.8", "sstoken is there twice"),
         ("all:ratio=0.4,random", "all is plain training, which has no settings"),
@@ -517,7 +530,7 @@ def test_what_is_no_arm_is_told(text, words):
 
 def test_a_control_has_no_share_of_a_threshold_and_none_by_chance():
     text = "one:selector=rel,ratio=0.8,two:selector=rel,ratio=0.5,random,all"
-    with pytest.raises(ValueError, match="how many tokens random should keep is not known before the selection"):
+    with pytest.raises(ValueError, match="how many tokens random should keep does not follow from the arms"):
         arms_of(text, {"selector": "threshold"})
 
 

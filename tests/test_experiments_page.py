@@ -12,7 +12,7 @@ import yaml
 from click.testing import CliRunner
 from material import write_page
 
-from sstoken_plugin.experiments import conclude, processes, schedule
+from sstoken_plugin.experiments import conclude, inputs, processes, schedule
 from sstoken_plugin.experiments.command import command
 from sstoken_plugin.experiments.compare import as_json as as_json_of_compare
 from sstoken_plugin.experiments.compare import experiment_of
@@ -177,6 +177,7 @@ def test_one_seed_has_no_interval(experiment, results):
         lambda text: text.replace('"kept": {', '"kept": {"x": NaN, '),
         lambda text: json.dumps({**json.loads(text), "measures": []}),
         lambda text: json.dumps({**json.loads(text), "settings": {"data": {}}}),
+        lambda text: json.dumps({**json.loads(text), "settings": {"data": {}, "evaluations": {"held_out": 1}}}),
         lambda text: "[" * 100_000,
     ],
 )
@@ -371,6 +372,24 @@ def test_data_that_change_while_runs_go_on_are_told_and_their_results_shown(tmp_
     assert "3 of 3 runs" in page
     write_page(parse(whole), files.page)
     assert "changed while" not in files.page.read_text()
+
+
+def test_data_that_cannot_be_read_any_more_cost_no_page(tmp_path, monkeypatch, capsys):
+    (tmp_path / "data.jsonl").write_text("one")
+    base = {"base_model": "m", "datasets": [{"path": str(tmp_path / "data.jsonl")}]}
+    experiment = parse({"base": base, "out": str(tmp_path), "arms": {"all": {}}})
+    asked = Runs.of(experiment)
+    for run in asked.trainings:
+        write_result(result_of(run, 1.0), run.folder)
+
+    def gone(file, *others):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(inputs, "_digest_of", gone)
+    files = conclude.Files(tmp_path / "page.html", "title", tmp_path / "page.json", as_json)
+    conclude.conclude(experiment, asked, files)
+    assert "Whether data have changed while this command went on is not known" in capsys.readouterr().out
+    assert "3 of 3 runs" in files.page.read_text()
 
 
 def test_runs_that_are_missing_are_told_with_the_answer(experiment, results, tmp_path, capsys):

@@ -71,8 +71,9 @@ def _with_share(
     share = known.pop() if len(known) == 1 else SSTokenConfig.from_block(block).share
     if controls and (share is None or shares == {None}):
         raise ValueError(
-            f"--arms: how many tokens {controls[0]} should keep is not known before the selection beside it has run; "
-            f"set it, as in {controls[0]}:ratio=0.95, or leave {controls[0]} out."
+            f"--arms: how many tokens {controls[0]} should keep does not follow from the arms beside it or from the "
+            "`sstoken:` block, as of a threshold it is known once that has run; set it, as in "
+            f"{controls[0]}:ratio=0.95, or leave {controls[0]} out."
         )
     return {**arms, **{name: {**(arms[name] or {}), "ratio": share} for name in controls}}
 

@@ -14,6 +14,7 @@ from typing import Any
 from sstoken_plugin.axolotl import experiment as axolotl
 from sstoken_plugin.base.files import expand
 from sstoken_plugin.experiments.config import Experiment
+from sstoken_plugin.selection.config import HISTORIES
 
 # In bytes: of larger files of weights so many pieces of this length are hashed, spread evenly.
 WHOLE, _PIECES, _PIECE = 2**28, 64, 2**18
@@ -63,12 +64,13 @@ def _data_in(folder: Path) -> Iterator[Path]:
 
 
 def refuse_among_inputs(experiment: Experiment) -> None:
-    """Refuse a folder of results that a data set or a model is read from: they would be other inputs after each run.
+    """Refuse a folder of results that a data set or a model is read from: inputs would be others after each run.
 
     Raises:
         ValueError: it is one; one sentence with key and fix.
     """
     yamls = [axolotl.yaml_of_arm(experiment.base, arm.sstoken, arm.changes) for arm in experiment.arms]
+    yamls.append(axolotl.yaml_of_arm(experiment.base, None, {}))
     for folder in {str(folder) for found in yamls for folder in (*_models(found), *_tokenizers(found)) if folder}:
         if experiment.out.resolve() == expand(folder).resolve():
             raise ValueError(f"out: {experiment.out} is the folder of a model or tokenizer; name one of its own.")
@@ -97,7 +99,8 @@ def words_of(found: Mapping[str, Any]) -> set[Path]:
 
 
 def _models(train: Mapping[str, Any]) -> tuple[Any, ...]:
-    return train.get("base_model"), train.get("lora_model_dir"), (train.get("sstoken") or {}).get("history")
+    history = (train.get("sstoken") or {}).get("history")
+    return train.get("base_model"), train.get("lora_model_dir"), None if history in HISTORIES else history
 
 
 def _tokenizers(found: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -119,7 +119,7 @@ def _result(found: Any) -> Result:
         arm=_text(found["arm"]),
         seed=int(found["seed"]),
         fingerprint=_text(found["fingerprint"]),
-        settings={**found["settings"], **{key: dict(found["settings"][key]) for key in ("data", "evaluations")}},
+        settings=_settings(found["settings"]),
         measures=measures,
         kept={str(name): _number(value) for name, value in found["kept"].items()},
         steps=int(found["steps"]),
@@ -127,6 +127,11 @@ def _result(found: Any) -> Result:
         seconds=_number(found["seconds"]),
         versions={str(name): _text(value) for name, value in found["versions"].items()},
     )
+
+
+def _settings(found: Mapping[str, Any]) -> dict[str, Any]:
+    evaluations = {str(name): dict(asked) for name, asked in found["evaluations"].items()}
+    return {**found, "data": dict(found["data"]), "evaluations": evaluations}
 
 
 def _text(value: Any) -> str:

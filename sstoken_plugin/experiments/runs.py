@@ -66,7 +66,10 @@ class Run:
 
     @property
     def fingerprint_with_defaults(self) -> str:
-        """Of a training: `fingerprint`, with the defaults of the keys that its `sstoken:` block leaves out."""
+        """Of a training: `fingerprint`, with the defaults of the keys that its `sstoken:` block leaves out.
+
+        Without those that say what is shown of it alone.
+        """
         train = self.settings["train"]
         if train.get("sstoken") is None:
             return self.fingerprint
@@ -99,14 +102,18 @@ class Run:
         """Refuse a folder in which a run of other settings was begun or finished.
 
         Raises:
-            ValueError: there is one; one sentence with what differs and the way out.
+            ValueError: there is one, or what is there cannot be read; one sentence with what differs and the way out.
         """
         # Of a finished one the data need not be here, by which its settings would be others.
         if self.result() is None:
             refuse_work_of_others(self.folder, self.fingerprint, self.settings, self.is_taken)
 
     def is_taken(self) -> bool:
-        """Tell whether a process has it just now."""
+        """Tell whether a process has it just now.
+
+        Raises:
+            ValueError: its lock is another user's; one sentence with the way out.
+        """
         if not self.folder.is_dir():
             return False
         try:
@@ -138,7 +145,7 @@ class Runs:
         """Return the runs of an experiment.
 
         Raises:
-            ValueError: see `refuse_among_inputs`.
+            ValueError: see `refuse_among_inputs` and `digest_of`.
         """
         refuse_among_inputs(experiment)
         return cls(runs_of(experiment), untrained_of(experiment))

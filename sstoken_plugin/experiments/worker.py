@@ -97,7 +97,7 @@ def _locked(job: Mapping[str, Any], folder: Path) -> int:
         refuse_work_of_others(folder, job["fingerprint"], job["settings"])
         if settings_begun(folder).get("fingerprint") != job["fingerprint"]:
             # What others have left there would be taken for what this run has saved.
-            shutil.rmtree(folder / "out", ignore_errors=True)
+            _remove_all(folder / "out")
         write_json({key: job[key] for key in ("arm", "seed", "fingerprint", "settings")}, folder / "run.json")
         _do(job, folder)
     except BaseException as error:
@@ -121,7 +121,7 @@ def _do(job: Mapping[str, Any], folder: Path) -> None:
         earlier = trained["earlier_seconds" if found is None else "seconds"]
         measured = axolotl.yaml_of_trained(job["train"], out)
     progress.tell("evaluation", 0, 0)
-    measures = _measures(job, folder, axolotl.write(measured, folder / "trained.yaml"), held_out, progress)
+    measures, evaluated = _measures(job, folder, axolotl.write(measured, folder / "trained.yaml"), held_out, progress)
     write_result(
         Result(
             arm=job["arm"],
@@ -132,7 +132,7 @@ def _do(job: Mapping[str, Any], folder: Path) -> None:
             kept=trained["kept"],
             steps=trained["steps"],
             train_seconds=trained["seconds"],
-            seconds=earlier + time.time() - job["started"],
+            seconds=earlier + evaluated + time.time() - job["started"],
             versions=versions_here(),
         ),
         folder,
@@ -146,8 +146,10 @@ def _do(job: Mapping[str, Any], folder: Path) -> None:
 
 def _measures(
     job: Mapping[str, Any], folder: Path, model: Path, held_out: Mapping[str, Any], progress: _Progress
-) -> dict[str, Measure]:
-    """Return the measures of all evaluations, and leave those of each where a later process finds them.
+) -> tuple[dict[str, Measure], float]:
+    """Return the measures of all evaluations, and the seconds that earlier processes took for some of them.
+
+    Leaves those of each evaluation where a later process finds them.
 
     Args:
         job: see `processes.run_job`.
@@ -157,29 +159,32 @@ def _measures(
         progress: is told of each.
     """
     file = folder / MEASURED
-    measures = _measured(file, job["fingerprint"])
+    measures, earlier = _measured(file, job["fingerprint"])
     had = {name.partition("/")[0] for name in measures}
     left = {name: asked for name, asked in evaluations_of(job["settings"]["evaluations"]).items() if name not in had}
     if not left:
-        return measures
+        return measures, earlier
+    begin = time.monotonic()
     trained = axolotl.trained_model(model)
     for name, asked in left.items():
         progress.tell(f"evaluation {name}", 0, 0)
         measures |= evaluate(trained, name, asked, partial(rows_for, asked, held_out, folder))
         kept = {each: measure.as_json() for each, measure in measures.items()}
-        write_json({"fingerprint": job["fingerprint"], "measures": kept}, file)
-    return measures
+        seconds = earlier + time.monotonic() - begin
+        write_json({"fingerprint": job["fingerprint"], "measures": kept, "seconds": seconds}, file)
+    return measures, earlier
 
 
-def _measured(file: Path, fingerprint: str) -> dict[str, Measure]:
-    """Return the measures that an earlier process has left of these settings."""
+def _measured(file: Path, fingerprint: str) -> tuple[dict[str, Measure], float]:
+    """Return the measures that earlier processes have left of these settings, and the seconds that they took."""
     found = read_json(file) or {}
+    if found.get("fingerprint") != fingerprint:
+        return {}, 0.0
     try:
-        known = found["measures"].items() if found.get("fingerprint") == fingerprint else ()
-        return {name: Measure.from_json(value) for name, value in known}
+        return {name: Measure.from_json(value) for name, value in found["measures"].items()}, float(found["seconds"])
     except (ValueError, KeyError, AttributeError, TypeError):
         # Damaged: they are had again.
-        return {}
+        return {}, 0.0
 
 
 def _train(job: Mapping[str, Any], folder: Path, out: Path, progress: _Progress) -> dict[str, Any]:
@@ -212,6 +217,13 @@ def _kept(log: list[dict[str, Any]]) -> dict[str, float]:
     names = sorted({name for line in log for name in line if name.startswith(_METRICS)})
     means = {name.removeprefix(_METRICS): mean_over_steps(log, name) for name in names}
     return {name: mean for name, mean in means.items() if mean is not None}
+
+
+def _remove_all(folder: Path) -> None:
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def _has_weights(out: Path) -> bool:
