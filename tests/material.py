@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -86,6 +87,16 @@ def write_tiny_llama(folder: Path, tokenizer: Any) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def write_with_other_tokens(model: Path, folder: Path) -> None:
+    """Write a copy of a model in which two tokens have each other's number."""
+    shutil.copytree(model, folder)
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    vocabulary = content["model"]["vocab"]
+    vocabulary["user"], vocabulary["Ġthe"] = vocabulary["Ġthe"], vocabulary["user"]
+    file.write_text(json.dumps(content), encoding="utf-8")
 
 
 @pytest.fixture

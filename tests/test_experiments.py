@@ -20,6 +20,7 @@ from axolotl.train import train as axolotl_train
 from click.testing import CliRunner
 from conftest import load, skip_what_is_refused
 from filelock import FileLock
+from material import write_with_other_tokens
 from safetensors.torch import load_file
 from scipy import stats
 from transformers import AutoConfig, PreTrainedModel, Trainer, set_seed
@@ -395,12 +396,7 @@ def test_a_history_of_other_tokens_is_told_before_any_arm_trains(base, tiny_llam
 
 def test_an_arm_with_another_tokenizer_is_told_before_any_arm_trains(base, tiny_llama, here, tmp_path):
     """Held-out data have the numbers that the base's tokenizer gives them: another model would read another text."""
-    shutil.copytree(tiny_llama, tmp_path / "other")
-    file = tmp_path / "other" / "tokenizer.json"
-    content = json.loads(file.read_text())
-    vocabulary = content["model"]["vocab"]
-    vocabulary["user"], vocabulary["Ġthe"] = vocabulary["Ġthe"], vocabulary["user"]
-    file.write_text(json.dumps(content))
+    write_with_other_tokens(tiny_llama, tmp_path / "other")
     # Tokens that come on top leave those of the base what they are.
     more = {"tokens": ["<|brand_new|>"], "lora_modules_to_save": ["embed_tokens", "lm_head"]}
     arms = {"all": None, "more": {"changes": more}}

@@ -2,12 +2,12 @@
 
 import json
 import re
-import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import AXOLOTL, load, write
+from material import write_with_other_tokens
 from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -318,12 +318,7 @@ def test_an_adapter_for_other_layers_is_refused_before_training(config, train, a
 
 
 def test_a_history_with_another_tokenizer_is_refused_before_training(config, train, tiny_llama, tmp_path):
-    shutil.copytree(tiny_llama, tmp_path / "other")
-    file = tmp_path / "other" / "tokenizer.json"
-    content = json.loads(file.read_text())
-    vocabulary = content["model"]["vocab"]
-    vocabulary["user"], vocabulary["Ġthe"] = vocabulary["Ġthe"], vocabulary["user"]
-    file.write_text(json.dumps(content))
+    write_with_other_tokens(tiny_llama, tmp_path / "other")
     with pytest.raises(ValueError, match=r"sstoken\.history: .*other has another tokenizer than this run"):
         train({**config, "sstoken": {"history": str(tmp_path / "other")}})
 
