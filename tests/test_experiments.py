@@ -401,9 +401,16 @@ def test_an_arm_with_another_tokenizer_is_told_before_any_arm_trains(base, tiny_
     more = {"tokens": ["<|brand_new|>"], "lora_modules_to_save": ["embed_tokens", "lm_head"]}
     arms = {"all": None, "more": {"changes": more}}
     here(parse({"base": base, "out": str(tmp_path / "out"), "arms": arms}), measure=False)
-    arms["mine"] = {"changes": {"base_model": str(tmp_path / "other")}}
-    with pytest.raises(ValueError, match=r"arms\.mine: its changes give it another tokenizer than the base has \('"):
-        here(parse({"base": base, "out": str(tmp_path / "out"), "arms": arms}), measure=False)
+    # The same tokens, of which other rules make others of a text.
+    shutil.copytree(tiny_llama, tmp_path / "rules")
+    file = tmp_path / "rules" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["merges"] = content["model"]["merges"][:1000]
+    file.write_text(json.dumps(content))
+    for other in ("other", "rules"):
+        arms["mine"] = {"changes": {"base_model": str(tmp_path / other)}}
+        with pytest.raises(ValueError, match=r"arms\.mine: its changes give it another tokenizer than the base has \("):
+            here(parse({"base": base, "out": str(tmp_path / "out"), "arms": arms}), measure=False)
 
 
 @pytest.mark.parametrize(("batch", "times"), [(1, 12.5), (4, 12.5), (8, 13), (25, 4), (None, 12.5)])

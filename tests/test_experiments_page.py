@@ -12,7 +12,7 @@ import yaml
 from click.testing import CliRunner
 from material import write_page
 
-from sstoken_plugin.experiments import conclude, inputs, processes, schedule
+from sstoken_plugin.experiments import conclude, have, inputs, processes, schedule
 from sstoken_plugin.experiments.command import command
 from sstoken_plugin.experiments.compare import as_json as as_json_of_compare
 from sstoken_plugin.experiments.compare import experiment_of
@@ -505,6 +505,17 @@ def test_no_training_is_begun_where_the_model_before_it_cannot_be_measured(exper
     # Killed, as where memory runs out for a while, it says nothing of the others.
     conduct(server := Ended(lambda job: -9), experiment, runs, Durations(), lines.append)
     assert len(server.jobs) == 3
+
+
+def test_who_stops_an_experiment_is_told_that_it_goes_on(experiment, monkeypatch, capsys):
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(have, "prepared", lambda *arguments, measure: {})
+    monkeypatch.setattr(have, "conduct", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        have.have(experiment, Runs.of(experiment))
+    assert capsys.readouterr().out.endswith("Stopped. The same command goes on where it was.\n")
 
 
 def test_steps_that_are_not_known_are_not_told_as_none(experiment, results, tmp_path):

@@ -52,7 +52,11 @@ def have(experiment: Experiment, asked: Runs, part: str | None = None) -> list[s
             tell(line)
         durations.expect(found)
         tell(announcement(left, durations, found))
-        return conduct(server, experiment, own, durations, tell)
+        try:
+            return conduct(server, experiment, own, durations, tell)
+        except KeyboardInterrupt:
+            tell("Stopped. The same command goes on where it was.")
+            raise
 
 
 def _refuse_arms(runs: Sequence[Run]) -> None:

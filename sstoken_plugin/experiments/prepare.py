@@ -11,7 +11,7 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from traceback import print_exc
@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock
 
 from sstoken_plugin.axolotl import experiment as axolotl
-from sstoken_plugin.base.visible_text import in_short
+from sstoken_plugin.base.visible_text import cut, in_short
 from sstoken_plugin.experiments.config import AnswersEvaluation, Evaluation, TasksEvaluation
 from sstoken_plugin.experiments.evaluate import evaluate
 from sstoken_plugin.experiments.inputs import entries_of, refuse_empty
@@ -33,6 +33,8 @@ from sstoken_plugin.experiments.worker import evaluations_of, rows_for
 # What is measured of a run before the first one.
 _STEPS, _SECONDS = 5, 60.0
 _EVALUATED = 8
+# Held-out samples of an evaluation by which tokenizers are compared.
+_READ = 20
 
 
 def work(job: Mapping[str, Any]) -> int:
@@ -79,16 +81,19 @@ def _look_at_data(job: Mapping[str, Any], folder: Path, evaluations: Mapping[str
     """Have the data prepared, and return how many samples there are, and how many of them twice."""
     with _place(f"base (base_model: {job['held_out']['base_model']})"):
         own = {**job["held_out"], "output_dir": str(folder / "unused")}
-        tokens = axolotl.tokenizer_of(axolotl.load(axolotl.write(own, folder / "held_out.yaml"))).get_vocab()
+        tokenizer = axolotl.tokenizer_of(axolotl.load(axolotl.write(own, folder / "held_out.yaml")))
     for place, keys in job["changes"].items():
         axolotl.refuse_unknown(keys, place)
     held_out: dict[str, dict[bytes, int]] = {}
+    texts: list[str] = []
     for name, asked in evaluations.items():
         if not isinstance(asked, TasksEvaluation):
             named = getattr(asked, "datasets", None)
             with _place("base" if named is None else f"evaluations.{name}"):
                 refuse_empty(entries_of(job["held_out"]) if named is None else named)
-                held_out[name] = _keys(_first(rows_for(asked, job["held_out"], folder), asked))
+                rows = _first(rows_for(asked, job["held_out"], folder), asked)
+                held_out[name] = _keys(rows)
+                texts += [tokenizer.decode(row["input_ids"]) for row in rows.select(range(min(_READ, len(rows))))]
                 if not held_out[name]:
                     raise ValueError(f"the data sets of evaluation {name} have no sample with a response; name others.")
     samples: dict[str, int] = {}
@@ -100,7 +105,7 @@ def _look_at_data(job: Mapping[str, Any], folder: Path, evaluations: Mapping[str
             cfg = axolotl.load(file)
             axolotl.refuse_other_vocabulary(cfg)
             if job["changes"].get(f"arms.{name}.changes"):
-                _refuse_other_tokens(tokens, axolotl.tokenizer_of(cfg).get_vocab())
+                _refuse_other_tokens(tokenizer, axolotl.tokenizer_of(cfg), texts)
             data = train["dataset_prepared_path"]
             if data not in seen:
                 refuse_empty(entries_of(train))
@@ -117,12 +122,22 @@ def _look_at_data(job: Mapping[str, Any], folder: Path, evaluations: Mapping[str
     }
 
 
-def _refuse_other_tokens(tokens: Mapping[str, int], own: Mapping[str, int]) -> None:
-    """Refuse an arm to which held-out data, whose tokens are numbered as in the base, would be another text."""
-    if other := next((token for token, number in tokens.items() if own.get(token) != number), None):
+def _refuse_other_tokens(tokenizer: Any, own: Any, texts: Sequence[str]) -> None:
+    """Refuse an arm to which held-out data, whose tokens are those of the base, would be another text, or odd tokens.
+
+    Args:
+        tokenizer: of the base.
+        own: of the arm.
+        texts: some of the held-out data.
+    """
+    tokens = own.get_vocab()
+    other = next((token for token, number in tokenizer.get_vocab().items() if tokens.get(token) != number), None)
+    # Rules may differ where the tokens do not.
+    other = other or next((text for text in texts if own(text).input_ids != tokenizer(text).input_ids), None)
+    if other:
         raise ValueError(
-            f"its changes give it another tokenizer than the base has ({other!r} is not the same token), and "
-            "evaluations are prepared once, as the base says; leave it out, and give it an experiment of its own"
+            f"its changes give it another tokenizer than the base has (of {cut(other, 40)!r}, say), and evaluations "
+            "are prepared once, as the base says; leave it out, and give it an experiment of its own"
         )
 
 

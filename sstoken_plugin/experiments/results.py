@@ -153,7 +153,9 @@ def _put_aside(file: Path, error: Exception) -> None:
     except OSError:
         # Another process has, or the folder can only be read: either way it is no result.
         aside = file
-    LOG.warning("%s is damaged (%s): the run is had again; the file is now %s.", file, in_short(error), aside.name)
+    LOG.warning(
+        "%s is damaged (%s): the run counts as not had yet; the file is now %s.", file, in_short(error), aside.name
+    )
 
 
 def write_json(content: Any, file: Path) -> None:
