@@ -54,8 +54,7 @@ def mean_of(found: Mapping[str, Any], measure: str, arm: str) -> float | None:
 def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Say what differs, of that which the results of common arms depend on, between two settings; "" if nothing."""
     arms = before["arms"].keys() & now["arms"].keys()
-    one, other = (_decisive(rounded(each), arms) for each in (before, now))
-    return "" if one == other else "; ".join(differences(one, other)) or "what is empty"
+    return "; ".join(differences(*(_decisive(rounded(each), arms) for each in (before, now))))
 
 
 def _decisive(settings: Mapping[str, Any], arms: Collection[str]) -> dict[str, Any]:

@@ -224,6 +224,12 @@ def test_a_change_of_a_data_file_is_a_change(tmp_path):
     assert told.startswith(f"data.{file} was ")
 
 
+def test_an_empty_block_is_a_difference():
+    one, other = {"train": {"seed": 1, "special_tokens": {}}}, {"train": {"seed": 1}}
+    assert differences(one, other) == ["train.special_tokens was {} and is not there"]
+    assert differences({"plugins": []}, {"plugins": []}) == []
+
+
 def test_plain_training_that_becomes_a_selection_is_a_difference():
     assert differences({"sstoken": None}, {"sstoken": {"ratio": 0.5}}) == [
         "sstoken.ratio was not there and is 0.5", "sstoken was None and is not there",
